@@ -1,0 +1,41 @@
+"""Random numbers as a function instead of a history: every draw is a hash of what it is for.
+
+Which samples form a batch, which crop an image gets, which negatives a sample meets: each follows from
+(seed, purpose, epoch or step, sample id). There is no generator state to save, so resume is exact, the number of workers
+or ranks changes nothing, and two methods with one seed see the same images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: int | str) -> int:
+    """A signed 32-bit integer from any parts, the same on every machine: `key(seed, "crop", epoch)`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def bits(key: int | Tensor, ids: Tensor) -> Tensor:
+    """32 random bits for each id under one key: int32, same shape as `ids` (murmur3's finaliser, applied twice)."""
+    x = ids.to(torch.int32)
+    return _finalise(_finalise(x ^ key) + x * -1640531535 + key)
+
+
+def below(key: int | Tensor, ids: Tensor, high: int | Tensor) -> Tensor:
+    """A uniform int64 in [0, high) for each id; `high` may be a tensor that broadcasts against `ids`."""
+    return ((bits(key, ids).to(torch.int64) & 0xFFFFFFFF) * high) >> 32
+
+
+def permutation(key: int | Tensor, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """A random order of 0…n−1."""
+    return torch.argsort(bits(key, torch.arange(n, device=device)), stable=True)
+
+
+def _finalise(x: Tensor) -> Tensor:
+    x = (x ^ ((x >> 16) & 0xFFFF)) * -2048144789
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * -1028477387
+    return x ^ ((x >> 16) & 0xFFFF)

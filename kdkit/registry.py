@@ -1,0 +1,156 @@
+"""Names and what stands behind them: the one module of kdkit that losses and models import.
+
+A loss's *signature is its contract*. `forward` asks by name for what it needs at every step, the constructor for what no
+recipe should have to repeat; both lists are closed, so that a typo is found when the class is registered and not in training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
+
+FORWARD_WORDS = frozenset(
+    "student teacher students teachers labels index student_logits teacher_logits teacher_classifier progress".split()
+)
+FILLED_WORDS = frozenset(
+    "student_dim teacher_dim student_shape teacher_shape num_samples num_classes sample_labels seed".split()
+)
+EDGE_WORDS = frozenset("weight from to among taps head when gather clip name ensemble".split())
+
+
+class KdkitError(Exception):
+    """What the user can mend. Its text says what was found and what would be right; the command line shows it bare."""
+
+
+class UnknownNameError(KdkitError, LookupError):
+    """A name that nothing is registered under; the text offers the nearest ones."""
+
+
+def nearest(word: str, known: Iterator[str] | list[str], count: int = 3) -> str:
+    """`", did you mean 'x' or 'y'?"`, or an empty string where nothing is near."""
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+class Registry(Generic[T], Mapping[str, T]):
+    """A read-only mapping from name to entry, filled by imports; an unknown name is answered with the nearest ones."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> None:
+        if name in self._entries:
+            raise KdkitError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            hint = nearest(name, list(self._entries)) or f"; known: {', '.join(sorted(self._entries))}"
+            raise UnknownNameError(f"unknown {self.kind} {name!r}{hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(frozen=True)
+class LossInfo:
+    """What the toolkit knows about a loss beyond its code.
+
+    Attributes:
+        name: the word in a recipe.
+        cls: the `nn.Module`.
+        paper: authors, venue, arXiv id.
+        tap: where it naturally reads both models: `logits`, `embedding`, `stages`, `stage-1`, …
+        weight: the weight that goes with its reduction.
+        weight_source: where that weight comes from.
+        zero_at_match: whether the loss is zero when student and teacher give the same tensors.
+        example: tiny valid inputs, `example() -> (constructor keywords, forward keywords)`; the contract tests are made from it.
+        head: the head its published weight goes with, if any.
+    """
+
+    name: str
+    cls: type[nn.Module]
+    paper: str
+    tap: str
+    weight: float
+    weight_source: str
+    zero_at_match: bool
+    example: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
+    head: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.cls) or "").split("\n")[0]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The words that `forward` asks for."""
+        return reads(self.cls)
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """The constructor's words that the graph fills in."""
+        return tuple(p for p in constructor(self.cls) if p in FILLED_WORDS)
+
+
+LOSSES: Registry[LossInfo] = Registry("loss")
+
+
+def constructor(cls: type) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters by name, without `self`."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
+
+
+def reads(cls: type) -> tuple[str, ...]:
+    """The words that `cls.forward` asks for, in order."""
+    return tuple(list(inspect.signature(cls.forward).parameters)[1:])  # type: ignore[attr-defined]
+
+
+def check_contract(cls: type[nn.Module]) -> None:
+    """Raise `KdkitError` where a loss's two signatures use a word outside the contract."""
+    for word, parameter in inspect.signature(cls.forward).parameters.items():
+        if word == "self":
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or word not in FORWARD_WORDS:
+            raise KdkitError(
+                f"{cls.__name__}.forward asks for {word!r}{nearest(word, list(FORWARD_WORDS))}"
+                f"\n  a loss may ask for: {', '.join(sorted(FORWARD_WORDS))}"
+            )
+    if taken := EDGE_WORDS & constructor(cls).keys():
+        raise KdkitError(f"{cls.__name__}: {sorted(taken)} belong to the edge and may not be constructor arguments")
+
+
+def register_loss(
+    name: str,
+    *,
+    paper: str,
+    tap: str,
+    weight: float,
+    weight_source: str,
+    zero_at_match: bool,
+    example: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+    head: str | None = None,
+) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Class decorator that puts a loss under a name; see `LossInfo` for the words."""
+
+    def add(cls: type[nn.Module]) -> type[nn.Module]:
+        check_contract(cls)
+        LOSSES.add(name, LossInfo(name, cls, paper, tap, weight, weight_source, zero_at_match, example, head))
+        return cls
+
+    return add
