@@ -1,0 +1,109 @@
+"""Edges: the losses of a graph, from where knowledge comes to whom it reaches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from kdkit.graph.schedule import Schedule, Spec
+from kdkit.graph.span import Span
+from kdkit.registry import LOSSES, KdkitError, LossInfo, check_contract, constructor, nearest
+
+Ends = str | Sequence[str] | None
+
+
+class Edge:
+    """One loss between nodes: `Edge("kd", weight=0.9, temperature=4)` or `Edge(KDLoss(4.0), source="teacher")`.
+
+    Args:
+        loss: a registered name, a class that keeps the contract, or a ready module.
+        source: where knowledge comes from: `"teacher"`, `"teacher.stage2"`, a tap of the default node, or a list of these.
+            Left out: the node named `teacher`, else the only frozen node.
+        target: whom it reaches, likewise; left out: every trained node.
+        among: peers that all teach each other, averaged over the K−1 others; instead of `source` and `target`.
+        taps: where both ends are read, a name or a list; left out: the loss's natural tap.
+        weight: a number or a schedule; left out: the weight that goes with the loss's reduction.
+        head: projection on the student's side, a name or `{name: {options}}`.
+        when: `{from: …, to: …}`, the time in which it is active.
+        gather: gather both ends over all ranks before the loss (in-batch losses under DDP).
+        clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
+        ensemble: several sources as one teacher: `arithmetic` mean (of probabilities, for logits) or `geometric` (of logits).
+        name: how the log and overrides call it; left out: the loss's name.
+        options: the loss's constructor arguments; every number may be a schedule.
+
+    Raises:
+        KdkitError: unknown loss or option, or words that exclude each other.
+    """
+
+    def __init__(
+        self,
+        loss: str | type[nn.Module] | nn.Module,
+        *,
+        source: Ends = None,
+        target: Ends = None,
+        among: Sequence[str] | None = None,
+        taps: Ends = None,
+        weight: Spec | None = None,
+        head: str | Mapping[str, Any] | None = None,
+        when: Span | Mapping[str, Any] | None = None,
+        gather: bool = False,
+        clip: Spec | None = None,
+        ensemble: Literal["arithmetic", "geometric"] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.loss: type[nn.Module] | nn.Module
+        self.info: LossInfo | None = None
+        if isinstance(loss, str):
+            import kdkit.losses  # noqa: F401  fills the registry
+
+            self.info = LOSSES[loss]
+            self.loss = self.info.cls
+        else:
+            self.loss = loss
+            self.info = next((i for i in LOSSES.values() if i.cls is self.cls), None)
+        check_contract(self.cls)
+        self.name = name or (self.info.name if self.info else self.cls.__name__)
+        if "." in self.name:
+            raise KdkitError(f"edge {self.name!r}: a name may not contain '.'")
+        self.source, self.target, self.among, self.taps = source, target, among, taps
+        if among is not None and (source is not None or target is not None):
+            raise KdkitError(f"edge {self.name!r}: `among` already says who teaches whom; leave out `from` and `to`")
+        if ensemble not in (None, "arithmetic", "geometric"):
+            raise KdkitError(f"edge {self.name!r}: ensemble must be 'arithmetic' or 'geometric', got {ensemble!r}")
+        self.head = head
+        self.when = Span.parse(when)
+        self.gather = gather
+        self.ensemble = ensemble
+        default = self.info.weight if self.info else 1.0
+        self.weight = Schedule.parse(default if weight is None else weight)
+        self.clip = None if clip is None else Schedule.parse(clip)
+        self.options = self._check_options(options)
+
+    @property
+    def cls(self) -> type[nn.Module]:
+        """The loss's class."""
+        return self.loss if isinstance(self.loss, type) else type(self.loss)
+
+    @property
+    def natural_tap(self) -> str:
+        """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`."""
+        return self.info.tap if self.info else str(getattr(self.cls, "tap", "logits"))
+
+    def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        known = constructor(self.cls)
+        if options and not isinstance(self.loss, type):
+            raise KdkitError(f"edge {self.name!r}: {sorted(options)} given beside a ready module; give its class instead")
+        for word in options:
+            if word not in known:
+                raise KdkitError(f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, list(known))}")
+        return {word: _scheduled(known[word], value) for word, value in options.items()}
+
+
+def _scheduled(parameter: inspect.Parameter, value: Any) -> Any:
+    """A mapping given for a number is a schedule."""
+    number = isinstance(parameter.default, float) or parameter.annotation in (float, "float", "float | Tensor")
+    return Schedule.parse(value) if number and isinstance(value, Mapping) else value

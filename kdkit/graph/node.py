@@ -1,0 +1,67 @@
+"""Nodes: the models of a graph. Trained, frozen, or a slow copy of another (EMA)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from kdkit.graph.schedule import Spec
+from kdkit.graph.span import Span
+from kdkit.registry import KdkitError
+
+Kind = Literal["trained", "frozen", "ema"]
+
+
+@dataclass
+class Node:
+    """One model of the graph.
+
+    Attributes:
+        module: any `nn.Module`; `None` for an EMA node, which is copied from the node it follows.
+        kind: `trained`; `frozen` (eval mode for ever, no gradient, outside the module tree); `ema`.
+        of: the node that an EMA node follows.
+        decay: the EMA's decay per step, a number or a schedule.
+        optimizer: `{"name": "sgd", …}`; `None` takes the run's.
+        lr: a number or a schedule; `None` takes the run's.
+        mean: per-channel mean of the images it expects, on the scale [0, 1]; `None` takes the data's.
+        std: per-channel standard deviation, likewise.
+        image_size: side to which its images are resized (bilinear); `None` takes them as they come.
+        input: which input it reads where a batch's x is a mapping or a tuple (cross-modal distillation).
+        when: the time in which it trains.
+        spec: what built it (arch and options), kept for provenance and for the weights file.
+    """
+
+    module: nn.Module | None
+    kind: Kind = "trained"
+    of: str | None = None
+    decay: Spec = 0.999
+    optimizer: Mapping[str, Any] | None = None
+    lr: Spec | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int | None = None
+    input: str | int | None = None
+    when: Span = field(default_factory=Span)
+    spec: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.module is None) != (self.kind == "ema"):
+            raise KdkitError(f"node: a {self.kind} node {'copies' if self.kind == 'ema' else 'must be given'} a module")
+        if self.kind == "ema" and self.of is None:
+            raise KdkitError("node: an ema node must name the node it follows; give `of`")
+        if (self.mean is None) != (self.std is None):
+            raise KdkitError("node: mean and std go together")
+        self.when = Span.parse(self.when)
+
+
+def frozen(module: nn.Module, **options: Any) -> Node:
+    """A teacher: eval mode for ever, under `no_grad`, absent from optimiser, checkpoint and DDP."""
+    return Node(module, "frozen", **options)
+
+
+def ema(of: str, decay: Spec = 0.999, **options: Any) -> Node:
+    """A slow copy of the node `of`: θ ← decay·θ + (1 − decay)·θ_of after every step; it is in the checkpoint."""
+    return Node(None, "ema", of=of, decay=decay, **options)
