@@ -1,0 +1,11 @@
+"""Every loss of kdkit: plain `nn.Module`s over plain tensors that need nothing but torch.
+
+`loss(student, teacher)` returns one unweighted scalar, the mean over the batch, computed in at least fp32. The
+teacher's side is a constant. The weight that goes with each loss is in `kdkit.registry.LOSSES` and in its recipe.
+
+Letters in shapes: B samples of the batch, C classes or channels, D features, H × W positions of a map, N tokens,
+L modules of a cascade, n samples of the training set, K negatives, T temperature of a softmax, τ temperature of a
+contrast, s and t the student's and the teacher's side.
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,88 @@
+"""What a loss refuses, and how it says so: `<loss>: <argument> must be <expected>, got <value>; <what to do>`.
+
+Values are checked in constructors only: in training a hyper-parameter may be a scheduled tensor on the device, and
+looking at it would wait for the device and break a compiled graph. Shapes are known without looking: `forward` checks
+those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def positive(loss: str, **values: Any) -> None:
+    """Raise `ValueError` unless every value is a finite number above 0: `positive("kd", temperature=temperature)`."""
+    for name, value in values.items():
+        if not (_is_number(value) and 0 < value < math.inf):
+            raise ValueError(f"{loss}: {name} must be a number above 0, got {value!r}; choose a positive {name}")
+
+
+def not_negative(loss: str, **values: Any) -> None:
+    """Raise `ValueError` unless every value is a finite number of at least 0."""
+    for name, value in values.items():
+        if not (_is_number(value) and 0 <= value < math.inf):
+            raise ValueError(f"{loss}: {name} must be a number of at least 0, got {value!r}; 0 switches it off")
+
+
+def share(loss: str, **values: Any) -> None:
+    """Raise `ValueError` unless every value lies in [0, 1]."""
+    for name, value in values.items():
+        if not (_is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"{loss}: {name} must lie in [0, 1], got {value!r}; give it as a share, not in percent")
+
+
+def count(loss: str, **values: Any) -> None:
+    """Raise `ValueError` unless every value is a whole number of at least 1."""
+    for name, value in values.items():
+        if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            raise ValueError(f"{loss}: {name} must be a whole number of at least 1, got {value!r}; give a size")
+
+
+def choice(loss: str, options: Sequence[str], **values: Any) -> None:
+    """Raise `ValueError` unless every value is one of `options`."""
+    for name, value in values.items():
+        if value not in options:
+            known = " or ".join(repr(o) for o in options)
+            raise ValueError(f"{loss}: {name} must be {known}, got {value!r}; choose one of them")
+
+
+def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "give the edge a head") -> None:
+    """Raise `ValueError` unless both ends have one shape; `remedy` says what to do about it."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{loss}: student must be shaped like teacher, {tuple(teacher.shape)}, got {tuple(student.shape)}; {remedy}"
+        )
+
+
+def same_batch(loss: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise `ValueError` unless both ends hold the same number of samples."""
+    if student.shape[:1] != teacher.shape[:1]:
+        raise ValueError(
+            f"{loss}: student must hold teacher's {teacher.shape[0]} samples, got {student.shape[0]}; "
+            "give both the same batch"
+        )
+
+
+def dims(loss: str, shape: str, **tensors: Tensor) -> None:
+    """Raise `ValueError` unless every tensor has as many dimensions as `shape`, e.g. `"(B, C, H, W)"`, has letters."""
+    for name, tensor in tensors.items():
+        if tensor.ndim != shape.count(",") + 1:
+            raise ValueError(f"{loss}: {name} must be {shape}, got shape {tuple(tensor.shape)}; choose another tap")
+
+
+def class_labels(loss: str, labels: Tensor, batch: int) -> None:
+    """Raise `ValueError` unless `labels` are `batch` class numbers: an int64 tensor of shape (B,)."""
+    if labels.shape != (batch,) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"{loss}: labels must be int64 class numbers of shape ({batch},), "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}; give one class number per sample"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)

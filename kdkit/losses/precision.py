@@ -1,0 +1,46 @@
+"""Losses are computed in at least fp32, whatever half-precision tensors or autocast regions surround them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a loss's `forward`: fp16 and bf16 tensors arrive as fp32, also inside lists, and autocast is off.
+
+    float64 stays float64, integers stay what they are. Gradients flow back in the caller's own dtype. The wrapper keeps
+    the signature, which is the loss's contract, and compiles with `fullgraph=True`.
+    """
+
+    @functools.wraps(forward)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        device = _device_type([*args, *kwargs.values()])
+        args = tuple(_promote(a) for a in args)
+        kwargs = {k: _promote(v) for k, v in kwargs.items()}
+        if not torch.amp.is_autocast_available(device):  # the meta device of a dry run
+            return forward(self, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return forward(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _promote(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, (list, tuple)):
+        return [_promote(v) for v in value]
+    return value
+
+
+def _device_type(values: list[Any]) -> str:
+    for value in values:
+        first = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(first, Tensor):
+            return first.device.type
+    return "cpu"
