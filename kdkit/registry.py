@@ -18,12 +18,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORWARD_WORDS = frozenset(
-    "student teacher students teachers labels index student_logits teacher_logits teacher_classifier progress".split()
+    [
+        "student",
+        "teacher",
+        "students",
+        "teachers",
+        "labels",
+        "index",
+        "student_logits",
+        "teacher_logits",
+        "teacher_classifier",
+        "progress",
+    ]
 )
 FILLED_WORDS = frozenset(
-    "student_dim teacher_dim student_shape teacher_shape num_samples num_classes sample_labels seed".split()
+    [
+        "student_dim",
+        "teacher_dim",
+        "student_shape",
+        "teacher_shape",
+        "num_samples",
+        "num_classes",
+        "sample_labels",
+        "seed",
+    ]
 )
-EDGE_WORDS = frozenset("weight from to among taps head when gather clip name ensemble".split())
+EDGE_WORDS = frozenset(["weight", "from", "to", "among", "taps", "head", "when", "gather", "clip", "name", "ensemble"])
 
 
 class KdkitError(Exception):

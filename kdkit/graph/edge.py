@@ -96,10 +96,14 @@ class Edge:
     def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         known = constructor(self.cls)
         if options and not isinstance(self.loss, type):
-            raise KdkitError(f"edge {self.name!r}: {sorted(options)} given beside a ready module; give its class instead")
+            raise KdkitError(
+                f"edge {self.name!r}: {sorted(options)} given beside a ready module; give its class instead"
+            )
         for word in options:
             if word not in known:
-                raise KdkitError(f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, list(known))}")
+                raise KdkitError(
+                    f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, list(known))}"
+                )
         return {word: _scheduled(known[word], value) for word, value in options.items()}
 
 

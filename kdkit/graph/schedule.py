@@ -128,7 +128,9 @@ def _time(name: str, time: float, epochs: float) -> float:
     """A time in epochs; below 1 it is a share of the run."""
     moment = time * epochs if time < 1 else time
     if moment >= epochs and time != 1:
-        raise KdkitError(f"{name}: epoch {time:g} never comes in a run of {epochs:g} epochs; give an earlier one or a share below 1")
+        raise KdkitError(
+            f"{name}: epoch {time:g} never comes in a run of {epochs:g} epochs; give an earlier one or a share below 1"
+        )
     return moment
 
 

@@ -1,0 +1,39 @@
+"""kdkit: models are nodes, losses are edges; a recipe is that graph, written down.
+
+Everything here is imported when it is first used, so that `import kdkit.losses` needs torch alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdkit.graph import Edge as Edge
+    from kdkit.graph import Node as Node
+    from kdkit.graph import ema as ema
+    from kdkit.graph import frozen as frozen
+    from kdkit.registry import KdkitError as KdkitError
+    from kdkit.train.distiller import Distiller as Distiller
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Distiller": "kdkit.train.distiller",
+    "Edge": "kdkit.graph",
+    "KdkitError": "kdkit.registry",
+    "Node": "kdkit.graph",
+    "ema": "kdkit.graph",
+    "frozen": "kdkit.graph",
+}
+__all__ = ["Distiller", "Edge", "KdkitError", "Node", "ema", "frozen"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'kdkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

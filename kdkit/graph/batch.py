@@ -1,0 +1,84 @@
+"""What flows into a graph: a batch, and the facts about the data that losses ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdkit.graph.node import Node
+from kdkit.registry import KdkitError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`x`, and where the data has them the labels (B,) and the samples' ids (B,)."""
+
+    x: Any
+    labels: Tensor | None = None
+    index: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Any) -> Batch:
+        """Read `x`, `(x, y)` or `(x, y, index)`; y = −1 throughout means that there are no labels."""
+        if isinstance(batch, Sequence) and not isinstance(batch, str) and 1 <= len(batch) <= 3:
+            return cls(*batch)
+        if isinstance(batch, Tensor):
+            return cls(batch)
+        raise KdkitError(f"a batch must be x, (x, y) or (x, y, index), got {type(batch).__name__}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the data: taken from a data module's attributes of the same names where it has them."""
+
+    num_classes: int | None = None
+    num_samples: int | None = None
+    sample_labels: Tensor | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, datamodule: Any) -> Facts:
+        """Read the attributes that a data module has."""
+        return cls(**{name: getattr(datamodule, name, None) for name in cls.__dataclass_fields__})
+
+
+class Adapter(nn.Module):
+    """Gives a node its own input: the one it reads, in its own normalisation, at its own resolution.
+
+    x' = (x·σ_data + μ_data − μ_node) / σ_node, then a bilinear resize to `image_size`.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, node: Node, facts: Facts) -> None:
+        super().__init__()
+        self.input, self.image_size = node.input, node.image_size
+        scale = shift = None
+        if None not in (node.mean, node.std, facts.mean, facts.std):
+            mine, data = (
+                [torch.tensor(v).view(-1, 1, 1) for v in pair]
+                for pair in ((node.mean, node.std), (facts.mean, facts.std))
+            )
+            if not (torch.equal(mine[0], data[0]) and torch.equal(mine[1], data[1])):
+                scale, shift = data[1] / mine[1], (data[0] - mine[0]) / mine[1]
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        """The node's view of a batch's x."""
+        if self.input is not None:
+            x = x[self.input]
+        elif isinstance(x, (Mapping, list, tuple)):
+            raise KdkitError("the batch's x holds several inputs; say which one each model reads (`input:`)")
+        if self.scale is not None:
+            x = x * self.scale + self.shift
+        if self.image_size is not None and tuple(x.shape[-2:]) != (self.image_size, self.image_size):
+            x = F.interpolate(x, size=(self.image_size,) * 2, mode="bilinear", antialias=x.shape[-1] > self.image_size)
+        return x

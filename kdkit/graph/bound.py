@@ -1,0 +1,273 @@
+"""An edge bound to real models: its loss instances, heads and schedules, ready to be computed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdkit import draws
+from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
+from kdkit.graph.edge import Edge
+from kdkit.graph.heads import bind_head
+from kdkit.graph.links import End, Link
+from kdkit.graph.schedule import Curve, Schedule
+from kdkit.registry import KdkitError, constructor, reads
+
+Shape = tuple[int, ...]
+Outputs = Mapping[End, Tensor]
+LISTS = {"students", "teachers"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the loss: one link, or all layer pairs between two models for a loss that reads lists."""
+
+    links: tuple[Link, ...]
+
+    @property
+    def target(self) -> str:
+        """The node that learns from it."""
+        return self.links[0].target.node
+
+    @property
+    def share(self) -> float:
+        """Its factor inside the edge."""
+        return self.links[0].share
+
+
+class BoundEdge(nn.Module):
+    """The loss of one edge over all its links; `forward` gives the unweighted sum for the nodes that a turn updates.
+
+    Args:
+        edge: what the recipe says.
+        found: its links, taps resolved.
+        shapes: shape of every end, without the batch.
+        facts: what is known of the data.
+        classifiers: classifier of each node, for losses that read `teacher_classifier`.
+        epochs: length of the run, for schedules.
+        seed: the run's seed.
+        shared: heads that several edges use, by name; filled as they are met.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        edge: Edge,
+        found: list[Link],
+        *,
+        shapes: Mapping[End, Shape],
+        facts: Facts,
+        classifiers: Mapping[str, nn.Module],
+        epochs: float,
+        seed: int,
+        shared: dict[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        self.edge, self.name, self.reads = edge, edge.name, reads(edge.cls)
+        self.start, self.end = edge.when.bind(epochs)
+        self.calls = _calls(found, bool(LISTS & set(self.reads)))
+        self._classifiers = classifiers  # a plain dict: a teacher's classifier is not this module's child
+        self.curves: list[tuple[nn.Module, str, Curve]] = []
+        self._schedule(self, "weight", edge.weight, epochs)
+        if edge.clip is not None:
+            self._schedule(self, "clip", edge.clip, epochs)
+        self.heads, self.losses = nn.ModuleList(), nn.ModuleList()
+        for i, call in enumerate(self.calls):
+            pairs = [(shapes[link.target], _source_shape(link, shapes)) for link in call.links]
+            bound = [
+                bind_head(edge.head, *pair, key=draws.key(seed, edge.name, "head", i, j), shared=shared)
+                for j, pair in enumerate(pairs)
+            ]
+            if edge.head is None:
+                _check_classes(edge, call.links[0], *pairs[0])
+            else:
+                self.heads.extend(head for head, *_ in bound)
+            student, teacher = bound[0][1:]
+            self.losses.append(self._loss(i, student, teacher, facts, draws.key(seed, edge.name, i), epochs))
+
+    def _loss(self, i: int, student: Shape, teacher: Shape | None, facts: Facts, key: int, epochs: float) -> nn.Module:
+        edge = self.edge
+        if not isinstance(edge.loss, type):
+            stateful = next(edge.loss.parameters(), None) is not None or next(edge.loss.buffers(), None) is not None
+            return copy.deepcopy(edge.loss) if i and stateful else edge.loss
+        known: dict[str, Any] = {
+            "student_shape": student,
+            "student_dim": _dim(student),
+            "teacher_shape": teacher,
+            "teacher_dim": teacher and _dim(teacher),
+            "num_samples": facts.num_samples,
+            "num_classes": facts.num_classes,
+            "sample_labels": facts.sample_labels,
+            "seed": key,
+        }
+        moving = {word: value for word, value in edge.options.items() if isinstance(value, Schedule)}
+        options = {word: value for word, value in edge.options.items() if word not in moving}
+        for word, parameter in constructor(edge.cls).items():
+            if word in known and word not in edge.options:
+                if known[word] is not None:
+                    options[word] = known[word]
+                elif parameter.default is inspect.Parameter.empty:
+                    raise KdkitError(
+                        f"edge {edge.name!r}: the loss needs `{word}`, which the data do not tell; give it as an option"
+                    )
+        with torch.random.fork_rng(devices=[]):
+            for pick in (max, min):  # the constructor judges both ends of every schedule; the last one is kept
+                torch.manual_seed(key)
+                ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
+                loss = _construct(edge, {**options, **ends})
+        for word, schedule in moving.items():
+            if hasattr(loss, word):
+                delattr(loss, word)
+            self._schedule(loss, word, schedule, epochs)
+        return loss
+
+    def _schedule(self, module: nn.Module, word: str, schedule: Schedule, epochs: float) -> None:
+        """A scheduled number is a 0-dim tensor on the device: compiled code and CUDA graphs see it move."""
+        curve = schedule.bind(epochs)
+        module.register_buffer(word, torch.tensor(curve(0.0)), persistent=False)
+        if not schedule.constant:
+            self.curves.append((module, word, curve))
+
+    def set_time(self, t: float) -> None:
+        """Move every schedule to time `t` in epochs."""
+        for module, word, curve in self.curves:
+            getattr(module, word).fill_(curve(t))
+
+    def optional(self, word: str) -> bool:
+        """Whether the loss can do without a word of the batch."""
+        return inspect.signature(self.edge.cls.forward).parameters[word].default is None
+
+    def active(self, t: float) -> bool:
+        """Whether it takes part at time `t`."""
+        return self.start <= t < self.end
+
+    def forward(self, nodes: tuple[str, ...], outputs: Outputs, batch: Batch, progress: Tensor) -> Tensor | None:
+        """Unweighted value over the links whose target is among `nodes`; `None` where there is none."""
+        total: Tensor | None = None
+        for i, call in enumerate(self.calls):
+            if call.target in nodes:
+                value = self._call(i, call, outputs, batch, progress)
+                value = value if call.share == 1.0 else value * call.share
+                total = value if total is None else total + value
+        return total
+
+    def _call(self, i: int, call: Call, outputs: Outputs, batch: Batch, progress: Tensor) -> Tensor:
+        students, teachers, penalties = [], [], []
+        for j, link in enumerate(call.links):
+            student, teacher = outputs[link.target], self._teacher(link, outputs)
+            if self.edge.clip is not None:
+                student = clip_gradient(student, self.clip)
+            if len(self.heads):
+                head = self.heads[i * len(call.links) + j]
+                student, teacher = head(student, teacher)
+                if (penalty := getattr(head, "penalty", None)) is not None:
+                    penalties.append(penalty)
+            students.append(student)
+            teachers.append(teacher)
+        labels, index = batch.labels, batch.index
+        if self.edge.gather:
+            students, teachers = (
+                [gather_rows(s) for s in students],
+                [t if t is None else gather_rows_detached(t) for t in teachers],
+            )
+            labels, index = gather_rows_detached(labels), gather_rows_detached(index)
+        words: dict[str, Any] = {
+            "student": students[0],
+            "teacher": teachers[0],
+            "students": students,
+            "teachers": teachers,
+            "labels": labels,
+            "index": index,
+            "progress": progress,
+        }
+        link = call.links[0]
+        for word in self.reads:
+            if word == "student_logits":
+                words[word] = outputs[End(link.target.node, "logits")]
+            elif word == "teacher_logits":
+                words[word] = outputs[End(link.sources[0].node, "logits")].detach()
+            elif word == "teacher_classifier":
+                words[word] = self._classifiers[link.sources[0].node]
+        value: Tensor = self.losses[i](**{word: words[word] for word in self.reads})
+        return value + sum(penalties) if penalties else value
+
+    def _teacher(self, link: Link, outputs: Outputs) -> Tensor | None:
+        if not link.sources:
+            return None
+        tensors = [outputs[end].detach() for end in link.sources]
+        if len(tensors) == 1:
+            return tensors[0]
+        if self.edge.ensemble == "geometric" or link.sources[0].tap != "logits":
+            return torch.stack(tensors).mean(0)
+        # The mean of p_i = softmax(z_i / T), said as logits, so that the loss's own softmax(z / T) gives it back.
+        T = getattr(self.losses[0], "temperature", 1.0)
+        return T * torch.stack([F.log_softmax(z.float() / T, -1) for z in tensors]).logsumexp(0)
+
+    def ends(self) -> set[End]:
+        """Every tap that it reads."""
+        found = {end for call in self.calls for link in call.links for end in (*link.sources, link.target)}
+        for call in self.calls:
+            if "student_logits" in self.reads:
+                found.add(End(call.target, "logits"))
+            if "teacher_logits" in self.reads:
+                found.add(End(call.links[0].sources[0].node, "logits"))
+        return found
+
+    def parameters_of(self, node: str) -> list[nn.Parameter]:
+        """Parameters of the heads and losses that belong to a node's turn."""
+        found: dict[int, nn.Parameter] = {}
+        for i, call in enumerate(self.calls):
+            if call.target == node:
+                n = len(call.links)
+                parts = [self.losses[i], *(self.heads[i * n : (i + 1) * n] if len(self.heads) else [])]
+                found.update({id(p): p for part in parts for p in part.parameters() if p.requires_grad})
+        return list(found.values())
+
+
+def _calls(found: list[Link], lists: bool) -> list[Call]:
+    if not lists:
+        return [Call((link,)) for link in found]
+    groups: dict[tuple[Any, ...], list[Link]] = {}
+    for link in found:
+        groups.setdefault((tuple(e.node for e in link.sources), link.target.node), []).append(link)
+    return [Call(tuple(group)) for group in groups.values()]
+
+
+def _source_shape(link: Link, shapes: Mapping[End, Shape]) -> Shape | None:
+    if not link.sources:
+        return None
+    first, *others = (shapes[end] for end in link.sources)
+    for end, shape in zip(link.sources[1:], others, strict=True):
+        if shape != first:
+            raise KdkitError(f"an ensemble needs equal shapes, got {first} at {link.sources[0]} and {shape} at {end}")
+    return first
+
+
+def _dim(shape: Shape) -> int:
+    """Channels of a map (C, H, W), width of tokens (N, D) or of a vector (D,)."""
+    return shape[0] if len(shape) == 3 else shape[-1]
+
+
+def _check_classes(edge: Edge, link: Link, student: Shape, teacher: Shape | None) -> None:
+    taps = {link.target.tap, *(end.tap for end in link.sources)}
+    if teacher is not None and taps == {"logits"} and student != teacher:
+        raise KdkitError(
+            f"edge {edge.name!r}: {link.sources[0].node} has {teacher[-1]} classes and {link.target.node} {student[-1]}; "
+            "fit the teacher to the data first with `tune: {epochs: …, lr: …}`, or tap it below its logits"
+        )
+
+
+def _construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        return edge.cls(**options)
+    except (ValueError, TypeError) as error:
+        raise KdkitError(f"edge {edge.name!r}: {error}") from error

@@ -1,0 +1,300 @@
+"""The graph: nodes and edges bound to data, run step by step. It knows no method, only who reads what from whom."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdkit import taps as tapping
+from kdkit.graph.batch import Adapter, Batch, Facts
+from kdkit.graph.bound import BoundEdge
+from kdkit.graph.edge import Edge
+from kdkit.graph.links import End, links
+from kdkit.graph.node import Node
+from kdkit.graph.schedule import Schedule
+from kdkit.registry import KdkitError
+
+Self = TypeVar("Self", bound="Graph")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run in which the same nodes and edges are active.
+
+    Attributes:
+        start: its first moment, in epochs.
+        edges: the active edges.
+        updates: the nodes that learn, in order.
+        readers: what each needed node is read with.
+    """
+
+    start: float
+    edges: tuple[BoundEdge, ...]
+    updates: tuple[str, ...]
+    readers: Mapping[str, tapping.Taps]
+
+
+class Graph(nn.Module):
+    """Models and losses as one module.
+
+    Trained and EMA nodes are children; frozen ones are held outside the module tree, so that they are in no optimiser,
+    no checkpoint and no DDP, and `.train()` does not reach them; `.to()` does.
+
+    Args:
+        nodes: models by name; a bare module is a trained node.
+        edges: losses; a bare name is the registered loss with its defaults.
+        seed: what heads, banks and draws follow from.
+    """
+
+    progress: Tensor
+
+    def __init__(
+        self, nodes: Mapping[str, Node | nn.Module], edges: Sequence[Edge | str | nn.Module], seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.nodes = {name: node if isinstance(node, Node) else Node(node) for name, node in nodes.items()}
+        self.unbound = [edge if isinstance(edge, Edge) else Edge(edge) for edge in edges]
+        self.seed = seed
+        self._check_names()
+        self.models = nn.ModuleDict()
+        self.frozen: dict[str, nn.Module] = {}
+        for name, node in self.nodes.items():
+            if node.kind == "frozen" and node.module is not None:
+                self.frozen[name] = node.module.eval().requires_grad_(False)
+            elif node.module is not None:
+                self.models[name] = node.module
+        for name, node in self.nodes.items():
+            if node.kind == "ema":
+                if node.of not in self.models:
+                    raise KdkitError(
+                        f"model {name!r}: ema must name a trained model, got {node.of!r}; trained: {list(self.models)}"
+                    )
+                self.models[name] = copy.deepcopy(self.models[node.of]).eval().requires_grad_(False)
+        self.adapters = nn.ModuleDict()
+        self.edges = nn.ModuleDict()
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.phases: list[Phase] = []
+        self.phase: Phase | None = None
+
+    def _check_names(self) -> None:
+        for name in self.nodes:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise KdkitError(f"model {name!r}: a model's name must be a plain word and none of Python's own")
+        seen: set[str] = set()
+        for edge in self.unbound:
+            if edge.name in seen:
+                raise KdkitError(f"two losses are called {edge.name!r}; give one of them a `name`")
+            seen.add(edge.name)
+        if not self.unbound:
+            raise KdkitError("a graph needs at least one loss")
+
+    def model(self, name: str) -> nn.Module:
+        """The module of a node."""
+        return self.frozen[name] if name in self.frozen else self.models[name]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the trained nodes."""
+        return tuple(name for name, node in self.nodes.items() if node.kind == "trained")
+
+    # -- binding ---------------------------------------------------------------------------------------------------
+
+    def bind(self, example: Batch, facts: Facts, epochs: float) -> None:
+        """Resolve taps, size heads, build losses and check every schedule, by one dry run that leaves no trace.
+
+        Args:
+            example: a small real batch.
+            facts: what is known of the data.
+            epochs: length of the run.
+
+        Raises:
+            KdkitError: anything that would fail in training, before training.
+        """
+        self.facts, self.epochs = facts, epochs
+        self.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in self.nodes.items()})
+        views = {name: self.adapters[name](example.x) for name in self.nodes}
+        found = {
+            e.name: links(e, self.nodes, lambda n, t: tapping.expand(self.model(n), t, views[n])) for e in self.unbound
+        }
+        ends = {end for several in found.values() for link in several for end in (*link.sources, link.target)}
+        ends |= {End(name, "logits") for name in self.nodes}
+        readers = {
+            name: self._taps(name, sorted(e.tap for e in ends if e.node == name), views[name]) for name in self.nodes
+        }
+        shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
+        classifiers = _Classifiers(lambda name: tapping.classifier(self.model(name), views[name]))
+        shared: dict[str, nn.Module] = {}
+        self.edges = nn.ModuleDict()
+        for edge in self.unbound:
+            bound = BoundEdge(
+                edge,
+                found[edge.name],
+                shapes=shapes,
+                facts=facts,
+                classifiers=classifiers,
+                epochs=epochs,
+                seed=self.seed,
+                shared=shared,
+            )
+            self._check_batch(bound, example)
+            self.edges[edge.name] = bound
+        self._decays = {
+            name: Schedule.parse(node.decay).bind(epochs) for name, node in self.nodes.items() if node.kind == "ema"
+        }
+        spans = {name: self.nodes[name].when.bind(epochs) for name in self.trained}
+        moments = {0.0, *(s for s, _ in spans.values()), *(e for _, e in spans.values())}
+        moments |= {moment for edge in self.bound for moment in (edge.start, edge.end)}
+        self.phases = [self._phase(t, spans, views) for t in sorted(m for m in moments if m < epochs)]
+        self.set_time(0.0)
+        self.stochastic = self._rehearse(example)
+
+    def _taps(self, node: str, names: Sequence[str], view: Tensor) -> tapping.Taps:
+        try:
+            return tapping.Taps(self.model(node), list(names), view)
+        except KdkitError as error:
+            raise type(error)(f"model {node!r} (models: {', '.join(self.nodes)}): {error}") from error
+
+    def _check_batch(self, edge: BoundEdge, example: Batch) -> None:
+        missing = {"index": example.index is None, "labels": example.labels is None or bool((example.labels < 0).all())}
+        for word, absent in missing.items():
+            if word in edge.reads and absent and not edge.optional(word):
+                form = "(x, y, index)" if word == "index" else "(x, y)"
+                raise KdkitError(
+                    f"edge {edge.name!r}: the loss needs each sample's {word}; let the training batches be {form}"
+                )
+
+    def _phase(self, t: float, spans: Mapping[str, tuple[float, float]], views: Mapping[str, Any]) -> Phase:
+        active = [name for name, (start, end) in spans.items() if start <= t < end]
+        edges = [edge for edge in self.bound if edge.active(t) and any(call.target in active for call in edge.calls)]
+        targets = {call.target for edge in edges for call in edge.calls}
+        read = {end for edge in edges for end in edge.ends()}
+        readers = {
+            name: self._taps(name, sorted(e.tap for e in read if e.node == name), views[name])
+            for name in self.nodes
+            if any(e.node == name for e in read)
+        }
+        return Phase(t, tuple(edges), tuple(name for name in active if name in targets), readers)
+
+    @property
+    def bound(self) -> list[BoundEdge]:
+        """The edges, bound."""
+        return list(self.edges.values())  # type: ignore[arg-type]
+
+    def _rehearse(self, example: Batch) -> bool:
+        """One step without update in every phase: what can fail fails here. Returns whether it drew random numbers."""
+        with self.untouched():
+            before = torch.get_rng_state()
+            self.train()
+            for phase in self.phases:
+                self.set_time(phase.start)
+                try:
+                    self.terms(self.now.updates, self.outputs(example), example)
+                except (RuntimeError, ValueError, TypeError) as error:
+                    raise KdkitError(f"the losses do not fit the models: {error}") from error
+            drew = not torch.equal(before, torch.get_rng_state())
+        self.set_time(0.0)
+        return drew
+
+    @contextmanager
+    def untouched(self):  # type: ignore[no-untyped-def]
+        """Whatever runs inside leaves buffers, modes and random numbers as they were."""
+        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        modes = {module: module.training for module in self.modules()}
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+        for name, buffer in self.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+        for module, mode in modes.items():
+            module.training = mode
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> Phase:
+        """The phase that the graph is in."""
+        if self.phase is None:
+            raise KdkitError("the graph is not bound to data yet; call bind() or fit it with a Trainer")
+        return self.phase
+
+    def set_time(self, t: float) -> None:
+        """Move to time `t` in epochs: schedules, and which nodes and edges are active."""
+        phase = next(phase for phase in reversed(self.phases) if phase.start <= t)
+        for edge in phase.edges:
+            edge.set_time(t)
+        self.progress.fill_(t / self.epochs)
+        if phase is not self.phase:
+            self.phase = phase
+            self.train(self.training)
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set the mode; what does not learn now stays in eval mode."""
+        super().train(mode)
+        for name in self.models:
+            if self.nodes[name].kind == "ema" or (self.phase is not None and name not in self.phase.updates):
+                self.models[name].eval()
+        return self
+
+    def outputs(self, batch: Batch) -> dict[End, Tensor]:
+        """Every tap that is read in this phase; only nodes that learn keep a graph."""
+        found: dict[End, Tensor] = {}
+        for name in self.now.readers:
+            self.read(name, batch, found, grad=name in self.now.updates)
+        return found
+
+    def read(self, name: str, batch: Batch, into: dict[End, Tensor], *, grad: bool) -> None:
+        """Run one node and put what is read of it into `into`."""
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            values = self.now.readers[name](self.adapters[name](batch.x))
+        into.update({End(name, tap): value for tap, value in values.items()})
+
+    def terms(self, nodes: tuple[str, ...], outputs: Mapping[End, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Unweighted value of each active edge that teaches one of `nodes`."""
+        found = {}
+        for edge in self.now.edges:
+            if (value := edge(nodes, outputs, batch, self.progress)) is not None:
+                found[edge.name] = value
+        return found
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Σ weight · term."""
+        return torch.stack([self.edges[name].weight * value for name, value in terms.items()]).sum()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def move_ema(self, t: float) -> None:
+        """θ ← decay·θ + (1 − decay)·θ_of; buffers are copied."""
+        for name, curve in self._decays.items():
+            mine, theirs = self.models[name], self.models[str(self.nodes[name].of)]
+            torch._foreach_lerp_(list(mine.parameters()), list(theirs.parameters()), 1.0 - curve(t))
+            for buffer, other in zip(mine.buffers(), theirs.buffers(), strict=True):
+                buffer.copy_(other)
+
+    def parameters_of(self, node: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """A node's own trainable parameters, and those of heads and losses that learn with it."""
+        own = [p for p in self.models[node].parameters() if p.requires_grad]
+        beside = {id(p): p for edge in self.bound for p in edge.parameters_of(node)}
+        return own, list(beside.values())
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for module in self.frozen.values():
+            module._apply(fn)
+        return self
+
+
+class _Classifiers(dict[str, nn.Module]):
+    """Each node's classifier, looked up when a loss first asks for it."""
+
+    def __init__(self, find: Callable[[str], nn.Module]) -> None:
+        super().__init__()
+        self.find = find
+
+    def __missing__(self, name: str) -> nn.Module:
+        self[name] = self.find(name)
+        return self[name]

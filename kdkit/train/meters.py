@@ -1,0 +1,89 @@
+"""What training says of itself: sums kept on the device and read once an epoch, and a watch for values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.registry import KdkitError
+
+
+class NonFiniteLossError(KdkitError):
+    """A loss term became NaN or infinite."""
+
+
+class TermSums:
+    """Mean of each loss term over an epoch, without a read per step; saved with the checkpoint so that resume is exact."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    @torch.no_grad()
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add one step's unweighted terms."""
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean of each term since the last `clear`."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.sums.clear()
+        self.counts.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and counts."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a checkpoint."""
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.counts = dict(state["counts"])
+
+
+class FiniteWatch:
+    """Stops training at the first term that is not finite, naming it.
+
+    On the CPU the values are looked at before the update. An accelerator is not made to wait: its flags are copied in
+    the background and looked at when they have arrived, a step or two later.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[torch.cuda.Event, Tensor, list[str], int] | None = None
+
+    def look(self, terms: Mapping[str, Tensor], step: int) -> None:
+        """Look at one step's terms.
+
+        Raises:
+            NonFiniteLossError: a term is NaN or infinite.
+        """
+        flags = torch.stack([value.detach().isfinite() for value in terms.values()])
+        if flags.device.type != "cuda":
+            self._judge(flags, list(terms), step)
+            return
+        if self._pending is not None and self._pending[0].query():
+            self._judge(*self._pending[1:])
+            self._pending = None
+        if self._pending is None:
+            here = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            here.copy_(flags, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending = (event, here, list(terms), step)
+
+    @staticmethod
+    def _judge(flags: Tensor, names: list[str], step: int) -> None:
+        if not bool(flags.all()):
+            bad = ", ".join(name for name, fine in zip(names, flags.tolist(), strict=True) if not fine)
+            raise NonFiniteLossError(
+                f"the loss {bad} is not finite at step {step}; training has stopped, the last checkpoint is untouched. "
+                "A lower learning rate, a warm-up or trainer.gradient_clip_val usually helps"
+            )

@@ -1,0 +1,101 @@
+"""Optimisers by name, one for each trained node, presented to Lightning as one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit.registry import KdkitError, nearest
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name.lower(): cls
+    for name, cls in vars(torch.optim).items()
+    if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+}
+
+
+def check_optimizer(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"name": "sgd", "momentum": 0.9, …}`: name and options checked against `torch.optim`.
+
+    Raises:
+        KdkitError: unknown name or option, each with the nearest right word.
+    """
+    options = dict(spec)
+    name = str(options.pop("name", "sgd")).lower()
+    if name not in OPTIMIZERS:
+        raise KdkitError(f"optimizer: unknown name {name!r}{nearest(name, list(OPTIMIZERS))}")
+    known = [p for p in inspect.signature(OPTIMIZERS[name].__init__).parameters if p not in ("self", "params", "lr")]
+    for word in options:
+        if word == "lr":
+            raise KdkitError("optimizer: the learning rate stands beside the optimizer, as `lr`")
+        if word not in known:
+            raise KdkitError(f"optimizer: {name} has no option {word!r}{nearest(word, known)}")
+    return {"name": name, **options}
+
+
+def build_optimizer(spec: Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """The optimiser that a checked spec names; what Python loops over tensors would cost is left to `foreach`."""
+    options = check_optimizer(spec)
+    cls: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[options.pop("name")]
+    try:
+        return cls(list(parameters), lr=lr, **options)
+    except (ValueError, TypeError) as error:
+        raise KdkitError(f"optimizer: {error}") from error
+
+
+class NodeOptimizers(torch.optim.Optimizer):
+    """Each trained node's own optimiser behind one face, so that one training step is one step to Lightning and its scaler.
+
+    Attributes:
+        of: optimiser by node.
+        active: nodes that the next `step` moves.
+    """
+
+    def __init__(self, of: Mapping[str, torch.optim.Optimizer]) -> None:
+        self.of = dict(of)
+        super().__init__(
+            [p for optimizer in of.values() for group in optimizer.param_groups for p in group["params"]], {}
+        )
+        self.active = tuple(of)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The groups of the active nodes: the very dicts that their optimisers hold."""
+        return [group for name in self.__dict__.get("active", ()) for group in self.of[name].param_groups]
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        """The base class's own list is not used."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Groups belong to the nodes' optimisers."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Move the active nodes."""
+        result = None if closure is None else closure()
+        for name in self.active:
+            self.of[name].step()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of every node, so that what is inactive has none."""
+        for optimizer in self.of.values():
+            optimizer.zero_grad(set_to_none)
+
+    def set_lr(self, name: str, lr: float) -> None:
+        """Set a node's learning rate."""
+        for group in self.of[name].param_groups:
+            group["lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by node."""
+        return {name: optimizer.state_dict() for name, optimizer in self.of.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore every node's state."""
+        for name, optimizer in self.of.items():
+            optimizer.load_state_dict(state_dict[name])

@@ -1,0 +1,55 @@
+"""How good each node is: torchmetrics' accuracies and the mean negative log-likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class Scores(nn.Module):
+    """Metrics by node; sized by the first logits that each node gives.
+
+    Args:
+        nodes: every node.
+        once: nodes that do not change and are scored only once.
+    """
+
+    def __init__(self, nodes: Sequence[str], once: Sequence[str]) -> None:
+        super().__init__()
+        self.wanted, self.once = list(nodes), set(once)
+        self.accuracy = nn.ModuleDict()
+        self.nll = nn.ModuleDict()
+
+    def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch; a node whose classes are not the labels' is left out."""
+        if name not in self.accuracy:
+            self._make(name, logits)
+        logits = logits.float()
+        self.accuracy[name].update(logits, labels)  # type: ignore[operator]
+        self.nll[name].update(F.cross_entropy(logits, labels), logits.shape[0])  # type: ignore[operator]
+
+    def _make(self, name: str, logits: Tensor) -> None:
+        classes = logits.shape[-1]
+        top = {"top1": 1, **({"top5": 5} if classes > 5 else {})}
+        metrics = {
+            k: MulticlassAccuracy(classes, top_k=n, average="micro", validate_args=False) for k, n in top.items()
+        }
+        self.accuracy[name] = MetricCollection(metrics).to(logits.device)  # type: ignore[arg-type]
+        self.nll[name] = MeanMetric().to(logits.device)
+
+    def compute(self, keep: bool = False) -> dict[str, Tensor]:
+        """`{"student/top1": …}` since the last call; with `keep`, what is scored once is scored again next time."""
+        found: dict[str, Tensor] = {}
+        for name in self.accuracy:
+            if name in self.wanted:
+                found |= {f"{name}/{k}": v for k, v in self.accuracy[name].compute().items()}  # type: ignore[operator]
+                found[f"{name}/nll"] = self.nll[name].compute()  # type: ignore[operator]
+                self.accuracy[name].reset()  # type: ignore[operator]
+                self.nll[name].reset()  # type: ignore[operator]
+        if not keep:
+            self.wanted = [name for name in self.wanted if name not in self.once]
+        return found
