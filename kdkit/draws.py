@@ -1,8 +1,8 @@
 """Random numbers as a function instead of a history: every draw is a hash of what it is for.
 
-Which samples form a batch, which crop an image gets, which negatives a sample meets: each follows from
-(seed, purpose, epoch or step, sample id). There is no generator state to save, so resume is exact, the number of workers
-or ranks changes nothing, and two methods with one seed see the same images.
+Which samples form a batch, which crop an image gets, which negatives a sample meets: each follows from (seed, purpose,
+epoch or step, sample id). There is no generator state to save, so resume is exact, the number of workers or ranks
+changes nothing, and two methods with one seed see the same images.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ def key(*parts: int | str) -> int:
 
 
 def bits(key: int | Tensor, ids: Tensor) -> Tensor:
-    """32 random bits for each id under one key: int32, same shape as `ids` (murmur3's finaliser, applied twice)."""
+    """32 random bits for each id: int32, in the shape of `ids` (murmur3's finaliser, applied twice).
+
+    Args:
+        key: what the draw is for, from `key`, or an int32 tensor that broadcasts against `ids`: a draw made before, so
+            that `bits(bits(key, rows)[:, None], columns)` is a matrix of independent bits.
+        ids: integers below 2³² that tell the draws under one key apart.
+    """
     x = ids.to(torch.int32)
-    return _finalise(_finalise(x ^ key) + x * -1640531535 + key)
+    return _finalise(_finalise(x ^ key).add_(x * -1640531535 + key))
 
 
 def below(key: int | Tensor, ids: Tensor, high: int | Tensor) -> Tensor:
-    """A uniform int64 in [0, high) for each id; `high` may be a tensor that broadcasts against `ids`."""
-    return ((bits(key, ids).to(torch.int64) & 0xFFFFFFFF) * high) >> 32
+    """A uniform int64 in [0, high) for each id; `high`, at most 2³¹, may be a tensor that broadcasts against `ids`."""
+    return (bits(key, ids).to(torch.int64).bitwise_and_(0xFFFFFFFF) * high).bitwise_right_shift_(32)
 
 
 def permutation(key: int | Tensor, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -36,6 +42,7 @@ def permutation(key: int | Tensor, n: int, device: torch.device | str = "cpu") -
 
 
 def _finalise(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 16) & 0xFFFF)) * -2048144789
-    x = (x ^ ((x >> 13) & 0x7FFFF)) * -1028477387
-    return x ^ ((x >> 16) & 0xFFFF)
+    """Mix `x` in place, which takes less than half the time; `>>` keeps the sign, so the mask makes it logical."""
+    for shift, mask, factor in ((16, 0xFFFF, -2048144789), (13, 0x7FFFF, -1028477387)):
+        x.bitwise_xor_((x >> shift).bitwise_and_(mask)).mul_(factor)
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
