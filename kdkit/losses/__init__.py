@@ -8,4 +8,29 @@ L modules of a cascade, n samples of the training set, K negatives, T temperatur
 contrast, s and t the student's and the teacher's side.
 """
 
-__all__: list[str] = []
+from kdkit.losses.at import ATLoss
+from kdkit.losses.ce import CrossEntropyLoss
+from kdkit.losses.contrastive import InBatchCRDLoss, NTXentLoss
+from kdkit.losses.dml import DMLLoss
+from kdkit.losses.kd import KDLoss
+from kdkit.losses.pkt import PKTLoss
+from kdkit.losses.pointwise import CosineLoss, HintLoss, MSELoss
+from kdkit.losses.rkd import RKDAngleLoss, RKDDistanceLoss, RKDLoss
+from kdkit.losses.sid import SIDLoss
+
+__all__ = [
+    "ATLoss",
+    "CosineLoss",
+    "CrossEntropyLoss",
+    "DMLLoss",
+    "HintLoss",
+    "InBatchCRDLoss",
+    "KDLoss",
+    "MSELoss",
+    "NTXentLoss",
+    "PKTLoss",
+    "RKDAngleLoss",
+    "RKDDistanceLoss",
+    "RKDLoss",
+    "SIDLoss",
+]

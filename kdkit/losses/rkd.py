@@ -1,0 +1,206 @@
+"""Relational knowledge distillation: the same distances and angles between the samples of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from kdkit.losses import checks
+from kdkit.losses.geometry import centred_gram, squared_distances
+from kdkit.losses.precision import full_precision
+from kdkit.registry import register_loss
+
+CHUNK = 2**22
+"""Most angles held at once (16 MB in fp32). More are done in pieces, and each piece again in the backward pass."""
+
+
+def _example() -> tuple[dict[str, Any], dict[str, Any]]:
+    return {}, {"student": torch.randn(8, 4), "teacher": torch.randn(8, 6)}
+
+
+_PAPER = "Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068"
+
+
+@register_loss(
+    "rkd",
+    paper=_PAPER,
+    tap="embedding",
+    weight=1.0,
+    weight_source="RepDistiller; its 25 and 50 are inside the loss",
+    zero_at_match=True,
+    example=_example,
+)
+class RKDLoss(nn.Module):
+    """Equal distances and angles between the samples of a batch (relational knowledge distillation).
+
+    Formula: distance_weight · RKD-D + angle_weight · RKD-A; see `RKDDistanceLoss` and `RKDAngleLoss`.
+
+    Args:
+        distance_weight: weight of the distances, 25 in RepDistiller; 0 leaves them out and saves their work.
+        angle_weight: weight of the angles, 50 in RepDistiller; 0 leaves them out. They cost B³; for large batches the
+            first author advises distances alone.
+
+    `forward(student, teacher)` takes features (B, D), or anything (B, …) to be flattened, of any two widths. The
+    teacher's are detached.
+
+    Returns:
+        A scalar without unit.
+
+    Differs:
+        Everything comes from one Gram matrix of centred features, where known code builds all B × B × D differences.
+        The paper weighs 1 to 2 for metric learning; some ports keep that for classification.
+
+    Reference:
+        Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
+    """
+
+    def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
+        super().__init__()
+        checks.not_negative("rkd", distance_weight=distance_weight, angle_weight=angle_weight)
+        if distance_weight == 0 and angle_weight == 0:
+            raise ValueError("rkd: distance_weight must be above 0 where angle_weight is 0, got 0; leave the loss out")
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the relations among features (B, D) of any two widths."""
+        square_s, square_t = _both_squares("rkd", student, teacher)
+        loss = square_s.new_zeros(())
+        if not _is_off(self.distance_weight):
+            loss = loss + self.distance_weight * _distance_loss(square_s, square_t)
+        if not _is_off(self.angle_weight):
+            loss = loss + self.angle_weight * _angle_loss(square_s, square_t)
+        return loss
+
+
+@register_loss(
+    "rkd_distance",
+    paper=_PAPER,
+    tap="embedding",
+    weight=25.0,
+    weight_source="RepDistiller",
+    zero_at_match=True,
+    example=_example,
+)
+class RKDDistanceLoss(nn.Module):
+    """Equal distances between the samples of a batch, in units of their mean (RKD-D).
+
+    Formula: mean over all B² pairs of huber(d^s_ij/μ_s − d^t_ij/μ_t), where d_ij = ‖f_i − f_j‖₂ and μ is the mean of
+    the positive distances; huber(x) = x²/2 up to |x| = 1, |x| − ½ beyond.
+
+    `forward(student, teacher)` takes features (B, D), or anything (B, …) to be flattened, of any two widths. The
+    teacher's are detached.
+
+    Returns:
+        A scalar without unit; scaling the features of either side changes nothing.
+
+    Differs:
+        Known code counts a pair of identical samples as 1e-6 apart; here it is 0 apart and has no gradient.
+
+    Reference:
+        Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
+    """
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the distances among features (B, D) of any two widths."""
+        return _distance_loss(*_both_squares("rkd_distance", student, teacher))
+
+
+@register_loss(
+    "rkd_angle",
+    paper=_PAPER,
+    tap="embedding",
+    weight=50.0,
+    weight_source="RepDistiller",
+    zero_at_match=True,
+    example=_example,
+)
+class RKDAngleLoss(nn.Module):
+    """Equal angles in all triangles of samples of a batch (RKD-A).
+
+    Formula: mean over all B³ triplets of huber(cos∠^s_jik − cos∠^t_jik), the angle at sample i between samples j and k;
+    0 where j or k coincides with i. huber as in `RKDDistanceLoss`.
+
+    `forward(student, teacher)` takes features (B, D), or anything (B, …) to be flattened, of any two widths. The
+    teacher's are detached. Time is B³, memory is bounded: beyond 2²² triplets it goes piece by piece.
+
+    Returns:
+        A scalar without unit; rotating, shifting or scaling the features of either side changes nothing.
+
+    Differs:
+        The cosine comes from the three squared distances (law of cosines), with no B × B × D tensor and no arccos.
+
+    Reference:
+        Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
+    """
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the angles among features (B, D) of any two widths."""
+        return _angle_loss(*_both_squares("rkd_angle", student, teacher))
+
+
+def _is_off(weight: float | Tensor) -> bool:
+    return not isinstance(weight, Tensor) and weight == 0
+
+
+def _both_squares(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances (B, B) among the student's samples and among the teacher's."""
+    checks.same_batch(loss, student, teacher)
+    student, teacher = student.flatten(1), teacher.detach().flatten(1)
+    return squared_distances(centred_gram(student)), squared_distances(centred_gram(teacher))
+
+
+def _distance_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
+    return functional.smooth_l1_loss(_relative(square_s), _relative(square_t))
+
+
+def _relative(square: Tensor) -> Tensor:
+    """Squared distances → distances in units of their mean, (B, B) → (B, B)."""
+    apart = square > 0
+    distances = torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
+    mean = distances.sum() / apart.sum().clamp_min(1)
+    return distances / torch.where(mean > 0, mean, 1.0)
+
+
+def _angle_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
+    batch = len(square_s)
+    inverse_s, inverse_t = _inverse(square_s), _inverse(square_t)
+    tensors = (square_s, inverse_s, square_t, inverse_t)
+    rows = max(1, CHUNK // batch**2)
+    if rows >= batch:
+        total = _angle_sum(*tensors, 0, batch)
+    else:
+        total = square_s.new_zeros(())
+        for start in range(0, batch, rows):
+            piece = checkpoint(_angle_sum, *tensors, start, start + rows, use_reentrant=False, preserve_rng_state=False)
+            total = total + piece
+    return total / batch**3
+
+
+def _inverse(square: Tensor) -> Tensor:
+    """1/d_ij, and 0 where two samples coincide."""
+    apart = square > 0
+    return torch.where(apart, torch.where(apart, square, 1.0).rsqrt(), 0.0)
+
+
+def _angle_sum(
+    square_s: Tensor, inverse_s: Tensor, square_t: Tensor, inverse_t: Tensor, start: int, stop: int
+) -> Tensor:
+    """Sum over all angles at the samples from `start` to `stop`."""
+    cosines_s = _cosines(square_s, inverse_s, start, stop)
+    cosines_t = _cosines(square_t, inverse_t, start, stop)
+    return functional.smooth_l1_loss(cosines_s, cosines_t, reduction="sum")
+
+
+def _cosines(square: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
+    """cos∠_jik = (d_ij² + d_ik² − d_jk²) / (2·d_ij·d_ik) for i from `start` to `stop`: (rows, B, B)."""
+    near, scale = square[start:stop], inverse[start:stop]
+    products = near[:, :, None] + near[:, None, :] - square
+    return products * (scale[:, :, None] / 2) * scale[:, None, :]
