@@ -1,0 +1,77 @@
+"""metrics.csv: one row an epoch, whole after every epoch, cut back to the checkpoint on resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from kdkit.runs.folder import write_text
+
+
+class MetricRows(Logger):
+    """Lightning logger that merges what is logged in one epoch into one row and rewrites the file atomically.
+
+    Args:
+        path: the CSV file; rows that it holds already are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    self.rows[int(float(row["epoch"]))] = {key: float(value) for key, value in row.items() if value}
+
+    @property
+    def name(self) -> str:
+        """Lightning's word for what is logged."""
+        return "metrics"
+
+    @property
+    def version(self) -> int:
+        """There is one file."""
+        return 0
+
+    def cut(self, epoch: int) -> None:
+        """Forget what was logged from `epoch` on: the run goes on from there."""
+        self.rows = {at: row for at, row in self.rows.items() if at < epoch}
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Merge into the epoch's row."""
+        if "epoch" in metrics:
+            row = self.rows.setdefault(int(metrics["epoch"]), {})
+            row.update({"step": float(step or 0), **{key: float(value) for key, value in metrics.items()}})
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The recipe is in the run folder already."""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def save(self) -> None:
+        """Write every row."""
+        if not self.rows:
+            return
+        columns = sorted({key for row in self.rows.values() for key in row} - {"epoch", "step"})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["epoch", "step", *columns], lineterminator="\n")
+        writer.writeheader()
+        for _, row in sorted(self.rows.items()):
+            writer.writerow({key: _short(value) for key, value in row.items()})
+        write_text(self.path, text.getvalue())
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+
+def _short(value: float) -> str:
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.9g}"

@@ -1,0 +1,102 @@
+import pytest
+from torch import nn
+
+from kdkit.graph import Edge, Node, ema, frozen
+from kdkit.graph.links import End, Link, links
+from kdkit.registry import KdkitError
+
+T, T2, S, A, B = "teacher", "assistant", "student", "a", "b"
+ONE = {T: frozen(nn.Identity()), S: Node(nn.Identity())}
+TWO = {**ONE, T2: frozen(nn.Identity())}
+PEERS = {n: Node(nn.Identity()) for n in "abc"}
+
+
+def said(edge, nodes, **expand):
+    return [(tuple(map(str, k.sources)), str(k.target), k.share) for k in links(edge, nodes, **expand)]
+
+
+def test_defaults_teacher_to_every_trained_node_at_the_natural_tap():
+    assert said(Edge("kd"), ONE) == [(("teacher.logits",), "student.logits", 1.0)]
+    assert said(Edge("kd"), {T: frozen(nn.Identity()), **PEERS}) == [
+        (("teacher.logits",), f"{n}.logits", 1.0) for n in "abc"
+    ]
+    assert said(Edge("ce"), PEERS) == [((), f"{n}.logits", 1.0) for n in "abc"]
+
+
+def test_the_only_frozen_node_teaches_whatever_its_name():
+    nodes = {"wise": frozen(nn.Identity()), S: Node(nn.Identity())}
+    assert said(Edge("kd"), nodes)[0][0] == ("wise.logits",)
+    slow = {S: Node(nn.Identity()), "slow": ema(S)}
+    assert said(Edge("kd"), slow) == [(("slow.logits",), "student.logits", 1.0)]
+
+
+def test_ends_name_node_and_tap_or_either():
+    edge = Edge("hint", source="assistant.layer2.1", target="student.stage2")
+    assert said(edge, TWO) == [(("assistant.layer2.1",), "student.stage2", 1.0)]
+    assert said(Edge("cosine", source="embedding", target="embedding"), ONE) == [
+        (("teacher.embedding",), "student.embedding", 1.0)
+    ]
+
+
+def test_plural_taps_are_zipped():
+    edge = Edge("at", taps="stages")
+    two = lambda node, tap: ["stage1", "stage2"] if tap == "stages" else [tap]  # noqa: E731
+    assert said(edge, ONE, expand=two) == [
+        (("teacher.stage1",), "student.stage1", 1.0),
+        (("teacher.stage2",), "student.stage2", 1.0),
+    ]
+    uneven = lambda node, tap: ["s1", "s2", "s3", "s4"] if node == T else ["s1", "s2", "s3"]  # noqa: E731
+    with pytest.raises(KdkitError, match=r"4 sources \(teacher.s1.*do not fit 3 targets"):
+        links(edge, ONE, uneven)
+
+
+def test_several_teachers_each_make_a_link_or_one_ensemble():
+    both = ["teacher", "assistant"]
+    assert [k[0] for k in said(Edge("kd", source=both), TWO)] == [("teacher.logits",), ("assistant.logits",)]
+    assert said(Edge("kd", source=both, ensemble="arithmetic"), TWO) == [
+        (("teacher.logits", "assistant.logits"), "student.logits", 1.0)
+    ]
+    with pytest.raises(KdkitError, match="several teachers"):
+        links(Edge("kd", ensemble="geometric"), TWO)
+
+
+def test_peers_share_what_they_teach():
+    got = links(Edge("dml", among=["a", "b", "c"]), PEERS)
+    assert len(got) == 6
+    assert got[0] == Link((End("a", "logits"),), End("b", "logits"), 0.5)
+
+
+def test_self_edge_between_depths():
+    edge = Edge("mse", source="student.stage3", target="student.stage1")
+    assert said(edge, ONE) == [(("student.stage3",), "student.stage1", 1.0)]
+    with pytest.raises(KdkitError, match="cannot teach itself"):
+        links(Edge("mse", source="student.stage1", target="student.stage1"), ONE)
+
+
+@pytest.mark.parametrize(
+    ("edge", "nodes", "words"),
+    [
+        (Edge("dml", among=["a"]), PEERS, "at least two different models"),
+        (Edge("dml", among=["a", "a"]), PEERS, "at least two different models"),
+        (Edge("dml", among=["a", "d"]), PEERS, "no model is called 'd'"),
+        (Edge("dml", among=["teacher", "student"]), ONE, "peers are trained"),
+        (Edge("kd"), PEERS, "who teaches"),
+        (Edge("kd", target="teacher", source="student"), ONE, "is frozen and cannot learn"),
+        (Edge("ce", source="teacher"), ONE, "reads no teacher"),
+        (Edge("ce"), {T: ONE[T]}, "no model is trained"),
+    ],
+)
+def test_what_does_not_fit_is_said(edge, nodes, words):
+    with pytest.raises(KdkitError, match=words):
+        links(edge, nodes)
+
+
+def test_edges_refuse_unknown_words():
+    with pytest.raises(KdkitError, match="did you mean 'temperature'"):
+        Edge("kd", temprature=4)
+    with pytest.raises(KdkitError, match="did you mean 'crd'"):
+        Edge("crdd")
+    with pytest.raises(KdkitError, match="already says who teaches whom"):
+        Edge("dml", among=["a", "b"], target="a")
+    with pytest.raises(KdkitError, match="beside a ready module"):
+        Edge(nn.MSELoss.__new__(type("Own", (nn.Module,), {"forward": lambda self, student, teacher: 0})), size=3)
