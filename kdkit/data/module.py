@@ -1,0 +1,222 @@
+"""What every data module shares: the parts of the training set, and which loader is asked for what."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from kdkit import draws
+from kdkit.data.device_loader import DeviceLoader
+from kdkit.data.facts import DataFacts
+from kdkit.data.order import Order
+from kdkit.data.splits import noisy, part_size, stratified
+from kdkit.data.views import CropFlip
+from kdkit.registry import KdkitError
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DataModule(LightningDataModule, ABC):
+    """A Lightning data module whose order and views are functions of (seed, epoch, sample).
+
+    Train batches are `(x, y, index)`, all others `(x, y)`: x float32 (B, C, H, W), normalised; y int64 (B,); index
+    int64 (B,), the sample's place in the training set as trained on. `train_dataloader()` makes a new loader at every
+    call, so that reading one for another purpose leaves the training's place alone.
+
+    Every rank evaluates everything, so that a test accuracy is exact and needs no gathering.
+
+    Attributes:
+        root: folder of the data set.
+        batch_size: over all ranks; a multiple of their number.
+        seed: of order, views and label noise.
+        val_split: share or count held out of the training set, class by class, for whoever selects anything by it.
+            Without it `val_dataloader` gives the test set, to report and never to select (`selects` says which).
+        subset: train on this many samples only, class by class; a smaller subset lies in a larger one.
+        label_noise: share of training labels replaced by another class, uniformly.
+        split_seed: of `val_split` and `subset`; not `seed`, so that teacher and student hold out the same images.
+        drop_last: leave out an epoch's last batch where it is not full.
+        augment: random views in training.
+        eval_batch_size: images per batch in evaluation, on each rank.
+    """
+
+    root: str | Path | None = None
+    batch_size: int = 64
+    seed: int = 0
+    val_split: float = 0
+    subset: int | None = None
+    label_noise: float = 0.0
+    split_seed: int = 0
+    drop_last: bool = False
+    augment: bool = True
+    eval_batch_size: int = 256
+    sample_labels: Tensor | None = field(default=None, init=False)
+    device: torch.device | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        for name in ("batch_size", "eval_batch_size"):
+            if (size := getattr(self, name)) < 1:
+                raise KdkitError(f"data: {name} must be at least 1, got {size}")
+        if not 0 <= self.label_noise <= 1:
+            raise KdkitError(f"data: label_noise must be a share in [0, 1], got {self.label_noise}")
+        self._parts: tuple[Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def describe(self) -> DataFacts:
+        """The facts of the whole training set."""
+
+    @abstractmethod
+    def labels(self, train: bool) -> Tensor:
+        """All labels of the training or the test set, (n,) int64; reads it."""
+
+    @abstractmethod
+    def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> Any:
+        """Batches of the samples `ids` (None: all) with `labels`; `views`: augmented, and with the index."""
+
+    def sample_keys(self) -> Tensor:
+        """32 bits for each training sample, by which `val_split` and `subset` choose."""
+        return draws.bits(draws.key(self.split_seed, "split"), torch.arange(self.describe().num_samples))
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        """The facts after `val_split` and `subset`, read without the data where that is possible."""
+        whole = self.describe()
+        if not whole.num_samples:  # only a test set
+            return whole
+        kept = whole.num_samples - part_size("val_split", self.val_split, whole.num_samples)
+        if self.subset is not None:
+            if not 0 < self.subset <= kept:
+                raise KdkitError(f"data: subset must be a count of at most {kept} training samples, got {self.subset}")
+            kept = self.subset
+        return replace(whole, num_samples=kept)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the labels."""
+        return self.facts.num_classes
+
+    @property
+    def num_samples(self) -> int:
+        """Training samples; every `index` lies below it."""
+        return self.facts.num_samples
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.facts.input_shape
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixels in [0, 1]."""
+        return self.facts.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, of pixels in [0, 1]."""
+        return self.facts.std
+
+    @property
+    def selects(self) -> bool:
+        """Whether one may select by `val_dataloader`: it gives held-out training images and not the test set."""
+        return bool(self.val_split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what `stage` needs and carve the training set; a second call does nothing."""
+        needs_train = stage in (None, "fit") or (stage == "validate" and self.selects)
+        if needs_train and self._parts is None:
+            labels = self.labels(train=True)
+            held_out = part_size("val_split", self.val_split, len(labels))
+            val, train = stratified(labels, held_out, self.sample_keys())
+            if self.subset is not None:
+                first, _ = stratified(labels[train], self.num_samples, self.sample_keys()[train])
+                train = train[first]
+            self._parts = train, val
+            self.sample_labels = labels[train]
+            if self.label_noise:
+                self.sample_labels = noisy(self.sample_labels, self.label_noise, self.num_classes, self.seed)
+
+    def train_dataloader(self) -> Any:
+        """`(x, y, index)`, shuffled; a new loader at every call."""
+        train, _ = self._carved()
+        assert self.sample_labels is not None
+        order = Order(len(train), self.batch_size, seed=self.seed, drop_last=self.drop_last)
+        return self.loader(True, train, self.sample_labels, order, views=True)
+
+    def val_dataloader(self) -> Any:
+        """`(x, y)`: the held-out part of the training set, or else the test set."""
+        if not self.selects:
+            return self.test_dataloader()
+        _, val = self._carved()
+        return self.loader(True, val, self.labels(train=True)[val], Order(len(val), self.eval_batch_size), views=False)
+
+    def test_dataloader(self) -> Any:
+        """`(x, y)`: always the test set."""
+        labels = self.labels(train=False)
+        return self.loader(False, None, labels, Order(len(labels), self.eval_batch_size), views=False)
+
+    def _carved(self) -> tuple[Tensor, Tensor]:
+        self.setup("fit")
+        assert self._parts is not None
+        return self._parts
+
+    def target_device(self) -> torch.device:
+        """`device` where it is set, else the Trainer's, else the CPU."""
+        if self.device is not None:
+            return torch.device(self.device)
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DeviceData(DataModule):
+    """A data module whose sets are small enough to live on the device as uint8.
+
+    Attributes:
+        padding: pixels of zero padding before the random crop; 0: no crop.
+        flip: mirror every second training image.
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.padding < 0:
+            raise KdkitError(f"data: padding must be 0 or more pixels, got {self.padding}")
+        self._sets: dict[bool, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """(n, C, H, W) uint8 and (n,) int64 of the training or the test set."""
+
+    def tensors(self, train: bool) -> tuple[Tensor, Tensor]:
+        """`read`, once."""
+        if train not in self._sets:
+            self._sets[train] = self.read(train)
+        return self._sets[train]
+
+    def labels(self, train: bool) -> Tensor:
+        """All labels of the training or the test set."""
+        return self.tensors(train)[1]
+
+    def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> DeviceLoader:
+        """See `DataModule.loader`."""
+        images = self.tensors(train)[0]
+        if ids is not None and len(ids) < len(images):
+            images = images[ids]
+        crops = CropFlip(self.seed, self.padding, self.flip) if views and self.augment else None
+        return DeviceLoader(
+            images,
+            labels,
+            order,
+            mean=self.mean,
+            std=self.std,
+            views=crops,
+            with_index=views,
+            device=self.target_device(),
+        )
