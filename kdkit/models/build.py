@@ -1,0 +1,139 @@
+"""Building a model by name: kdkit's own, timm's, torchvision's, or anybody's from a package or a file."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit import draws
+from kdkit.models import zoo
+from kdkit.models.catalogue import MODELS
+from kdkit.models.custom import accepts, call, load_factory
+from kdkit.registry import KdkitError, UnknownNameError
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def build(
+    arch: str,
+    *,
+    num_classes: int | None,
+    pretrained: bool = False,
+    base: Path | None = None,
+    allow_custom: bool = True,
+    **options: Any,
+) -> nn.Module:
+    """Build a model by its name in a recipe.
+
+    Args:
+        arch: a built-in name (`resnet20`, `wrn_40_2`), `timm/NAME`, `torchvision/NAME`, `package.module:callable` or
+            `file.py:callable`. timm's and torchvision's names may carry a tag of weights after a dot.
+        num_classes: width of the logits; None keeps the model's own.
+        pretrained: load published weights; a classifier of another width is drawn anew.
+        base: folder that relative files are looked up in (the recipe's), default the working directory.
+        allow_custom: whether the two last forms, which run the user's code, are allowed.
+        options: keywords of the model's own factory. `backbone`, a name like `arch`, is built first.
+
+    Raises:
+        UnknownNameError: nothing has that name; the nearest names are offered.
+        KdkitError: the factory takes other options, failed, or gave something else than an `nn.Module`.
+    """
+    if not isinstance(arch, str) or not arch:
+        raise KdkitError(f"arch must be a model's name, got {arch!r}")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+        raise KdkitError(f"{arch}: num_classes must be a whole number of at least 1, or None, got {num_classes!r}")
+    source, _, name = arch.partition("/")
+    if source in zoo.SOURCES and ".py:" not in arch:
+        return zoo.SOURCES[source](name, num_classes, pretrained, options)
+    if isinstance(backbone := options.get("backbone"), str):
+        options["backbone"] = build(
+            backbone, num_classes=num_classes, pretrained=pretrained, base=base, allow_custom=allow_custom
+        )
+        pretrained = False
+    if ":" in arch:
+        if not allow_custom:
+            raise KdkitError(
+                f"{arch}: code beside a recipe is not run here; name a built-in, timm or torchvision model"
+            )
+        return _custom(arch, num_classes, pretrained, base, options)
+    return _builtin(arch, num_classes, pretrained, options)
+
+
+def list_models(pattern: str | None = None) -> list[tuple[str, str]]:
+    """Every name that `build` takes and its source (`kdkit`, `timm`, `torchvision`).
+
+    Args:
+        pattern: keeps names that match it (`*` and `?` stand for anything) or, without either, contain it.
+    """
+    names = [(name, "kdkit") for name in MODELS] + zoo.names()
+    if not pattern:
+        return names
+    glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    return [(name, source) for name, source in names if fnmatch.fnmatch(name, glob)]
+
+
+def normalisation(module: nn.Module) -> Statistics | None:
+    """Mean and standard deviation per channel, for pixels in [0, 1], that the model's published weights expect.
+
+    timm's configuration knows them, `build` notes them on torchvision's models, and a class of your own may state
+    `normalisation = (mean, std)`. None where nothing is stated, as for the built-in nets: they take the data's own.
+    """
+    stated = getattr(module, "normalisation", None)
+    if isinstance(stated, (tuple, list)) and len(stated) == 2:
+        return tuple(map(float, stated[0])), tuple(map(float, stated[1]))
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if isinstance(config, dict) and config.get("mean") and config.get("std"):
+        return tuple(map(float, config["mean"])), tuple(map(float, config["std"]))
+    return None
+
+
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Initial weights drawn inside follow from (seed, the node's name) alone; torch's own generator is left as it was.
+
+    Only the CPU's generator is touched: build there and move the model afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(draws.key(seed, "initial weights", name))
+        yield
+
+
+def _builtin(arch: str, num_classes: int | None, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if arch.endswith(".py"):
+        raise KdkitError(f"{arch}: name the class or function too, as in `{arch}:Net`")
+    try:
+        factory = MODELS[arch]
+    except UnknownNameError as error:
+        others = "timm/NAME, torchvision/NAME, package.module:callable and file.py:callable work too"
+        raise UnknownNameError(f"{error}\n  {others}") from None
+    if pretrained:
+        raise KdkitError(f"{arch}: there are no published weights to fetch; give a file or a recipe as `weights:`")
+    if num_classes is None:
+        raise KdkitError(f"{arch}: num_classes must be given, got None; built-in nets have no width of their own")
+    return call(factory, arch, {**options, "num_classes": num_classes})
+
+
+def _custom(
+    arch: str, num_classes: int | None, pretrained: bool, base: Path | None, options: dict[str, Any]
+) -> nn.Module:
+    factory = load_factory(arch, base)
+    sized = accepts(factory, "num_classes")
+    if sized and num_classes is not None:
+        options["num_classes"] = num_classes
+    if pretrained:
+        if not accepts(factory, "pretrained"):
+            raise KdkitError(f"{arch}: takes no `pretrained`; give a file or a recipe as `weights:`")
+        options["pretrained"] = True
+    net = call(factory, arch, options)
+    widths = [module.out_features for module in net.modules() if isinstance(module, nn.Linear)]
+    if not sized and num_classes is not None and widths[-1:] != [num_classes]:
+        found = f"its last linear layer has {widths[-1]} outputs" if widths else "it has no linear layer"
+        warnings.warn(f"{arch}: takes no num_classes and {found}; {num_classes} classes are asked for", stacklevel=3)
+    return net

@@ -1,0 +1,127 @@
+"""Anybody's own model: `package.module:callable`, or `file.py:callable` beside the recipe."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdkit import draws
+from kdkit.registry import KdkitError, UnknownNameError, nearest
+
+
+def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
+    """The class or function that `spec` names; importing runs the user's code.
+
+    Args:
+        spec: `package.module:callable` or `file.py:callable`.
+        base: folder that a relative file, and the packages, are looked up in; then the working directory.
+
+    Raises:
+        KdkitError: no such file or package, or an exception inside it, shown with its line.
+        UnknownNameError: no such name inside; the nearest ones are offered.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise KdkitError(f"{spec}: must be package.module:callable or file.py:callable")
+    folder = Path(base or ".").resolve()
+    module = _from_file(folder / Path(place).expanduser()) if place.endswith(".py") else _from_package(place, folder)
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        hint = nearest(name, public) or f"; it has: {', '.join(public) or 'nothing to call'}"
+        raise UnknownNameError(f"{place} has no {name!r}{hint}")
+    factory = getattr(module, name)
+    if isinstance(factory, nn.Module):
+        raise KdkitError(f"{spec}: must be a class or a function, got a {type(factory).__name__} already built")
+    try:
+        inspect.signature(factory)
+    except (TypeError, ValueError):
+        raise KdkitError(f"{spec}: must be a class or a function of Python, got {factory!r}") from None
+    return factory  # type: ignore[no-any-return]
+
+
+def accepts(factory: Callable[..., Any], keyword: str) -> bool:
+    """Whether `factory` takes the keyword, by name or by `**`."""
+    parameters = inspect.signature(factory).parameters.values()
+    return any(p.name == keyword or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def call(factory: Callable[..., Any], arch: str, keywords: dict[str, Any]) -> nn.Module:
+    """Build the model; a factory's own failure becomes one error that shows the line it happened on."""
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        known = ", ".join(str(p) for p in signature.parameters.values())
+        raise KdkitError(f"{arch}: {error}; it takes: {known or 'nothing'}") from None
+    try:
+        net = factory(**keywords)
+    except Exception as error:
+        raise KdkitError(f"{arch}: could not be built\n  {_place(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise KdkitError(f"{arch}: must give an nn.Module, got {type(net).__name__}")
+    return net
+
+
+def _from_package(place: str, folder: Path) -> ModuleType:
+    with _search(folder, Path.cwd()):
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and (place == error.name or place.startswith(f"{error.name}.")):
+                raise KdkitError(f"{place}: no such module, looked in {folder} and in the installed packages") from None
+            raise KdkitError(f"{place}: could not be imported\n  {_place(error)}") from error
+        except Exception as error:
+            raise KdkitError(f"{place}: could not be imported\n  {_place(error)}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise KdkitError(f"{path}: no such file; a path in a recipe is relative to the recipe's folder")
+    # Named for path and time: two nodes share one class, an edited file is read anew, and instances can be pickled.
+    name = f"kdkit_file_{path.stem}_{draws.key(str(path), path.stat().st_mtime_ns) & 0xFFFFFFFF:08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    with _search(path.parent):
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise KdkitError(f"{path}: could not be imported\n  {_place(error)}") from error
+    return module
+
+
+@contextmanager
+def _search(*folders: Path) -> Iterator[None]:
+    """The folders are importable for a while, after everything installed."""
+    before = list(sys.path)
+    sys.path += [str(folder) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _place(error: Exception) -> str:
+    """The deepest line that is neither torch's nor the import machinery's, and the error."""
+    ours = ("<frozen", str(Path(__file__).parent), str(Path(torch.__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}:{error.lineno}: {(error.text or '').strip()}\n  "
+    else:
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}\n  " if frames else ""
+    return f"{where}{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
