@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import unit
@@ -72,5 +72,5 @@ class ATLoss(nn.Module):
     def _attention(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, C, H, W) → (B, h·w), each row of length 1."""
         if maps.shape[2:] != size:
-            maps = functional.adaptive_avg_pool2d(maps, size)
+            maps = F.adaptive_avg_pool2d(maps, size)
         return unit(maps.abs().pow(self.p).mean(1).flatten(1))

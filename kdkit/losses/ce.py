@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.precision import full_precision
@@ -55,4 +55,4 @@ class CrossEntropyLoss(nn.Module):
         checks.dims("ce", "(B, C)", student=student)
         checks.class_labels("ce", labels, len(student))
         log_p = student.log_softmax(1)
-        return (1 - self.label_smoothing) * functional.nll_loss(log_p, labels) - self.label_smoothing * log_p.mean()
+        return (1 - self.label_smoothing) * F.nll_loss(log_p, labels) - self.label_smoothing * log_p.mean()

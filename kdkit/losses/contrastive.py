@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.embed import Embed
@@ -92,7 +92,7 @@ class InBatchCRDLoss(nn.Module):
             checks.class_labels("crd_inbatch", labels, len(logits))
             same = (labels == labels[:, None]) & (own != own[:, None])
             logits = logits.masked_fill(same, -torch.inf)
-        return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 @register_loss(
@@ -162,4 +162,4 @@ class NTXentLoss(nn.Module):
             views = torch.cat([self.embed_student(student), self.embed_teacher(teacher)])
         own = torch.arange(len(views), device=views.device)
         logits = (views @ views.T / self.temperature).masked_fill(own == own[:, None], -torch.inf)  # (2B, 2B)
-        return functional.cross_entropy(logits, own.roll(len(student)))
+        return F.cross_entropy(logits, own.roll(len(student)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import unit
@@ -34,7 +34,7 @@ class Embed(nn.Module):
         if x.shape[1] != self.dim:
             raise ValueError(
                 f"embed: features must have {self.dim} numbers a sample, got {x.shape[1]}; "
-                "build the loss with the width of the tap it reads"
+                "read a pooled tap such as `embedding`, or build the loss with this width"
             )
         if self.hidden is not None:
             x = _linear(self.hidden, x).relu()
@@ -42,4 +42,4 @@ class Embed(nn.Module):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.precision import full_precision
@@ -17,7 +17,7 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float | Tensor) -
     """T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)) of logits (B, C), mean over B, the teacher's a constant."""
     log_p = (student / temperature).log_softmax(1)
     log_q = (teacher.detach() / temperature).log_softmax(1)
-    return temperature**2 * functional.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+    return temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
 
 
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:

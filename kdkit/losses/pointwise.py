@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import unit
@@ -52,7 +52,7 @@ class MSELoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare two tensors (B, …) of one shape."""
         checks.same_shape("mse", student, teacher)
-        return functional.mse_loss(student, teacher.detach())
+        return F.mse_loss(student, teacher.detach())
 
 
 @register_loss(
@@ -124,4 +124,4 @@ class HintLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the student's tensor behind its head with the teacher's."""
         checks.same_shape("hint", student, teacher, remedy="give the edge a head (head: conv_bn_relu)")
-        return functional.mse_loss(student, teacher.detach())
+        return F.mse_loss(student, teacher.detach())

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kdkit.losses import checks
@@ -158,7 +158,7 @@ def _both_squares(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, 
 
 
 def _distance_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
-    return functional.smooth_l1_loss(_relative(square_s), _relative(square_t))
+    return F.smooth_l1_loss(_relative(square_s), _relative(square_t))
 
 
 def _relative(square: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def _angle_sum(
     """Sum over all angles at the samples from `start` to `stop`."""
     cosines_s = _cosines(square_s, inverse_s, start, stop)
     cosines_t = _cosines(square_t, inverse_t, start, stop)
-    return functional.smooth_l1_loss(cosines_s, cosines_t, reduction="sum")
+    return F.smooth_l1_loss(cosines_s, cosines_t, reduction="sum")
 
 
 def _cosines(square: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
