@@ -1,0 +1,161 @@
+"""One dry run of a model: which modules ran, in which order, on what; and no trace of it left in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.registry import KdkitError
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module; tensors are kept alive, so that `is` tells whether two places hold the same one."""
+
+    path: str
+    module: nn.Module
+    input: Tensor | None
+    input_version: int
+    entered: int
+    output: Tensor | None = None
+    output_version: int = 0
+    left: int = 0
+
+    def at(self, side: str) -> Tensor | None:
+        """The tensor at a side of the module."""
+        return self.input if side == "input" else self.output
+
+    def moment(self, side: str) -> int:
+        """When a hook at that side would run."""
+        return self.entered if side == "input" else self.left
+
+    def version(self, side: str) -> int:
+        """How often the tensor had been changed in place when a hook at that side would run."""
+        return self.input_version if side == "input" else self.output_version
+
+    def changed_later(self, side: str) -> bool:
+        """Whether the tensor is changed in place after that, so that a tap must clone it."""
+        tensor = self.at(side)
+        return tensor is not None and tensor._version != self.version(side)
+
+
+@dataclass
+class Trace:
+    """What a dry run saw: all calls in the order in which they ended, and the model's output."""
+
+    model: nn.Module
+    calls: list[Call]
+    output: Tensor
+
+    def __post_init__(self) -> None:
+        self.last = {call.path: call for call in self.calls}
+        self.counts: dict[str, int] = {}
+        for call in self.calls:
+            self.counts[call.path] = self.counts.get(call.path, 0) + 1
+
+    def layers(self) -> list[Call]:
+        """The calls of single weighted layers (linear, convolution, or a user's own leaf with a matrix)."""
+        return [call for call in self.calls if has_matrix(call.module)]
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The value itself, or the first tensor of a tuple, list or mapping."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        return next((v for v in value if isinstance(v, Tensor)), None)
+    return None
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: the tensor itself, its entry `logits`, or the first of a tuple."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = first_tensor(output if named is None else named)
+    if found is None:
+        raise KdkitError(
+            f"model: its output must be a tensor, hold `logits` or start with a tensor, got {type(output).__name__}; "
+            f"wrap the model in one that returns its logits"
+        )
+    return found
+
+
+def children(module: nn.Module) -> list[nn.Module]:
+    """Direct children that are part of the computation (not the holders of a parametrised weight)."""
+    return [child for name, child in module.named_children() if name != "parametrizations"]
+
+
+def has_matrix(module: nn.Module) -> bool:
+    """Whether a module is one layer with a weight of two or more dimensions (norms and activations are not)."""
+    weight = getattr(module, "weight", None)
+    weights = [weight] if isinstance(weight, Tensor) else list(module.parameters(recurse=False))
+    return not children(module) and any(w.ndim >= 2 for w in weights)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; training flags, buffers and random generators as before on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    before = [(b.clone(), b._version) for _, _, b in buffers]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+            for module, _ in modes:
+                module.training = False  # not .eval(), which a model may override
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for (module, name, buffer), (value, version) in zip(buffers, before, strict=True):
+            if buffer._version != version:
+                buffer.copy_(value)
+            module._buffers[name] = buffer
+
+
+def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
+    """Run the model once in evaluation mode, without gradient, and note every call.
+
+    Raises:
+        KdkitError: the model cannot be run on the example.
+    """
+    calls: list[Call] = []
+    stack: list[Call] = []
+    clock = iter(range(1 << 62))
+    paths = {module: path for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor = first_tensor([*args, *kwargs.values()])
+        stack.append(Call(paths[module], module, tensor, 0 if tensor is None else tensor._version, next(clock)))
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = stack.pop()
+        call.output, call.left = first_tensor(output), next(clock)
+        call.output_version = 0 if call.output is None else call.output._version
+        calls.append(call)
+
+    handles = []
+    try:
+        for module in paths:
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        with _untouched(model):
+            output = model(*example) if isinstance(example, tuple) else model(example)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        given = example if isinstance(example, tuple) else (example,)
+        shapes = ", ".join(str(tuple(v.shape)) for v in given if isinstance(v, Tensor))
+        what = f"{type(model).__name__} must run on an input of shape {shapes}"
+        raise KdkitError(f"model: {what}, got {type(error).__name__}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    for call in calls:
+        if call.input is not None and isinstance(call.module, nn.modules.dropout._DropoutNd) and call.module.inplace:
+            torch.autograd.graph.increment_version(call.input)  # it left its input alone here, but will not in training
+    return Trace(model, calls, logits_of(output))
