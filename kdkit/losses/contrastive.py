@@ -52,7 +52,7 @@ class InBatchCRDLoss(nn.Module):
     where wanted, class numbers (B,). The teacher's features are detached; both heads are trained.
 
     Returns:
-        A scalar in nats, ln B where nothing is learnt.
+        A scalar in nats; ln B where all embeddings of one side coincide.
 
     Differs:
         This is a softmax over the batch. CRD itself (`crd`) is a sum of logistic losses against thousands of stored
@@ -121,7 +121,7 @@ class NTXentLoss(nn.Module):
     `forward(student, teacher)` takes features (B, …). The teacher's are detached; both heads are trained.
 
     Returns:
-        A scalar in nats, ln(2B − 1) where nothing is learnt.
+        A scalar in nats; ln(2B − 1) where all embeddings coincide.
 
     Differs:
         Beside the other side's samples, those of one's own side are negatives too; `crd_inbatch` has only the former.

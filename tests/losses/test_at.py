@@ -1,0 +1,85 @@
+"""`at` against loops over positions, and what known ports miss: the student's gradient, channels, unequal sizes."""
+
+import numpy as np
+import pytest
+import torch
+
+from kdkit.losses import ATLoss
+
+
+def attention(maps, p):
+    rows = []
+    for sample in maps:
+        channels, height, width = sample.shape
+        row = np.array(
+            [
+                sum(abs(sample[c, i, j]) ** p for c in range(channels)) / channels
+                for i in range(height)
+                for j in range(width)
+            ]
+        )
+        rows.append(row / np.sqrt((row**2).sum()))
+    return rows
+
+
+def maps(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.0])
+def test_both_modes(p):
+    s, t = maps(3, 4, 5, 6), maps(3, 2, 5, 6)
+    pairs = list(zip(attention(s.numpy(), p), attention(t.numpy(), p), strict=True))
+    code = np.mean([(a - b) ** 2 for a, b in pairs])
+    paper = np.mean([np.linalg.norm(a - b) for a, b in pairs])
+    assert ATLoss(p=p)(s, t).item() == pytest.approx(code, rel=1e-12)
+    assert ATLoss(p=p, mode="paper")(s, t).item() == pytest.approx(paper, rel=1e-12)
+
+
+def test_the_mode_makes_the_weight():
+    """For one sample the paper's value is √(H·W·code): about 137 times larger on random 8 × 8 maps."""
+    s, t = maps(1, 64, 8, 8), maps(1, 64, 8, 8)
+    code, paper = ATLoss()(s, t), ATLoss(mode="paper")(s, t)
+    torch.testing.assert_close(paper, (64 * code).sqrt())
+    assert paper > 50 * code
+
+
+def test_the_student_learns_and_the_teacher_does_not():
+    s, t = maps(3, 4, 5, 5).requires_grad_(), maps(3, 4, 5, 5).requires_grad_()
+    ATLoss()(s, t).backward()
+    assert s.grad.abs().min() > 0
+    assert t.grad is None
+
+
+def test_scale_sign_and_repeated_channels_do_not_count():
+    s, t = maps(3, 4, 5, 5), maps(3, 2, 5, 5)
+    expected = ATLoss()(s, t)
+    torch.testing.assert_close(ATLoss()(7 * s, -t / 3), expected)
+    torch.testing.assert_close(ATLoss()(torch.cat([s, s], 1), t), expected)
+    torch.testing.assert_close(ATLoss(p=1.0)(s, -s), expected.new_zeros(()))
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_the_larger_map_is_pooled_before_its_attention(larger):
+    large, small = maps(3, 4, 8, 6), maps(3, 4, 4, 3)
+    pooled = large.reshape(3, 4, 4, 2, 3, 2).mean((3, 5))
+    ends = (large, small) if larger == "student" else (small, large)
+    expected = (pooled, small) if larger == "student" else (small, pooled)
+    torch.testing.assert_close(ATLoss()(*ends), ATLoss()(*expected))
+
+
+def test_each_side_is_pooled_where_it_is_the_larger():
+    assert ATLoss()(maps(2, 3, 7, 4), maps(2, 3, 5, 6)).isfinite()
+    tall, wide = maps(2, 3, 4, 1), maps(2, 3, 1, 4)
+    torch.testing.assert_close(ATLoss()(tall, wide), torch.zeros((), dtype=torch.float64))  # one position: always 1
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"at: mode must be 'code' or 'paper', got 'mean'; choose one of them"):
+        ATLoss(mode="mean")
+    with pytest.raises(ValueError, match=r"at: p must be at least 1, got 0.5; below 1"):
+        ATLoss(p=0.5)
+    with pytest.raises(ValueError, match=r"at: teacher must be \(B, C, H, W\), got shape \(3, 4\); choose another tap"):
+        ATLoss()(torch.randn(3, 4, 5, 5), torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"at: student must hold teacher's 3 samples, got 2; give both the same batch"):
+        ATLoss()(torch.randn(2, 4, 5, 5), torch.randn(3, 4, 5, 5))

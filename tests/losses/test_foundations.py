@@ -1,0 +1,68 @@
+"""What all losses stand on: full precision, directions, distances."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit.losses.geometry import centred_gram, squared_distances, unit
+from kdkit.losses.precision import full_precision
+
+
+class Probe(nn.Module):
+    """Reports what its decorated forward is given."""
+
+    @full_precision
+    def forward(self, student, teachers=None, labels=None):
+        self.seen = (student, *(teachers or ()), labels)
+        return (student @ student.T).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_becomes_single_also_inside_lists_and_keywords(dtype):
+    probe, x, labels = Probe(), torch.randn(3, 3, dtype=dtype), torch.arange(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (
+            probe(x, teachers=[x, x.double()], labels=labels).dtype == torch.float32
+        )  # a product autocast would halve
+    assert [t.dtype for t in probe.seen] == [torch.float32, torch.float32, torch.float64, torch.int64]
+
+
+def test_signature_is_kept_and_each_forward_has_its_own_code():
+    assert list(inspect.signature(Probe.forward).parameters) == ["self", "student", "teachers", "labels"]
+
+    def forward(self, student):
+        return student
+
+    one, two = full_precision(forward), full_precision(Probe.forward)
+    assert one.__code__ is not two.__code__
+
+
+def test_autocast_outside_is_left_as_it_was():
+    with torch.autocast("cpu", torch.bfloat16):
+        Probe()(torch.randn(3, 3))
+        assert (torch.randn(3, 3) @ torch.randn(3, 3)).dtype == torch.bfloat16
+
+
+def test_unit_vectors():
+    x = torch.randn(5, 4, dtype=torch.float64)
+    x[2] = 0
+    x.requires_grad_()
+    y = unit(x)
+    torch.testing.assert_close(y, nn.functional.normalize(x))
+    torch.testing.assert_close(unit(x.T, 0), y.T)
+    y.sum().backward()
+    assert (x.grad[2] == 1).all()  # F.normalize sends 1e12 here
+    assert torch.autograd.gradcheck(unit, torch.randn(5, 4, dtype=torch.float64, requires_grad=True))
+
+
+def test_squared_distances():
+    x = torch.randn(6, 4, dtype=torch.float64) + 5
+    torch.testing.assert_close(squared_distances(centred_gram(x)), torch.cdist(x, x) ** 2)
+    x = torch.randn(6, 300) * 100
+    x[3] = x[0]
+    square = squared_distances(centred_gram(x))
+    assert square[0, 3] == 0
+    assert (square.diagonal() == 0).all()
+    assert (square > 0).sum() == 6 * 5 - 2

@@ -1,0 +1,114 @@
+"""`ce`, `kd` and `dml` against numpy, closed-form gradients, and the ways in which known code gets them wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdkit.losses import CrossEntropyLoss, DMLLoss, KDLoss
+
+
+def softmax(z):
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def logits(*shape, scale=3.0):
+    return (scale * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_ce_is_the_mean_cross_entropy_to_smoothed_labels(smoothing):
+    z, y = logits(6, 5), torch.randint(5, (6,))
+    expected = 0.0
+    for row, label in zip(z.detach().numpy(), y.tolist(), strict=True):
+        target = np.full(5, smoothing / 5)
+        target[label] += 1 - smoothing
+        expected -= float(target @ np.log(softmax(row))) / 6
+    assert CrossEntropyLoss(label_smoothing=smoothing)(z, y).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_ce_takes_raw_logits_so_that_a_perfect_prediction_costs_nothing():
+    """The softmax of a softmax, a common slip, cannot fall below ln(e + C − 1) − 1 = 3.62 at C = 100."""
+    y = torch.arange(8)
+    assert CrossEntropyLoss()(100 * F.one_hot(y, 100).float(), y) < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kd_is_t_squared_kl_of_teacher_from_student_over_the_batch(temperature):
+    s, t = logits(6, 5), logits(6, 5)
+    pairs = zip(s.detach().numpy() / temperature, t.detach().numpy() / temperature, strict=True)
+    expected = temperature**2 * sum(kl(softmax(b), softmax(a)) for a, b in pairs) / 6
+    assert KDLoss(temperature)(s, t).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_kd_knows_logits_only_up_to_a_constant():
+    t = logits(6, 5)
+    s = (t.detach() + torch.randn(6, 1, dtype=torch.float64)).requires_grad_()
+    loss = KDLoss()(s, t)
+    loss.backward()
+    assert loss.abs() < 1e-13
+    assert s.grad.abs().max() < 1e-13
+
+
+def test_kd_gradient_is_t_times_the_difference_of_probabilities_over_b():
+    s, t, T = logits(6, 5), logits(6, 5), 3.0
+    KDLoss(T)(s, t).backward()
+    torch.testing.assert_close(s.grad, T * ((s / T).softmax(1) - (t / T).softmax(1)).detach() / 6)
+
+
+def test_kd_at_high_temperature_matches_logits():
+    s, t = logits(6, 5), logits(6, 5)
+    KDLoss(1e5)(s, t).backward()
+    expected = (s - s.mean(1, keepdim=True) - t + t.mean(1, keepdim=True)).detach() / (5 * 6)
+    torch.testing.assert_close(s.grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_kd_does_not_change_when_the_batch_is_doubled():
+    s, t = logits(6, 5), logits(6, 5)
+    torch.testing.assert_close(KDLoss()(torch.cat([s, s]), torch.cat([t, t])), KDLoss()(s, t))
+
+
+def test_dml_is_the_unscaled_kl_from_a_detached_peer():
+    s, peer = logits(6, 5), logits(6, 5)
+    loss = DMLLoss()(s, peer)
+    expected = (
+        sum(kl(softmax(b), softmax(a)) for a, b in zip(s.detach().numpy(), peer.detach().numpy(), strict=True)) / 6
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    assert peer.grad is None
+    default_reduction = F.kl_div(s.log_softmax(1), peer.log_softmax(1), log_target=True, reduction="none").mean()
+    assert loss.item() == pytest.approx(5 * default_reduction.item())
+
+
+def test_dml_temperature_keeps_the_gradient_s_size():
+    s, peer, T = logits(6, 5), logits(6, 5), 3.0
+    DMLLoss(temperature=T)(s, peer).backward()
+    torch.testing.assert_close(s.grad, T * ((s / T).softmax(1) - (peer / T).softmax(1)).detach() / 6)
+
+
+@pytest.mark.parametrize("cls", [KDLoss, DMLLoss])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf, "4", True, None])
+def test_temperature_must_be_positive(cls, temperature):
+    with pytest.raises(ValueError, match=r"^(kd|dml): temperature must be a number above 0, got .*; choose a positive"):
+        cls(temperature=temperature)
+
+
+def test_wrong_shapes_say_what_to_do():
+    with pytest.raises(ValueError, match=r"kd: student must be shaped like teacher, \(4, 7\), got \(4, 5\); .*`tune:`"):
+        KDLoss()(torch.randn(4, 5), torch.randn(4, 7))
+    with pytest.raises(ValueError, match=r"dml: student must be shaped like .*; peers must share one set of classes"):
+        DMLLoss()(torch.randn(4, 5), torch.randn(4, 7))
+    with pytest.raises(ValueError, match=r"kd: teacher must be \(B, C\), got shape \(4, 5, 2, 2\); choose another tap"):
+        KDLoss()(torch.randn(4, 5), torch.randn(4, 5, 2, 2))
+    with pytest.raises(ValueError, match=r"ce: labels must be int64 class numbers of shape \(4,\), got torch.float32"):
+        CrossEntropyLoss()(torch.randn(4, 5), torch.randn(4))
+    with pytest.raises(ValueError, match=r"ce: label_smoothing must lie in \[0, 1\], got 10; give it as a share"):
+        CrossEntropyLoss(label_smoothing=10)
