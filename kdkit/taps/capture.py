@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdkit.registry import KdkitError
 from kdkit.taps.places import Place, Places
-from kdkit.taps.trace import Trace, dry_run, first_tensor, has_matrix, logits_of
+from kdkit.taps.trace import Trace, dry_run, first_tensor, logits_of
 
 
 class _Enough(Exception):  # noqa: N818 (no error: every tap has been read, the rest of the network need not run)
@@ -153,27 +153,27 @@ class Taps:
 
 
 def _channels_last(trace: Trace, place: Place) -> bool:
-    """Whether a map is (B, H, W, C): the last weighted layer before it says so, or else timm's `output_fmt` does."""
+    """Whether a map is (B, H, W, C): the last layer of its shape that tells says so, or else timm's `output_fmt`."""
     call = trace.last[place.path]
     tensor = call.at(place.side)
-    if tensor is None or tensor.ndim != 4 or place.pooled or tensor.shape[1] == tensor.shape[3]:
-        declared = getattr(trace.model, "output_fmt", None) == "NHWC"
-        return declared and tensor is not None and tensor.ndim == 4 and not place.pooled
+    if tensor is None or tensor.ndim != 4 or place.pooled or tensor is trace.input:
+        return False
+    declared = getattr(trace.model, "output_fmt", None) == "NHWC"
+    if tensor.shape[1] == tensor.shape[3]:
+        return declared
     for layer in reversed([c for c in trace.calls if c.left <= call.moment(place.side)]):
         if layer.output is None or layer.output.shape != tensor.shape:
             continue
-        if isinstance(layer.module, nn.modules.conv._ConvNd):
+        if isinstance(layer.module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)):
             return False
-        if isinstance(layer.module, (nn.Linear, nn.LayerNorm)) and _acts_on_last(layer.module, tensor):
+        if isinstance(layer.module, (nn.Linear, nn.LayerNorm)) and _width(layer.module) == tensor.shape[3]:
             return True
-        if has_matrix(layer.module):
-            break
-    return getattr(trace.model, "output_fmt", None) == "NHWC"
+    return declared
 
 
-def _acts_on_last(module: nn.Linear | nn.LayerNorm, tensor: Tensor) -> bool:
-    width = module.out_features if isinstance(module, nn.Linear) else module.normalized_shape[-1]
-    return width == tensor.shape[-1]
+def _width(module: nn.Module) -> int:
+    weight = module.weight
+    return weight.shape[0] if isinstance(weight, Tensor) else 0
 
 
 def expand(model: nn.Module, name: str, example: Tensor | tuple[Any, ...]) -> list[str]:

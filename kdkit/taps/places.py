@@ -8,7 +8,7 @@ from torch import nn
 
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 from kdkit.taps.stages import stages
-from kdkit.taps.trace import Call, Trace, children, has_matrix
+from kdkit.taps.trace import Call, Trace, has_matrix, named_children
 
 _SIDES = ("input", "output", "preact")
 
@@ -121,10 +121,11 @@ class Places:
 
 def _is_activation(call: Call) -> bool:
     """Elementwise, without weights, and doing something even in evaluation mode (unlike dropout)."""
-    if call.input is None or call.output is None or children(call.module) or call.input.shape != call.output.shape:
+    if call.input is None or call.output is None or call.input.shape != call.output.shape:
         return False
+    leaf = not named_children(call.module)
     weightless = not any(True for _ in call.module.parameters()) or isinstance(call.module, nn.PReLU)
-    return weightless and not (call.input is call.output and call.input_version == call.output_version)
+    return leaf and weightless and not (call.input is call.output and call.input_version == call.output_version)
 
 
 def _find_classifier(trace: Trace) -> tuple[str | None, str]:

@@ -4,25 +4,28 @@ Looked up in this order:
 
 1. `model.stages`, a mapping from stage name to module path (every built-in net has it);
 2. `model.feature_info`, timm's list, where each of its modules is called and gives one tensor;
-3. the dry run: modules are listed in the order of their calls, with containers opened (`Sequential`, `ModuleList`, and
-   a module that holds most of the parameters and several blocks, such as an encoder). A run of modules that agree in
-   their spatial size is a stage; its tap is the output of its last *block* (a module with two weighted layers or more),
-   or of its last module in a network without blocks. A network of one size (ViT, mixer) has one stage per block.
+3. the dry run. A *block* is a module with two weighted layers or more. Modules are listed in the order of their calls,
+   with containers opened (`Sequential`, `ModuleList`, and a body of blocks, such as an encoder, that stands alone or
+   holds most of the parameters). A run of modules that agree in their spatial size is a stage; its tap is the output of
+   its last block, or of its last module in a network without blocks. A network of one size (ViT, mixer, MLP) has one
+   stage per block or layer.
 
 The stem is what the first block reads (where stage1 holds no block: what the first layer and its activation give),
-unless `model.stages` says otherwise.
+unless `model.stages` says otherwise. A module called stem or embedding is no block, and a block that reads the image is
+a stem.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import groupby
 
 from torch import nn
 
-from kdkit.taps.trace import Call, Trace, children, has_matrix
+from kdkit.taps.trace import Call, Trace, has_matrix, named_children
 
-_MOST = 0.8  # share of the parameters from which a module counts as the body and not as one of its parts
+_MOST = 0.8  # share of the parameters from which a module is the body and not one part of several
 
 
 Spot = tuple[str, str]  # module path, side
@@ -30,9 +33,7 @@ Spot = tuple[str, str]  # module path, side
 
 def stages(trace: Trace, head: str | None) -> tuple[Spot | None, list[Spot]]:
     """The stem, and `stage1`, `stage2`, …; `head` is the classifier's path, which is no stage."""
-    steps = _steps(trace, trace.model, "", _size(trace.model))
-    if head in trace.last:
-        steps = [call for call in steps if call.left < trace.last[head].left]
+    steps = _steps(trace, trace.model, "", trace.last[head].left if head in trace.last else math.inf)
     if any(map(_spatial, steps)):
         steps = [call for call in steps if _spatial(call)]
     found = _declared(trace) or _timm(trace) or _by_size(trace, steps)
@@ -56,16 +57,16 @@ def _timm(trace: Trace) -> list[Spot]:
     if not isinstance(entries, (list, tuple)) or not all(isinstance(e, Mapping) and "module" in e for e in entries):
         return []
     found = [(e["module"], "input" if e.get("hook_type") == "forward_pre" else "output") for e in entries]
-    blocks = [path for path, _ in found if _is_block(trace.model, path)]
+    blocks = [p for p, _ in found if p in trace.last and _is_block(p, trace.last[p].module)]
     if found and (found[0][0].startswith("stem") or (blocks and found[0][0] not in blocks)):
         found = found[1:]
     plain = all(path in trace.last and trace.last[path].output is not None for path, _ in found)
     return found if plain else []
 
 
-def _is_block(model: nn.Module, path: str) -> bool:
-    modules = dict(model.named_modules())
-    return path in modules and _layers(modules[path]) >= 2
+def _is_block(path: str, module: nn.Module) -> bool:
+    name = path.rpartition(".")[2].lower()
+    return _layers(module) >= 2 and "stem" not in name and "embed" not in name
 
 
 def _layers(module: nn.Module) -> int:
@@ -76,25 +77,29 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _steps(trace: Trace, module: nn.Module, path: str, total: int) -> list[Call]:
-    """The calls that a module consists of, at the level of its blocks."""
-    steps = []
-    for name, child in module.named_children():
-        inner = f"{path}.{name}" if path else name
-        opened = type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        body = _size(child) >= _MOST * total and sum(_layers(m) >= 2 for m in _parts(child)) >= 2
-        if opened or body:
-            steps += _steps(trace, child, inner, _size(child))
-        elif inner in trace.last and trace.last[inner].output is not None:
-            steps.append(trace.last[inner])
-    return sorted(steps, key=lambda call: call.left)
-
-
-def _parts(module: nn.Module) -> list[nn.Module]:
+def _parts(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+    """The children with their paths, containers opened."""
     parts = []
-    for child in children(module):
-        parts += _parts(child) if type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict) else [child]
+    for name, child in named_children(module):
+        inner = f"{path}.{name}" if path else name
+        container = type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        parts += _parts(child, inner) if container else [(inner, child)]
     return parts
+
+
+def _steps(trace: Trace, module: nn.Module, path: str, before: float) -> list[Call]:
+    """The calls that end before a moment, in their order, at the level of blocks: a body of blocks is opened."""
+    calls = [trace.last[inner] for inner, _ in _parts(module, path) if inner in trace.last]
+    calls = sorted((c for c in calls if c.output is not None and c.left < before), key=lambda c: c.left)
+    blocks = [call for call in calls if _is_block(call.path, call.module)]
+    steps = []
+    for call in calls:
+        body = len(blocks) == 1 or _size(call.module) >= _MOST * _size(module)
+        if body and sum(_is_block(*part) for part in _parts(call.module, "")) >= 2:
+            steps += _steps(trace, call.module, call.path, before)
+        else:
+            steps.append(call)
+    return steps
 
 
 def _spatial(call: Call) -> tuple[int, ...]:
@@ -103,7 +108,7 @@ def _spatial(call: Call) -> tuple[int, ...]:
 
 
 def _by_size(trace: Trace, steps: list[Call]) -> list[Spot]:
-    blocks = [call for call in steps if _layers(call.module) >= 2]
+    blocks = [call for call in steps if _is_block(call.path, call.module)]
     parts = blocks or [call for call in steps if _layers(call.module)]  # without blocks: layers
     runs = [list(run) for _, run in groupby(steps, key=_spatial)]
     runs = [run for run in runs if any(call in parts for call in run)]
@@ -120,8 +125,8 @@ def _stem(trace: Trace, steps: list[Call], found: list[Spot]) -> Spot | None:
         return None
     first = trace.last[found[0][0]]
     within = [call for call in steps if call.left <= first.left]
-    if block := next((call for call in within if _layers(call.module) >= 2), None):
-        return block.path, "input"
+    if block := next((call for call in within if _is_block(call.path, call.module)), None):
+        return block.path, "output" if block.input is trace.input else "input"
     layers = [i for i, call in enumerate(steps) if _layers(call.module)]
     if not layers:
         return None

@@ -46,9 +46,10 @@ class Call:
 
 @dataclass
 class Trace:
-    """What a dry run saw: all calls in the order in which they ended, and the model's output."""
+    """What a dry run saw: the model's first input, all calls in the order in which they ended, and the logits."""
 
     model: nn.Module
+    input: Tensor | None
     calls: list[Call]
     output: Tensor
 
@@ -86,16 +87,16 @@ def logits_of(output: Any) -> Tensor:
     return found
 
 
-def children(module: nn.Module) -> list[nn.Module]:
+def named_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Direct children that are part of the computation (not the holders of a parametrised weight)."""
-    return [child for name, child in module.named_children() if name != "parametrizations"]
+    return [(name, child) for name, child in module.named_children() if name != "parametrizations"]
 
 
 def has_matrix(module: nn.Module) -> bool:
     """Whether a module is one layer with a weight of two or more dimensions (norms and activations are not)."""
     weight = getattr(module, "weight", None)
     weights = [weight] if isinstance(weight, Tensor) else list(module.parameters(recurse=False))
-    return not children(module) and any(w.ndim >= 2 for w in weights)
+    return not named_children(module) and any(w.ndim >= 2 for w in weights)
 
 
 @contextmanager
@@ -158,4 +159,4 @@ def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     for call in calls:
         if call.input is not None and isinstance(call.module, nn.modules.dropout._DropoutNd) and call.module.inplace:
             torch.autograd.graph.increment_version(call.input)  # it left its input alone here, but will not in training
-    return Trace(model, calls, logits_of(output))
+    return Trace(model, first_tensor(example), calls, logits_of(output))
