@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """Folder with real data sets; what needs it is skipped where it is not set."""
+    root = os.environ.get("KDKIT_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("KDKIT_DATA does not name a folder of data sets")
+    return Path(root)

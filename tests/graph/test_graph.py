@@ -1,0 +1,244 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdkit.graph import Edge, Node, ema, frozen
+from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.graph import Graph
+from kdkit.losses import KDLoss
+from kdkit.registry import KdkitError
+from tests.nets import Blobs, net
+
+FACTS = Facts(num_classes=5, num_samples=64, sample_labels=torch.arange(64) % 5)
+
+
+def batch(n=6):
+    data = Blobs()
+    return Batch(data.x[:n], data.y[:n], torch.arange(n))
+
+
+def bound(nodes, edges, epochs=10, facts=FACTS, seed=0):
+    graph = Graph(nodes, edges, seed)
+    graph.bind(batch(), facts, epochs)
+    return graph
+
+
+def pair(**options):
+    return {"teacher": frozen(net(12, seed=1)), "student": Node(net(8, seed=2), **options)}
+
+
+def run(graph, t=0.0, data=None):
+    graph.set_time(t)
+    data = data or batch()
+    return graph.terms(graph.now.updates, graph.outputs(data), data)
+
+
+def test_terms_are_the_losses_by_hand():
+    nodes = pair()
+    graph = bound(nodes, [Edge("ce", weight=0.1), Edge("kd", weight=0.9, temperature=4.0)])
+    got, data = run(graph), batch()
+    teacher, student = nodes["teacher"].module, nodes["student"].module
+    zs, zt = student(data.x), teacher(data.x).detach()
+    kd = 16 * F.kl_div(F.log_softmax(zs / 4, 1), F.softmax(zt / 4, 1), reduction="batchmean")
+    torch.testing.assert_close(got["ce"], F.cross_entropy(zs, data.labels))
+    torch.testing.assert_close(got["kd"], kd)
+    torch.testing.assert_close(graph.weighted(got), 0.1 * got["ce"] + 0.9 * got["kd"])
+
+
+def test_a_frozen_node_is_frozen_for_ever_and_nowhere():
+    graph = bound(pair(), ["ce", "kd"])
+    teacher = graph.model("teacher")
+    graph.train()
+    assert not teacher.training
+    assert graph.model("student").training
+    assert not any("teacher" in key for key in graph.state_dict())
+    assert all(id(p) not in {id(q) for q in graph.parameters()} for p in teacher.parameters())
+    before = copy.deepcopy(teacher.state_dict())
+    graph.weighted(run(graph)).backward()
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+    graph.double()
+    assert next(teacher.parameters()).dtype == torch.float64
+
+
+def test_binding_leaves_no_trace():
+    nodes = pair()
+    student = nodes["student"].module
+    before, rng = copy.deepcopy(student.state_dict()), torch.get_rng_state()
+    graph = bound(nodes, ["ce", Edge("crd", num_negatives=8, embed_dim=4)])
+    assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
+    assert torch.equal(rng, torch.get_rng_state())
+    again = bound(pair(), ["ce", Edge("crd", num_negatives=8, embed_dim=4)])
+    assert all(torch.equal(v, again.state_dict()[k]) or v.isnan().all() for k, v in graph.state_dict().items())
+    pickle.dumps(student)
+
+
+def test_the_model_that_comes_out_is_the_one_that_went_in():
+    nodes = pair()
+    graph = bound(nodes, [Edge("hint", source="teacher.stage2", target="student.stage2", head="conv_bn_relu")])
+    assert graph.model("student") is nodes["student"].module
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in graph.model("student").modules())
+    assert [k for k in graph.model("student").state_dict()] == list(net(8).state_dict())
+
+
+def test_heads_are_sized_trained_and_shared_by_name():
+    two = [
+        Edge("mse", taps="stage1", head={"conv1x1": {"share": "p"}}, name="one"),
+        Edge("mse", taps="stage2", head={"conv1x1": {"share": "p"}}, name="two"),
+    ]
+    graph = bound(pair(), two)
+    own, beside = graph.parameters_of("student")
+    assert len(own) == len(list(net(8).parameters()))
+    assert len(beside) == len(list(graph.edges["one"].parameters()))
+    assert {id(p) for p in graph.edges["one"].parameters()} == {id(p) for p in graph.edges["two"].parameters()}
+
+
+def test_schedules_move_weights_and_parameters_on_one_tensor():
+    kd = Edge("kd", weight={"linear": [1.0, 0.0]}, temperature={"linear": [4.0, 2.0]})
+    graph = bound(pair(), ["ce", kd])
+    edge = graph.edges["kd"]
+    weight, loss = edge.weight, edge.losses[0]
+    for t, want in ((0.0, (1.0, 4.0)), (5.0, (0.5, 3.0)), (9.0, (0.1, 2.2))):
+        value = run(graph, t)["kd"]
+        assert (float(edge.weight), float(loss.temperature)) == pytest.approx(want)
+        zs, zt = graph.model("student")(batch().x), graph.model("teacher")(batch().x)
+        torch.testing.assert_close(value, KDLoss(temperature=want[1])(zs, zt))
+    assert edge.weight is weight
+
+
+def test_both_ends_of_a_schedule_are_judged_before_training():
+    with pytest.raises(KdkitError, match="temperature must be"):
+        bound(pair(), [Edge("kd", temperature={"linear": [4.0, -1.0]})])
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_or_of_logits():
+    nodes = {"t1": frozen(net(12, seed=1)), "t2": frozen(net(12, seed=5)), "student": net(8, seed=2)}
+    x = batch().x
+    for kind in ("arithmetic", "geometric"):
+        graph = bound(nodes, [Edge("kd", source=["t1", "t2"], ensemble=kind, temperature=3.0)])
+        zs = graph.model("student")(x)
+        logits = [graph.model(n)(x) / 3 for n in ("t1", "t2")]
+        p = torch.stack([z.softmax(1) for z in logits]).mean(0)
+        if kind == "geometric":
+            p = torch.stack(logits).mean(0).softmax(1)
+        want = 9 * F.kl_div(F.log_softmax(zs / 3, 1), p, reduction="batchmean")
+        torch.testing.assert_close(run(graph)["kd"], want)
+
+
+def test_an_inactive_edge_runs_nothing_and_gives_no_gradient():
+    hint = Edge("hint", taps="stage1", head="conv1x1", when={"from": 5})
+    graph = bound(pair(), ["ce", hint])
+    assert set(run(graph, 0.0)) == {"ce"}
+    assert set(graph.now.readers) == {"student"}
+    graph.weighted(run(graph, 4.9)).backward()
+    assert all(p.grad is None for p in graph.edges["hint"].parameters())
+    assert set(run(graph, 5.0)) == {"ce", "hint"}
+
+
+def test_an_inactive_node_stays_in_eval_mode_and_still_teaches():
+    nodes = {"a": Node(net(8, seed=1), when={"to": 4}), "b": Node(net(8, seed=2))}
+    graph = bound(nodes, ["ce", Edge("kd", source="a", target="b")])
+    graph.train()
+    run(graph, 0.0)
+    assert graph.now.updates == ("a", "b")
+    values = run(graph, 4.0)
+    assert graph.now.updates == ("b",)
+    assert not graph.model("a").training
+    graph.weighted(values).backward()
+    assert all(p.grad is None for p in graph.model("a").parameters())
+
+
+def test_ema_follows_and_never_learns():
+    graph = bound({"student": net(8, seed=2), "slow": ema("student", decay=0.9)}, ["ce", Edge("kd", source="slow")])
+    slow, student = graph.model("slow"), graph.model("student")
+    start = [p.clone() for p in slow.parameters()]
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1.0)
+        student.bn1.running_mean.fill_(3.0)
+    graph.move_ema(0.0)
+    for p, old in zip(slow.parameters(), start, strict=True):
+        torch.testing.assert_close(p, old + 0.1)
+    assert float(slow.bn1.running_mean[0]) == 3.0
+    graph.train()
+    assert not slow.training
+    assert any(k.startswith("models.slow") for k in graph.state_dict())
+    assert graph.trained == ("student",)
+
+
+def test_input_is_normalised_and_resized_for_each_node():
+    seen = {}
+
+    class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net(8)
+
+        def forward(self, x):
+            seen["x"] = x
+            return self.inner(x)
+
+    facts = Facts(5, 64, None, mean=(0.5,) * 3, std=(0.25,) * 3)
+    teacher = frozen(Probe(), mean=(0.4,) * 3, std=(0.2,) * 3, image_size=16)
+    graph = bound({"teacher": teacher, "student": net(8)}, ["kd"], facts=facts)
+    run(graph)
+    raw = batch().x * 0.25 + 0.5
+    want = F.interpolate((raw - 0.4) / 0.2, size=(16, 16), mode="bilinear", antialias=False)
+    torch.testing.assert_close(seen["x"], want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_edges_gradient_is_clipped_at_its_tap():
+    free, tied = (bound(pair(), [Edge("mse", weight=1000.0, taps="embedding", head="linear", clip=c)]) for c in (None, 0.01))
+    norms = []
+    for graph in (free, tied):
+        data = batch()
+        outputs = graph.outputs(data)
+        tap = next(v for e, v in outputs.items() if e.node == "student" and e.tap == "embedding")
+        tap.retain_grad()
+        graph.weighted(graph.terms(graph.now.updates, outputs, data)).backward()
+        norms.append(float(tap.grad.norm()))
+    assert norms[0] > 0.02
+    assert norms[1] == pytest.approx(0.01, rel=1e-4)
+
+
+def test_peers_teach_each_other_by_the_mean():
+    nodes = {n: net(8, seed=i) for i, n in enumerate("abc")}
+    graph = bound(nodes, [Edge("dml", among=["a", "b", "c"])])
+    graph.train()
+    x = batch().x
+    logits = {n: m(x) for n, m in nodes.items()}
+    want = sum(
+        F.kl_div(logits[k].log_softmax(1), logits[j].softmax(1), reduction="batchmean") / 2
+        for k in "abc"
+        for j in "abc"
+        if j != k
+    )
+    torch.testing.assert_close(run(graph)["dml"], want)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "words"),
+    [
+        (lambda: {"teacher": frozen(net(12, classes=7)), "student": net()}, ["kd"], "7 classes and student 5.*tune"),
+        (lambda: {"teacher": frozen(net()), "student": net()}, [Edge("mse", taps="stage9")], "model .teacher.*unknown tap .stage9"),
+        (lambda: pair(), [Edge("mse", taps="stage1")], "do not fit"),
+        (lambda: pair(), ["ce", "ce"], "two losses are called 'ce'"),
+        (lambda: {"my net": net()}, ["ce"], "plain word"),
+        (lambda: {"student": net(), "slow": ema("pupil")}, ["ce"], "ema must name a trained model"),
+        (lambda: pair(), [], "at least one loss"),
+    ],
+)
+def test_what_would_fail_in_training_fails_before(nodes, edges, words):
+    with pytest.raises(KdkitError, match=words):
+        bound(nodes(), edges)
+
+
+def test_a_loss_that_needs_an_index_says_so():
+    graph = Graph(pair(), [Edge("crd", num_negatives=8, embed_dim=4)])
+    data = batch()
+    with pytest.raises(KdkitError, match=r"needs each sample's index; let the training batches be \(x, y, index\)"):
+        graph.bind(Batch(data.x, data.labels), FACTS, 10)

@@ -1,0 +1,104 @@
+"""Two gloo ranks under Lightning's plain `ddp` do what one process does with both halves of each batch."""
+
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.utils.data import DataLoader, Subset
+
+import kdkit
+from tests.nets import Blobs, Net
+
+EPOCHS, BATCH = 2, 8
+
+
+class Doubled(Blobs):
+    def __init__(self):
+        super().__init__(n=32)
+        self.x = self.x.double()
+        self.sample_labels = self.y
+
+
+def make(method):
+    torch.manual_seed(1)
+    teacher, student, peer = (Net(w).double().eval() for w in (12, 8, 8))
+    for net in (student, peer):  # batch statistics see only their own rank's half, so the norm is left out here
+        net.bn1, net.bn2 = torch.nn.Identity(), torch.nn.Identity()
+    crd = kdkit.Edge("crd", num_negatives=16, embed_dim=4, num_samples=32, negatives="all", sample_labels=Doubled().y)
+    edges = {
+        "kd": ["ce", "kd"],
+        "crd": ["ce", crd],
+        "gathered": [kdkit.Edge("rkd", taps="embedding", gather=True)],
+        "late": ["ce", kdkit.Edge("cosine", taps="embedding", head="linear", when={"from": 1})],
+        "dml": ["ce", kdkit.Edge("dml", among=["student", "peer"])],
+    }[method]
+    nodes = {"teacher": kdkit.frozen(teacher), "student": student}
+    if method == "dml":
+        nodes = {"student": student, "peer": peer}
+    update = "sequential" if method == "dml" else "simultaneous"
+    return kdkit.Distiller(nodes, edges, lr=0.05, update=update, channels_last=False).double()
+
+
+def fit(method, data, **options):
+    warnings.filterwarnings("ignore")
+    distiller = make(method)
+    run = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
+    )
+    run.fit(distiller, data)
+    return {key: value.clone() for key, value in distiller.state_dict().items()}
+
+
+def rank_main(rank, store, folder):
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    order = [i for start in range(0, 32, 2 * BATCH) for i in range(start + rank * BATCH, start + (rank + 1) * BATCH)]
+    data = DataLoader(Subset(Doubled(), order), batch_size=BATCH)
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    class Here(LightningEnvironment):
+        creates_processes_externally = property(lambda self: True)
+
+    from pytorch_lightning.strategies import DDPStrategy
+
+    env = Here()
+    env.set_global_rank(rank)
+    env.set_world_size(2)
+    env._local_rank = rank
+    env.local_rank = lambda: rank
+    for method in METHODS:
+        strategy = DDPStrategy(process_group_backend="gloo", cluster_environment=env)
+        torch.save(fit(method, data, devices=2, strategy=strategy), f"{folder}/{method}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+METHODS = ("kd", "crd", "gathered", "late", "dml")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    mp.spawn(rank_main, args=(str(folder / "store"), str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_equal_one_process(method, ranks):
+    here, there = (torch.load(ranks / f"{method}-{rank}.pt") for rank in (0, 1))
+    alone = fit(method, DataLoader(Doubled(), batch_size=2 * BATCH))
+    for key, value in alone.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(here[key], there[key], rtol=1e-12, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(here[key], value, rtol=1e-8, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")

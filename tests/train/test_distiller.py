@@ -1,0 +1,274 @@
+import copy
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import kdkit
+from kdkit.registry import KdkitError
+from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.optim import NodeOptimizers, build_optimizer, check_optimizer
+from tests.nets import loader, net
+
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+
+
+def trainer(epochs=2, **options):
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=options.pop("enable_checkpointing", False),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def fit(distiller, data=None, val=None, **options):
+    run = trainer(**options)
+    run.fit(distiller, data or loader(), val)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _lightnings_advice():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+        yield
+
+
+def pair():
+    return {"teacher": kdkit.frozen(net(12, seed=1)), "student": net(8, seed=2)}
+
+
+def test_training_is_the_loop_anybody_would_write():
+    nodes = pair()
+    teacher, student = copy.deepcopy(nodes["teacher"].module), copy.deepcopy(nodes["student"])
+    edges = [kdkit.Edge("ce", weight=0.1), kdkit.Edge("kd", weight=0.9, temperature=4.0)]
+    lr = {"multistep": {"start": 0.1, "at": [0.5], "factor": 0.1}}
+    distiller = kdkit.Distiller(nodes, edges, lr=lr, channels_last=False)
+    run = fit(distiller, epochs=2)
+
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    teacher.eval(), student.train()
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = 0.1 if epoch == 0 else 0.01
+        for x, y, _ in loader():
+            with torch.no_grad():
+                zt = teacher(x)
+            zs = student(x)
+            kd = 16 * F.kl_div(F.log_softmax(zs / 4, 1), F.log_softmax(zt / 4, 1), reduction="batchmean", log_target=True)
+            (0.1 * F.cross_entropy(zs, y) + 0.9 * kd).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, theirs in zip(distiller.student.state_dict().values(), student.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert run.global_step == 8
+
+
+def test_the_modules_passed_in_come_back_bare():
+    nodes = pair()
+    distiller = kdkit.Distiller(nodes, ["ce", "kd", kdkit.Edge("cosine", taps="embedding", head="linear")])
+    fit(distiller)
+    assert distiller.student is nodes["student"]
+    assert distiller.teacher is nodes["teacher"].module
+    assert not distiller.teacher.training
+    assert list(distiller.student.state_dict()) == list(net(8).state_dict())
+    assert distiller(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_it_learns_and_says_so():
+    distiller = kdkit.Distiller({"student": net(8)}, ["ce"], lr=0.1)
+    run = fit(distiller, val=loader(), epochs=8)
+    got = run.callback_metrics
+    assert got["val/student/top1"] > 0.9
+    assert {"val/student/nll", "loss/ce", "lr/student"} <= set(got)
+    with torch.no_grad():
+        student = distiller.student.eval()
+        right = torch.cat([student(x).argmax(1) == y for x, y, _ in loader()]).float().mean()
+    torch.testing.assert_close(got["val/student/top1"], right)
+
+
+def test_the_epochs_mean_of_each_term():
+    distiller = kdkit.Distiller(pair(), ["ce", "kd"], lr=1e-12, optimizer={"name": "sgd"}, channels_last=False)
+    seen = []
+    distiller.watch.look = lambda terms, step: seen.append({k: v.detach() for k, v in terms.items()})
+    run = fit(distiller, epochs=1)
+    for name in ("ce", "kd"):
+        torch.testing.assert_close(run.callback_metrics[f"loss/{name}"], torch.stack([s[name] for s in seen]).mean())
+
+
+def test_the_trainers_clip_and_accumulation_are_taken_over():
+    nodes = pair()
+    student = copy.deepcopy(nodes["student"])
+    distiller = kdkit.Distiller(nodes, ["ce"], lr=0.1, optimizer={"name": "sgd"}, channels_last=False)
+    fit(distiller, epochs=1, gradient_clip_val=0.5, accumulate_grad_batches=3)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for i, (x, y, _) in enumerate(loader(), start=1):
+        (F.cross_entropy(student(x), y) / 3).backward()
+        if i % 3 == 0 or i == 4:
+            nn.utils.clip_grad_norm_(student.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(distiller.student.state_dict(), student.state_dict())
+
+
+def peers(seed=0):
+    return {name: net(8, seed=i + 10 * seed) for i, name in enumerate("abc")}
+
+
+def test_sequential_peers_follow_the_papers_order():
+    nodes = {k: m.double() for k, m in peers().items()}
+    twins = copy.deepcopy(nodes)
+    data = [(x.double(), y, i) for x, y, i in loader()]
+    options = {"lr": 0.1, "optimizer": {"name": "sgd"}, "channels_last": False}
+    edges = ["ce", kdkit.Edge("dml", among=["a", "b", "c"])]
+    distiller = kdkit.Distiller(nodes, edges, update="sequential", **options)
+    fit(distiller, data, epochs=1)
+
+    optimizers = {k: torch.optim.SGD(m.parameters(), lr=0.1) for k, m in twins.items()}
+    for x, y, _ in data:
+        logits = {k: m(x) for k, m in twins.items()}
+        latest = {k: z.detach() for k, z in logits.items()}
+        for k in "abc":
+            z = logits[k]
+            mutual = sum(F.kl_div(z.log_softmax(1), latest[j].softmax(1), reduction="batchmean") for j in "abc" if j != k)
+            optimizers[k].zero_grad()
+            (F.cross_entropy(z, y) + mutual / 2).backward()
+            optimizers[k].step()
+            statistics = copy.deepcopy({n: b for n, b in twins[k].named_buffers()})
+            with torch.no_grad():
+                latest[k] = twins[k](x)
+            for n, b in twins[k].named_buffers():
+                b.copy_(statistics[n])
+    for k in "abc":
+        for (n, mine), theirs in zip(distiller.graph.model(k).state_dict().items(), twins[k].state_dict().values(), strict=True):
+            if "num_batches" not in n:
+                torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    simultaneous = kdkit.Distiller({k: m.double() for k, m in peers().items()}, edges, **options)
+    fit(simultaneous, data, epochs=1)
+    assert not torch.equal(simultaneous.graph.model("b").fc.weight, distiller.graph.model("b").fc.weight)
+
+
+def test_each_node_may_bring_its_own_optimizer_and_rate():
+    a = kdkit.Node(net(8, seed=1), optimizer={"name": "adamw", "weight_decay": 0.0}, lr={"cosine": [1e-3, 0]})
+    distiller = kdkit.Distiller({"a": a, "b": net(8, seed=2)}, ["ce"], lr=0.1)
+    run = fit(distiller, epochs=2)
+    raw = run.optimizers[0]
+    assert isinstance(raw, NodeOptimizers)
+    assert [type(raw.of[n]).__name__ for n in "ab"] == ["AdamW", "SGD"]
+    assert raw.of["b"].param_groups[0]["lr"] == 0.1
+    assert 0 < raw.of["a"].param_groups[0]["lr"] < 5e-4
+    assert run.global_step == 8
+
+
+def test_what_is_inactive_does_not_move_even_with_weight_decay():
+    late = kdkit.Edge("mse", taps="embedding", head="linear", when={"from": 1})
+    distiller = kdkit.Distiller(pair(), ["ce", late], lr=0.1)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(copy.deepcopy(module.graph.edges["mse"].state_dict()))
+
+        on_train_start = on_train_epoch_end
+
+    fit(distiller, epochs=2, callbacks=[Watch()])
+    key = next(iter(seen[0]))
+    assert torch.equal(seen[0][key], seen[1][key])
+    assert not torch.equal(seen[1][key], seen[2][key])
+
+
+class Poison(nn.Module):
+    """Turns NaN at its third call in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, student):
+        self.calls += 1
+        return student.mean() * (float("nan") if self.calls > 3 else 1.0)
+
+
+def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
+    nodes = {"student": net(8)}
+    distiller = kdkit.Distiller(nodes, ["ce", kdkit.Edge(Poison(), name="poison")], lr=0.01)
+    with pytest.raises(NonFiniteLossError, match="loss poison is not finite at step 2"):
+        fit(distiller)
+    assert all(torch.isfinite(p).all() for p in nodes["student"].parameters())
+
+
+def test_dropout_is_a_function_of_the_step():
+    runs = []
+    for noise in (0, 1):
+        distiller = kdkit.Distiller({"student": net(8, seed=3, dropout=0.5)}, ["ce"], lr=0.1)
+        torch.manual_seed(noise)
+        fit(distiller, epochs=1)
+        runs.append(distiller.student.fc.weight.detach().clone())
+    assert torch.equal(*runs)
+
+
+def test_half_precision_trains():
+    distiller = kdkit.Distiller(pair(), ["ce", "kd"], lr=0.1)
+    run = fit(distiller, val=loader(), epochs=6, precision="bf16-mixed")
+    assert run.callback_metrics["val/student/top1"] > 0.8
+
+
+def test_resume_is_exact(tmp_path):
+    def make():
+        edges = ["ce", kdkit.Edge("crd", num_negatives=8, embed_dim=4, num_samples=64), kdkit.Edge("kd", weight={"cosine": [1, 0]})]
+        return kdkit.Distiller({**pair(), "slow": kdkit.ema("student", 0.9)}, edges, lr={"cosine": [0.1, 0.0]})
+
+    whole = make()
+    fit(whole, epochs=4)
+    path = tmp_path / "half.ckpt"
+
+    class Save(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 2:
+                trainer.save_checkpoint(path)
+
+    fit(make(), epochs=4, callbacks=[Save()])
+    rest = make()
+    run = trainer(epochs=4)
+    run.fit(rest, loader(), ckpt_path=path, weights_only=False)
+    for (key, a), b in zip(whole.state_dict().items(), rest.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: kdkit.Distiller({"trainer": net()}, ["ce"]), "Lightning uses this name"),
+        (lambda: kdkit.Distiller({"teacher": kdkit.frozen(net())}, ["ce"]), "no model is trained"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], update="both"), "simultaneous"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sdg"}), "did you mean 'sgd'"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sgd", "moment": 1}), "did you mean 'momentum'"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sgd", "lr": 1}), "stands beside"),
+    ],
+)
+def test_bad_arguments(make, words):
+    with pytest.raises(KdkitError, match=words):
+        make()
+
+
+def test_an_optimizers_own_complaint_is_passed_on():
+    with pytest.raises(KdkitError, match="Invalid momentum"):
+        build_optimizer({"name": "sgd", "momentum": -1}, net().parameters(), 0.1)
+    assert check_optimizer({"momentum": 0.5}) == {"name": "sgd", "momentum": 0.5}
+
+
+def test_index_is_asked_for_before_training():
+    distiller = kdkit.Distiller(pair(), [kdkit.Edge("crd", num_samples=64, num_negatives=8)])
+    with pytest.raises(KdkitError, match=r"let the training batches be \(x, y, index\)"):
+        fit(distiller, loader(indexed=False))
+    with pytest.raises(KdkitError, match="num_samples.*give it as an option"):
+        fit(kdkit.Distiller(pair(), [kdkit.Edge("crd", num_negatives=8)]))
