@@ -147,8 +147,9 @@ def test_stages_are_called_once_and_have_the_published_shapes(name, shapes):
 @pytest.mark.parametrize("name", SMALL)
 def test_stages_are_activated_where_the_family_activates_them(name):
     outputs = read_stages(build(name, num_classes=10), torch.randn(2, 3, 32, 32))
-    linear = name.startswith(("wrn", "mobilenet"))  # sums of residuals and linear bottlenecks have both signs
-    assert all((o.min() < 0) == linear for stage, o in outputs.items() if stage != "stem")
+    # Sums of residuals and linear bottlenecks have both signs.
+    assert all((o.min() < 0) == name.startswith(("wrn", "mobile")) for s, o in outputs.items() if s != "stem")
+    assert (outputs["stem"].min() < 0) == name.startswith("wrn")
 
 
 def test_the_last_activation_of_a_residual_stage_is_its_own_module():
@@ -182,6 +183,8 @@ def test_initial_logits_and_variance_are_sane(name):
         conv = max((m for m in net.modules() if isinstance(m, nn.Conv2d)), key=lambda m: m.weight.numel())
         fan_out = conv.weight[:, 0].numel()
         assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    if name.startswith(("vgg", "mobile")):
+        assert net.classifier.get_parameter("0.weight" if name == "mobilenetv2" else "weight").std() < 0.011
 
 
 def test_nets_pickle_and_refuse_impossible_depths():
