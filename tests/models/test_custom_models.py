@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ def make_net(num_classes, pretrained=False):
 
 def ten(scale=1):
     return Net(10)
+
+class Around(nn.Module):
+    def __init__(self, backbone, num_classes):
+        super().__init__()
+        self.backbone, self.num_classes = backbone, num_classes
 
 built = Net(3)
 number = 5
@@ -57,6 +63,13 @@ def test_a_class_and_a_function_from_a_file_beside_the_recipe(folder):
     assert build("my_net.py:make_net", num_classes=7, base=folder).width == 1
     assert build("my_net.py:make_net", num_classes=7, base=folder, pretrained=True).width == 9
     assert build(f"{folder}/my_net.py:Net", num_classes=7).width == 4
+
+
+def test_a_backbone_is_built_by_name_first(folder):
+    net = build("my_net.py:Around", num_classes=7, base=folder, backbone="resnet8")
+    assert net.backbone.fc.out_features == net.num_classes == 7
+    net = build("my_net.py:Around", num_classes=7, base=folder, backbone="my_net.py:make_net", pretrained=True)
+    assert net.backbone.width == 9
 
 
 def test_its_instances_pickle_and_share_one_class(folder):
@@ -107,8 +120,8 @@ def test_a_factory_without_num_classes_is_taken_at_its_word_and_said_so(folder):
         ("my_net.py:built", "must be a class or a function, got a Net already built"),
         ("my_net.py:number", "must be a class or a function of Python, got 5"),
         ("my_net.py:not_a_module", "must give an nn.Module, got str"),
-        ("my_net.py:fails", r"my_net\.py:26: width = num_classes // 0\n  ZeroDivisionError"),
-        ("my_net.py:fails_in_torch", r"my_net\.py:30: return nn\.Conv2d\(3, 8, 3, groups=2\)\n  ValueError"),
+        ("my_net.py:fails", r"my_net\.py:31: width = num_classes // 0\n  ZeroDivisionError"),
+        ("my_net.py:fails_in_torch", r"my_net\.py:35: return nn\.Conv2d\(3, 8, 3, groups=2\)\n  ValueError"),
         ("no_such_package.nets:Net", "no_such_package.nets: no such module"),
         ("torch.no_such_module:Net", "torch.no_such_module: no such module"),
         ("torch.nn:Linaer", "torch.nn has no 'Linaer'; did you mean 'Linear'"),
@@ -122,8 +135,11 @@ def test_errors_name_the_line(folder, arch, message):
     (folder / "syntax.py").write_text("\nclass Net(\n")
     (folder / "name_error.py").write_text("import math\nx = undefined\n")
     (folder / "missing_import.py").write_text("import no_such_thing\n")
-    with pytest.raises(KdkitError, match=message):
-        build(arch, num_classes=3, base=folder)
+    path = list(sys.path)
+    for _ in range(2):  # what failed is not kept half loaded
+        with pytest.raises(KdkitError, match=message):
+            build(arch, num_classes=3, base=folder)
+    assert sys.path == path
 
 
 def test_wrong_keywords_of_a_file_are_named(folder):
