@@ -1,0 +1,206 @@
+"""From a recipe to what trains: modules with their weights, edges, data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdkit.recipe.errors import Problem, RecipeError
+from kdkit.recipe.named import OptimizerSpec
+from kdkit.recipe.schema import ModelSpec, Recipe
+from kdkit.recipe.sources import source, tuning
+from kdkit.recipe.write import document
+from kdkit.registry import KdkitError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdkit.data import DataModule
+    from kdkit.graph import Edge, Node
+
+Resolver = Callable[[Recipe], "Path | None"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe, built.
+
+    Attributes:
+        name: of the recipe.
+        recipe: what it was built from.
+        nodes: models by name, weights loaded.
+        edges: losses.
+        datamodule: a Lightning data module.
+        optimizer: `{"name": …, …}`; `None` where every trained model has its own.
+        lr: a number or a schedule, likewise.
+        trainer: the words given under `trainer`: Lightning's, and `update`, `compile`, `channels_last`.
+        seed: what everything random follows from.
+    """
+
+    name: str
+    recipe: Recipe
+    nodes: dict[str, Node]
+    edges: list[Edge]
+    datamodule: DataModule
+    optimizer: Mapping[str, Any] | None
+    lr: Any
+    trainer: dict[str, Any]
+    seed: int
+
+
+def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
+    """Build models, losses and data; every model is built before any weights are made.
+
+    Args:
+        recipe: as `load` gives it.
+        weights: gives the weights file of a recipe that trains one model, which it trains where its result is not there
+            yet: a teacher's own recipe, or the one that fits it to the data (`tune`). Where it gives `None` the model
+            keeps its initial weights. `None` instead of a function: nothing is loaded and nothing fetched.
+
+    Raises:
+        RecipeError: what the data, a model or its weights do not allow, with the line that asks for it.
+    """
+    from kdkit import data
+
+    with _blaming(recipe, "data"):
+        datamodule = data.build(recipe.data.name, seed=recipe.seed, **recipe.data.arguments)
+        num_classes = datamodule.num_classes
+    modules: dict[str, nn.Module] = {}
+    problems: list[Problem] = []
+    for name in recipe.models:
+        try:
+            if recipe.kind(name) != "ema":
+                modules[name] = _module(recipe, name, num_classes, fetch=weights is not None)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    files = {name: _weights(recipe, name, modules[name], weights) for name in modules if weights is not None}
+    return Experiment(
+        name=recipe.name,
+        recipe=recipe,
+        nodes={name: _node(recipe, name, modules.get(name), files.get(name)) for name in recipe.models},
+        edges=[edge.edge() for edge in recipe.losses],
+        datamodule=datamodule,
+        optimizer=_optimizer(recipe.optimizer),
+        lr=recipe.lr,
+        trainer=recipe.trainer.model_dump(exclude_unset=True),
+        seed=recipe.seed,
+    )
+
+
+def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.Module:
+    """A model with its initial weights, which follow from (seed, name), or with published ones."""
+    from kdkit import data, models
+
+    spec = recipe.models[name]
+    width = spec.num_classes or num_classes or None
+    if spec.num_classes is None and recipe.kind(name) == "frozen" and spec.tune is None:
+        if spec.source == "pretrained":
+            width = None  # its own; the loss says so where they do not fit
+        elif spec.source == "recipe":
+            theirs = source(recipe, name).data
+            with _blaming(recipe, "models", name, "weights"):
+                width = data.facts(theirs.name, **theirs.arguments).num_classes
+    with _blaming(recipe, "models", name, "arch"), models.seeded(recipe.seed, name):
+        return models.build(
+            str(spec.arch),
+            num_classes=width,
+            pretrained=fetch and spec.source == "pretrained" and spec.tune is None,
+            base=recipe.origin.folder,
+            allow_custom=recipe.origin.custom,
+            **spec.options,
+        )
+
+
+def _weights(recipe: Recipe, name: str, module: nn.Module, resolve: Resolver) -> Path | None:
+    """Load a model's weights; the file that they came from, if they came from one."""
+    from kdkit import models
+
+    spec = recipe.models[name]
+    if spec.tune is not None:
+        path = resolve(tuning(recipe, name))
+    elif spec.source == "recipe":
+        path = resolve(source(recipe, name))
+    else:
+        path = Path(str(spec.weights)) if spec.source == "file" else None
+    if path is not None:
+        with _blaming(recipe, "models", name, "weights"):
+            if recipe.kind(name) == "frozen":
+                models.load_weights(module, path)
+            else:
+                _start_from(recipe, name, module, path)
+    return path
+
+
+def _start_from(recipe: Recipe, name: str, module: nn.Module, path: Path) -> None:
+    """Load a trained model's first weights; a classifier of another width stays as it was drawn."""
+    from kdkit import models
+
+    own, stored = module.state_dict(), models.read_weights(path)
+    widths = {
+        len(theirs)
+        for key, mine in own.items()
+        for other, theirs in stored.items()
+        if other.endswith(key) and mine.ndim and mine.shape != theirs.shape and mine.shape[1:] == theirs.shape[1:]
+    }
+    if len(widths) != 1:
+        models.load_weights(module, path)
+        return
+    spec = recipe.models[name]
+    options = {"base": recipe.origin.folder, "allow_custom": recipe.origin.custom, **spec.options}
+    donor = models.build(str(spec.arch), num_classes=widths.pop(), **options)
+    models.load_weights(donor, path)
+    kept = {key: value for key, value in donor.state_dict().items() if value.shape == own[key].shape}
+    module.load_state_dict(kept, strict=False)
+
+
+def _node(recipe: Recipe, name: str, module: nn.Module | None, path: Path | None) -> Node:
+    from kdkit.graph import Node, Span
+
+    spec = recipe.models[name]
+    mean, std = (spec.mean, spec.std) if spec.mean else _statistics(spec, module, path)
+    return Node(
+        module,
+        recipe.kind(name),
+        of=spec.ema,
+        decay=0.999 if spec.decay is None else spec.decay,
+        optimizer=_optimizer(spec.optimizer),
+        lr=spec.lr,
+        mean=None if mean is None else tuple(mean),
+        std=None if std is None else tuple(std),
+        image_size=spec.image_size,
+        input=spec.input,
+        when=Span.parse(spec.when),
+        spec=document(recipe)["models"][name],
+    )
+
+
+def _statistics(spec: ModelSpec, module: nn.Module | None, path: Path | None) -> tuple[Any, Any]:
+    """The input normalisation that weights were trained with: told by their file, else by their architecture."""
+    from kdkit import models
+
+    if path is not None and (told := models.read_metadata(path)).keys() >= {"mean", "std"}:
+        return json.loads(told["mean"]), json.loads(told["std"])
+    if module is None or spec.source not in ("pretrained", "file"):
+        return None, None
+    return models.normalisation(module) or (None, None)
+
+
+def _optimizer(spec: OptimizerSpec | None) -> dict[str, Any] | None:
+    return None if spec is None else {"name": spec.name, **spec.arguments}
+
+
+@contextmanager
+def _blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
+    """What goes wrong inside is told with the line of these words."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except KdkitError as error:
+        raise RecipeError([recipe.origin.problem(loc, str(error))]) from error

@@ -1,0 +1,241 @@
+"""What can be wrong although every word is right: who teaches whom, and what a run of this length ever reaches."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdkit.recipe.errors import Problem, RecipeError
+from kdkit.recipe.named import EdgeSpec, find_loss
+from kdkit.recipe.schema import ModelSpec, Recipe
+from kdkit.recipe.words import Moving
+from kdkit.registry import FILLED_WORDS, KdkitError, constructor, nearest
+
+Found = Iterator[Problem]
+TAPS = re.compile(r"logits|embedding|beliefs|stem|stages|stage-?\d+")
+# A constructor is tried with these on the meta device: its values are judged, nothing is allocated.
+FILLED: dict[str, Any] = {
+    "student_dim": 8,
+    "teacher_dim": 8,
+    "student_shape": (8,),
+    "teacher_shape": (8,),
+    "num_samples": 1 << 20,
+    "num_classes": 10,
+    "sample_labels": None,
+    "seed": 0,
+}
+
+
+def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
+    """Everything about the graph that can be told without data and without building a model."""
+    found = [p for name, spec in recipe.models.items() for p in _model(recipe, name, spec, above)]
+    found += _rates(recipe)
+    found += _edges(recipe)
+    return found
+
+
+def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) -> Found:
+    def problem(message: str, *words: str) -> Problem:
+        return recipe.origin.problem(("models", name, *words), message)
+
+    kind = recipe.kind(name)
+    if not name.isidentifier():
+        yield problem(f"a model's name must be a plain word, got {name!r}")
+    if spec.ema is not None:
+        if spec.ema not in recipe.trained:
+            known = nearest(spec.ema, recipe.trained) or f"; trained: {', '.join(recipe.trained) or 'none'}"
+            yield problem(f"must name a trained model, got {spec.ema!r}{known}", "ema")
+        yield from _schedule(recipe, ("models", name, "decay"), spec.decay, 0, 1)
+    if kind == "frozen":
+        for word in sorted(spec.model_fields_set & {"optimizer", "lr", "when"}):
+            yield problem(f"{name} is frozen and takes no {word}; say `frozen: false` to train it", word)
+        if spec.weights is None:
+            right = "a file, `pretrained` or a recipe; `random` if you mean it, or `frozen: false` to train it"
+            yield problem(f"{name} is frozen and has no weights; give it `weights:` {right}")
+    elif spec.tune is not None:
+        yield problem(f"tune fits a frozen model, and {name} is trained anyway; leave it out", "tune")
+    if spec.arch is not None:
+        yield from _arch(recipe, name, spec)
+    if spec.tune is not None:
+        yield from _schedule(recipe, ("models", name, "tune", "lr"), spec.tune.lr, 0, epochs=spec.tune.epochs)
+    if spec.source == "file" and not Path(str(spec.weights)).is_file():
+        what = "is a folder" if Path(str(spec.weights)).is_dir() else "does not exist"
+        yield problem(f"the weights file {spec.weights} {what}", "weights")
+    if spec.source == "recipe":
+        from kdkit.recipe.sources import source
+
+        try:
+            source(recipe, name, above)
+        except RecipeError as error:
+            yield problem(f"no weights from {spec.weights!r}: {error}", "weights")
+
+
+def _arch(recipe: Recipe, name: str, spec: ModelSpec) -> Found:
+    arch = str(spec.arch)
+    if ":" in arch or "/" in arch:
+        return  # their own libraries know; `build` asks them
+    from kdkit.models import MODELS
+
+    try:
+        MODELS[arch]
+    except KdkitError as error:
+        yield recipe.origin.problem(
+            ("models", name, "arch"), f"{error} (or timm/NAME, torchvision/NAME, file.py:callable)"
+        )
+        return
+    if spec.source == "pretrained":
+        message = f"there are no published weights of {arch} to fetch; give a file or a recipe"
+        yield recipe.origin.problem(("models", name, "weights"), message)
+
+
+def _rates(recipe: Recipe) -> Found:
+    yield from _schedule(recipe, ("lr",), recipe.lr, 0)
+    for word, example in (("lr", "0.05, or a schedule"), ("optimizer", "{name: sgd, momentum: 0.9}")):
+        missing = [name for name in recipe.trained if getattr(recipe.models[name], word) is None]
+        if missing and getattr(recipe, word) is None:
+            yield recipe.origin.problem(
+                (word,), f"must be given, such as {example}; {missing[0]!r} has none of its own"
+            )
+    for name in recipe.trained:
+        yield from _schedule(recipe, ("models", name, "lr"), recipe.models[name].lr, 0)
+        yield from _when(recipe, ("models", name, "when"), recipe.models[name].when)
+
+
+def _edges(recipe: Recipe) -> Found:
+    from torch import nn
+
+    from kdkit.graph import Node
+    from kdkit.graph.links import links
+
+    nodes = {
+        name: Node(None, "ema", of=spec.ema) if spec.ema else Node(nn.Identity(), recipe.kind(name))
+        for name, spec in recipe.models.items()
+    }
+    titles = [edge.title for edge in recipe.losses]
+    reached: set[str] = set()
+    sound = True
+    for i, spec in enumerate(recipe.losses):
+        here = ("losses", i)
+        if spec.title in titles[:i]:
+            yield recipe.origin.problem(here, f"two losses are called {spec.title!r}; give one of them a `name`")
+        wrong = [*_ends(recipe, i, spec), *_values(recipe, i, spec), *_when(recipe, (*here, "when"), spec.when)]
+        yield from wrong
+        try:
+            found = [] if wrong else links(spec.edge(), nodes)
+            reached |= {link.target.node for link in found}
+        except KdkitError as error:
+            text = re.sub(r"^edge '[^']*': ", "", str(error))
+            wrong.append(recipe.origin.problem((*here, *_blamed(spec, text)), text))
+            yield wrong[-1]
+        sound = sound and not wrong
+    if not recipe.trained:
+        yield recipe.origin.problem(("models",), "no model is trained; say `frozen: false` for the one that learns")
+    elif sound:
+        for name in recipe.trained:
+            if name not in reached:
+                yield recipe.origin.problem(
+                    ("models", name), "is trained, but no loss reaches it; name it in a loss's `to`"
+                )
+
+
+def _ends(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
+    """An end that is no model is a tap of the default one, unless it nearly is a model's name."""
+    for word, given in (("from", spec.source), ("to", spec.to), ("among", spec.among)):
+        for end in [given] if isinstance(given, str) else given or ():
+            head = end.partition(".")[0]
+            if head in recipe.models or (word != "among" and TAPS.fullmatch(head)):
+                continue
+            if word == "among" or difflib.get_close_matches(head, recipe.models, cutoff=0.75):
+                hint = nearest(head, list(recipe.models)) or f"; models: {', '.join(recipe.models)}"
+                yield recipe.origin.problem(("losses", i, word), f"no model is called {head!r}{hint}")
+
+
+def _blamed(spec: EdgeSpec, text: str) -> tuple[str, ...]:
+    """The word of an edge that a sentence about it is about, if it can be told."""
+    for word, given in (("among", spec.among), ("to", spec.to), ("from", spec.source), ("ensemble", spec.ensemble)):
+        values = [given] if isinstance(given, str) else given or []
+        if values and (text.startswith(word) or any(f"'{value.partition('.')[0]}'" in text for value in values)):
+            return (word,)
+    return ("from",) if spec.source is not None and "`from`" in text else ()
+
+
+def _values(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
+    """Every schedule over the run's length, and what the constructor says to both ends of each."""
+    epochs = recipe.trainer.max_epochs
+    wrong = [
+        *_schedule(recipe, ("losses", i, "weight"), spec.weight),
+        *_schedule(recipe, ("losses", i, "clip"), spec.clip, 0),
+    ]
+    for word, value in spec.arguments.items():
+        if isinstance(value, Moving):
+            wrong += _schedule(recipe, ("losses", i, word), value)
+    yield from wrong
+    if not wrong:
+        for word, message in _refused(spec, epochs):
+            yield recipe.origin.problem(("losses", i, *([word] if word else [])), message)
+
+
+def _refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
+    """What the loss's constructor refuses: the argument it names, and its sentence."""
+    import torch
+
+    from kdkit.graph import Schedule
+
+    def at(end: int, value: Any) -> Any:
+        return float(f"{Schedule.parse(value).extremes(epochs)[end]:.6g}") if isinstance(value, Moving) else value
+
+    cls = find_loss(spec.loss)[0]
+    options = {word: FILLED[word] for word in constructor(cls) if word in FILLED_WORDS} | spec.arguments
+    ends = [0, 1]
+    while ends:
+        values = {word: at(ends[-1], value) for word, value in options.items()}
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                cls(**values)
+        except (ValueError, KdkitError) as error:
+            told = re.match(r"[\w .]+: (\w+) (.*)", str(error), re.DOTALL)
+            word = told[1] if told and told[1] in constructor(cls) else ""
+            yield word, told[2] if told and word else str(error)
+            if options.pop(word, None) is None:
+                return
+            continue
+        except Exception:  # it looks at tensors, which the meta device has none of; the graph will build it for real
+            return
+        ends.pop()
+
+
+def _schedule(
+    recipe: Recipe,
+    loc: tuple[int | str, ...],
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    epochs: int | None = None,
+) -> Found:
+    """Times that never come, and values outside [low, high]."""
+    from kdkit.graph import Schedule
+
+    if value is None:
+        return
+    try:
+        least, most = Schedule.parse(value).extremes(epochs or recipe.trainer.max_epochs)
+    except KdkitError as error:
+        yield recipe.origin.problem(loc, str(error))
+        return
+    if low is not None and least < low:
+        yield recipe.origin.problem(loc, f"must be at least {low:g} all the time, got {least:g}")
+    if high is not None and most > high:
+        yield recipe.origin.problem(loc, f"must be at most {high:g} all the time, got {most:g}")
+
+
+def _when(recipe: Recipe, loc: tuple[int | str, ...], value: Any) -> Found:
+    from kdkit.graph import Span
+
+    try:
+        Span.parse(value).bind(recipe.trainer.max_epochs)
+    except KdkitError as error:
+        yield recipe.origin.problem(loc, str(error))

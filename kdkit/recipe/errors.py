@@ -1,0 +1,65 @@
+"""What is wrong with a recipe: every problem with its file, its line and what would be right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdkit.registry import KdkitError
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a word of a recipe comes from: a line of a file, or an override, which has no line."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend.
+
+    Attributes:
+        file: as the user would type it, or `override 'key=value'`.
+        line: counted from 1; `None` where there is none.
+        where: the words that lead there, such as `losses.kd.temperature`; may be empty.
+        message: what was found and what would be right.
+    """
+
+    file: str
+    line: int | None
+    where: str
+    message: str
+
+    @classmethod
+    def at(cls, mark: Mark, where: str, message: str) -> Problem:
+        """A problem at a mark."""
+        return cls(mark.file, mark.line, where, message)
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (str(Mark(self.file, self.line)), self.where, self.message) if part)
+
+
+class RecipeError(KdkitError):
+    """All problems of a recipe's stage together, in the order of their lines; several are numbered."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.file, p.line or 0)))
+        lines = [str(problem) for problem in self.problems]
+        if len(lines) > 1:
+            lines = [f"{len(lines)} problems", *(f"  {i}. {line}" for i, line in enumerate(lines, 1))]
+        super().__init__("\n".join(lines))
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it: relative to the working directory where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return os.fspath(path)

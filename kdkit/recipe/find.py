@@ -1,0 +1,90 @@
+"""Where recipes lie: beside each other, or packaged with kdkit and found by bare name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdkit.recipe.errors import Problem, RecipeError, shown
+from kdkit.registry import nearest
+
+ENDINGS = (".yaml", ".yml")
+PROTOCOLS = "protocols"
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """A packaged recipe.
+
+    Attributes:
+        name: what `kdkit fit` takes.
+        path: its file.
+        title: first line of its header comment.
+    """
+
+    name: str
+    path: Path
+    title: str
+
+
+def home() -> Path:
+    """The folder of packaged recipes: inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def packaged() -> list[RecipeInfo]:
+    """Every packaged recipe by name, protocols left out."""
+    paths = sorted(path for path in home().rglob("*.yaml") if PROTOCOLS not in path.relative_to(home()).parts)
+    return [RecipeInfo(path.stem, path, _title(path)) for path in paths]
+
+
+def is_file(name: str | os.PathLike[str]) -> bool:
+    """Whether a recipe's name means a file: it has a folder or an ending."""
+    return isinstance(name, os.PathLike) or "/" in name or os.sep in name or name.endswith(ENDINGS)
+
+
+def find(name: str | os.PathLike[str], beside: Path | None = None) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: a path, or the bare name of a recipe in the folder `beside` or packaged with kdkit.
+        beside: folder of the recipe that asks, if one does; relative paths start there.
+
+    Raises:
+        RecipeError: no recipe has that name; the nearest ones are offered.
+    """
+    if is_file(name):
+        return (beside or Path()) / name
+    name = str(name)
+    if beside and (path := beside / f"{name}.yaml").is_file():
+        return path
+    known = {info.name: info.path for info in packaged()}
+    if name in known:
+        return known[name]
+    hint = nearest(name, list(known)) or "; `kdkit recipes` lists them"
+    if Path(f"{name}.yaml").is_file():
+        hint = f"; did you mean {name}.yaml? A file is given with its ending"
+    raise RecipeError([Problem(name, None, "", f"no recipe has this name{hint}")])
+
+
+def find_protocol(name: str, beside: Path) -> Path | None:
+    """The file of a protocol: in the recipe's folder, in `protocols/` there, or packaged; `None` if there is none."""
+    if is_file(name):
+        return beside / name
+    places = (beside / PROTOCOLS, beside, home() / PROTOCOLS)
+    return next((path for place in places if (path := place / f"{name}.yaml").is_file()), None)
+
+
+def protocol_names() -> list[str]:
+    """Names of the packaged protocols."""
+    return sorted(path.stem for path in (home() / PROTOCOLS).glob("*.yaml"))
+
+
+def _title(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    if not first.startswith("# "):
+        raise RecipeError([Problem(shown(path), 1, "", "a packaged recipe begins with a comment that says what it is")])
+    return first[2:].strip()

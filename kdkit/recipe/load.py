@@ -1,0 +1,132 @@
+"""Reading a recipe, stage by stage: syntax; words and values; the graph. Each stage tells all its problems together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kdkit.recipe.errors import Mark, Problem, RecipeError
+from kdkit.recipe.find import find, find_protocol, home, protocol_names
+from kdkit.recipe.schema import RECIPE_ENDINGS, WEIGHTS_ENDINGS, Origin, Recipe
+from kdkit.recipe.syntax import Item, parse, read
+from kdkit.recipe.tree import merge, normalise, override
+from kdkit.registry import nearest
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    allow_custom: bool = True,
+    above: tuple[Path, ...] = (),
+) -> Recipe:
+    """Read, merge, override and check a recipe.
+
+    Args:
+        path_or_name: a file, or the bare name of a packaged recipe.
+        overrides: `key=value` words: `trainer.max_epochs=30`, `losses.crd.weight=0.5`, `models.student.arch=resnet32`.
+        allow_custom: whether the recipe may bring its own Python (`my_loss.py:MyLoss`, `package.nets:make_net`).
+        above: files of the recipes that wait for this one's weights.
+
+    Raises:
+        RecipeError: everything wrong with it, each with file, line, what was found and what would be right.
+    """
+    path = find(path_or_name)
+    return _read(read(path), path.stem, path.parent, overrides, allow_custom, (*above, path.resolve()))
+
+
+def loads(text: str, *, name: str = "recipe", folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from its text; what it names beside it is looked up in `folder`, by default the working directory."""
+    return _read(parse(text, name), name, folder or Path(), overrides, True, ())
+
+
+def _read(
+    root: Item, name: str, folder: Path, overrides: Sequence[str], allow_custom: bool, above: tuple[Path, ...]
+) -> Recipe:
+    from kdkit.recipe.check import check
+    from kdkit.recipe.explain import problems
+
+    early = [text for text in overrides if text.partition("=")[0].strip() == "protocol"]
+    root, protocol = _with_protocol(override(root, early), folder)
+    root = override(normalise(root), [text for text in overrides if text not in early])
+    root = _anchored(root, folder)
+    origin = Origin(name, folder, protocol, allow_custom, root)
+    if not allow_custom and (found := _custom(origin)):
+        raise RecipeError(found)
+    try:
+        recipe = Recipe.model_validate(root.plain)
+    except ValidationError as error:
+        raise RecipeError(problems(error, origin)) from None
+    recipe._origin = origin
+    if found := check(recipe, above):
+        raise RecipeError(found)
+    return recipe
+
+
+def _with_protocol(root: Item, folder: Path) -> tuple[Item, str | None]:
+    """The recipe with its protocol's words underneath, and the protocol's name."""
+    rest = dict(root.value)
+    word = rest.pop("protocol", None)
+    if word is None or word.value is None:
+        return Item(rest, root.mark), None
+    name, mark = word.value, word.mark
+    if not isinstance(name, str):
+        raise RecipeError([Problem.at(mark, "protocol", f"must be a protocol's name or file, got {word.plain!r}")])
+    path = find_protocol(name, folder)
+    if path is None:
+        hint = nearest(name, protocol_names()) or f"; known: {', '.join(protocol_names())}"
+        raise RecipeError([Problem.at(mark, "protocol", f"no protocol is called {name!r}{hint}")])
+    try:
+        under = read(path)
+    except RecipeError as error:
+        raise RecipeError([Problem.at(mark, "protocol", str(error))]) from None
+    if "protocol" in under.value:
+        inner = under.value["protocol"].mark
+        raise RecipeError([Problem.at(inner, "protocol", "a protocol stands on no other; write its words out here")])
+    return merge(Item(rest, root.mark), under), name
+
+
+def _anchored(root: Item, folder: Path) -> Item:
+    """Files that the recipe names, made absolute: its resolved text means the same anywhere on this machine."""
+    value = dict(root.value)
+    losses, models = value.get("losses"), value.get("models")
+    if losses is not None and isinstance(losses.value, list):
+        value["losses"] = Item([_anchor(edge, "loss", folder) for edge in losses.value], losses.mark)
+    if models is not None and isinstance(models.value, dict):
+        anchored = {k: _anchor(_anchor(v, "arch", folder), "weights", folder) for k, v in models.value.items()}
+        value["models"] = Item(anchored, models.mark)
+    return Item(value, root.mark)
+
+
+def _anchor(item: Item, word: str, folder: Path) -> Item:
+    found = item.value.get(word) if isinstance(item.value, dict) else None
+    if found is None or not isinstance(found.value, str):
+        return item
+    file, colon, name = found.value.rpartition(":") if word != "weights" else (found.value, "", "")
+    endings = (*WEIGHTS_ENDINGS, *RECIPE_ENDINGS) if word == "weights" else (".py",)
+    if word == "weights" and not file.endswith(endings) and "/" not in file:
+        if (folder / f"{file}.yaml").is_file() and folder.resolve() != home():
+            file = f"{file}.yaml"  # a recipe beside this one
+        else:
+            return item
+    elif not file.endswith(endings) and word != "weights":
+        return item
+    there = next((base / file for base in (folder, Path()) if (base / file).exists()), folder / file)
+    return Item({**item.value, word: Item(f"{there.resolve()}{colon}{name}", found.mark)}, item.mark)
+
+
+def _custom(origin: Origin) -> list[Problem]:
+    """Words that would run Python that came with the recipe."""
+    found = []
+    for section, word in (("models", "arch"), ("losses", "loss")):
+        entries = origin.tree.value.get(section, Item(None, Mark("")))
+        pairs = entries.value.items() if isinstance(entries.value, dict) else enumerate(entries.value or ())
+        for key, entry in pairs:
+            named = entry.value.get(word) if isinstance(entry.value, dict) else None
+            if named is not None and ":" in str(named.value):
+                message = f"brings its own code ({named.value}), which is not allowed here"
+                found.append(origin.problem((section, key, word), message))
+    return found

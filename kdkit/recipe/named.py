@@ -1,0 +1,181 @@
+"""What a recipe calls by name: losses, optimisers, data; closed words and arguments are checked together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from kdkit.recipe.words import Ends, Flag, Moving, NumberOrSchedule, Options, Time, Word, Words, options_model
+from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, LossInfo, check_contract, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdkit.graph import Edge as GraphEdge
+
+
+def _by(word: str, base: type[Words], model_of: Callable[[str], type[Words]]) -> BeforeValidator:
+    """Validate a mapping by the model of what its `word` names; without one by `base`, which says what is missing."""
+
+    def validate(value: Any) -> Any:
+        if isinstance(value, Words):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a mapping such as {{{word}: …}}, got {value!r}")
+        if not isinstance(name := value.get(word), str):
+            return base.model_validate({word: name} if word in value else {})
+        try:
+            model = model_of(name)
+        except KdkitError as error:
+            wrong = PydanticCustomError("name", "{why}", {"why": str(error)})
+            raise ValidationError.from_exception_data(word, [{"type": wrong, "loc": (word,), "input": name}]) from None
+        return model.model_validate(value)
+
+    return BeforeValidator(validate)
+
+
+class OptimizerSpec(Words):
+    """An optimiser of `torch.optim`, its name in lower case; its other words are the class's arguments."""
+
+    name: Word
+
+
+def optimizer_classes() -> dict[str, type]:
+    """Every optimiser by its name in lower case."""
+    from torch import optim
+
+    found = {n.lower(): c for n, c in vars(optim).items() if isinstance(c, type) and issubclass(c, optim.Optimizer)}
+    return {name: found[name] for name in sorted(found) if name != "optimizer"}
+
+
+@cache
+def optimizer_model(name: str) -> type[OptimizerSpec]:
+    """The words of one optimiser."""
+    classes = optimizer_classes()
+    if name not in classes:
+        hint = nearest(name, list(classes)) or f"; known: {', '.join(classes)}"
+        raise KdkitError(f"unknown optimizer {name!r}{hint}")
+    return options_model(OptimizerSpec, classes[name].__name__, classes[name], skip=("params", "lr"))
+
+
+class DataSpec(Words):
+    """A data module by its registered name; its other words are the class's arguments."""
+
+    name: Word
+
+
+@cache
+def data_model(name: str) -> type[DataSpec]:
+    """The words of one data module."""
+    from kdkit.data import DATA
+
+    return options_model(DataSpec, DATA[name].__name__, DATA[name], skip=("seed",))
+
+
+class EdgeSpec(Words):
+    """One loss; beside these words it takes the arguments of its constructor, every float a number or a schedule.
+
+    Attributes:
+        loss: a registered name, or one's own: `my_loss.py:MyLoss`, `package.module:MyLoss`.
+        name: how the log and overrides call it; left out: the loss.
+        weight: left out: the weight that goes with the loss.
+        source: `from` in a recipe: who teaches, `teacher`, `teacher.stage2`, `stage2`, or a list of these.
+        to: whom it reaches; left out: every trained model.
+        among: peers that teach each other.
+        taps: where both ends are read; left out: the loss's natural tap.
+        head: projection on the student's side, a name or `{name: {options}}`.
+        when: the time in which it is active.
+        gather: both ends over all ranks.
+        clip: largest norm of its gradient at the student's tap.
+        ensemble: several sources as one.
+    """
+
+    loss: Word
+    name: Word | None = None
+    weight: NumberOrSchedule = 1.0
+    source: Ends = Field(default=None, alias="from")
+    to: Ends = None
+    among: list[Word] | None = None
+    taps: Ends = None
+    head: Word | Options | None = None
+    when: Time | None = None
+    gather: Flag = False
+    clip: NumberOrSchedule | None = None
+    ensemble: Literal["arithmetic", "geometric"] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _without_dots(cls, name: str | None) -> str | None:
+        if name is not None and "." in name:
+            raise ValueError(f"must be a name without '.', got {name!r}")
+        return name
+
+    @property
+    def title(self) -> str:
+        """How it is called."""
+        return self.name or self.loss.rpartition(":")[2]
+
+    def edge(self) -> GraphEdge:
+        """The edge of the graph that it says."""
+        from kdkit.graph import Edge, Schedule
+
+        arguments = {w: Schedule.parse(v) if isinstance(v, Moving) else v for w, v in self.arguments.items()}
+        return Edge(
+            find_loss(self.loss)[0] if ":" in self.loss else self.loss,
+            source=self.source,
+            target=self.to,
+            among=self.among,
+            taps=self.taps,
+            weight=self.weight,
+            head=self.head,
+            when=self.when,
+            gather=self.gather,
+            clip=self.clip,
+            ensemble=self.ensemble,
+            name=self.title,
+            **arguments,
+        )
+
+
+def find_loss(word: str) -> tuple[type[nn.Module], LossInfo | None]:
+    """The class behind a loss's word, and what the registry knows of it.
+
+    Raises:
+        KdkitError: no such loss, file or class, or a class that breaks the contract.
+    """
+    import kdkit.losses  # noqa: F401  fills the registry
+
+    if ":" not in word:
+        return LOSSES[word].cls, LOSSES[word]
+    from torch import nn
+
+    from kdkit.models.custom import load_factory
+
+    cls = load_factory(word, Path())
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise KdkitError(f"{word}: a loss must be a class made from nn.Module, got {cls!r}")
+    check_contract(cls)
+    return cls, next((info for info in LOSSES.values() if info.cls is cls), None)
+
+
+def edge_model(word: str) -> type[EdgeSpec]:
+    """The words of one loss: the edge's, and its constructor's without those that the graph fills in."""
+    found: Any
+    found, info = find_loss(word)
+    return _edge_model(found, info.weight if info else 1.0)
+
+
+@cache
+def _edge_model(cls: type, weight: float) -> type[EdgeSpec]:
+    words = {"weight": (NumberOrSchedule, weight)}
+    return options_model(EdgeSpec, cls.__name__, cls, skip=FILLED_WORDS, scheduled=True, **words)
+
+
+Optimizer = Annotated[SerializeAsAny[OptimizerSpec], _by("name", OptimizerSpec, optimizer_model)]
+Data = Annotated[SerializeAsAny[DataSpec], _by("name", DataSpec, data_model)]
+Edge = Annotated[SerializeAsAny[EdgeSpec], _by("loss", EdgeSpec, edge_model)]

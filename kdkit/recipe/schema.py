@@ -1,0 +1,213 @@
+"""The words of a recipe as models that refuse every other word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from kdkit.recipe.errors import Mark, Problem
+from kdkit.recipe.named import Data, Edge, Optimizer
+from kdkit.recipe.syntax import Item
+from kdkit.recipe.words import Flag, Number, NumberOrSchedule, Options, Positive, Time, Word, Words
+
+Kind = Literal["trained", "frozen", "ema"]
+Share = Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, gt=0, le=1)]
+RECIPE_ENDINGS = (".yaml", ".yml")
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+class TuneSpec(Words):
+    """Fit a model to the data once, before it teaches; the result is kept."""
+
+    epochs: Positive
+    lr: NumberOrSchedule
+    optimizer: Optimizer | None = None
+
+
+class ModelSpec(Words):
+    """One model.
+
+    Attributes:
+        arch: a built-in name, `timm/NAME`, `torchvision/NAME`, `package.module:callable` or `file.py:callable`.
+        weights: a file, `pretrained`, `random`, or a recipe, which is trained first when its result is not there.
+        tune: fit it to the data first; for a teacher with other classes.
+        num_classes: width of its logits; left out: the data's, or its own for a frozen pretrained model.
+        options: arguments of the architecture.
+        frozen: whether it stays as it is; left out: yes where its name begins with `teacher`.
+        ema: the model that it is a slow copy of.
+        decay: of that copy, per step.
+        optimizer: its own instead of the recipe's.
+        lr: its own instead of the recipe's.
+        when: the time in which it trains.
+        mean: of its input per channel, in [0, 1]; left out: what its weights were trained with, else the data's.
+        std: likewise.
+        image_size: side to which its images are resized.
+        input: which input it reads where a sample has several.
+    """
+
+    arch: Word | None = None
+    weights: Word | None = None
+    tune: TuneSpec | None = None
+    num_classes: Positive | None = None
+    options: Options = Field(default_factory=dict)
+    frozen: Flag | None = None
+    ema: Word | None = None
+    decay: NumberOrSchedule | None = None
+    optimizer: Optimizer | None = None
+    lr: NumberOrSchedule | None = None
+    when: Time | None = None
+    mean: list[Number] | None = None
+    std: list[Number] | None = None
+    image_size: Positive | None = None
+    input: Word | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSpec:
+        alien = self.model_fields_set - {"ema", "decay", "when", "image_size", "mean", "std", "input"}
+        if self.ema is not None and alien:
+            raise ValueError(f"a slow copy of {self.ema!r} takes no {' and no '.join(sorted(alien))}")
+        if self.ema is None and self.arch is None:
+            raise ValueError("arch must be given, such as {arch: resnet20}; `kdkit models` lists them")
+        if self.ema is None and self.decay is not None:
+            raise ValueError("decay belongs to a slow copy: {ema: student, decay: 0.999}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        return self
+
+    @property
+    def source(self) -> Literal["random", "pretrained", "file", "recipe"]:
+        """Where its weights come from."""
+        if self.weights in (None, "random"):
+            return "random"
+        if self.weights == "pretrained":
+            return "pretrained"
+        if self.weights.endswith(RECIPE_ENDINGS):
+            return "recipe"
+        return "file" if "/" in self.weights or self.weights.endswith(WEIGHTS_ENDINGS) else "recipe"
+
+
+class TrainerSpec(Words):
+    """How long and on what a recipe trains: Lightning's words, and how a step is made.
+
+    Attributes:
+        max_epochs: length of the run; schedules are in proportion to it.
+        update: all models learn at once, or one after the other.
+        compile: the models' steps; `auto` compiles on GPUs.
+        channels_last: memory format of images.
+    """
+
+    max_epochs: Positive
+    precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: (
+        Literal["auto"] | Annotated[int, Field(strict=True, ge=1)] | list[Annotated[int, Field(strict=True, ge=0)]]
+    ) = "auto"
+    strategy: Literal["auto", "ddp", "ddp_spawn"] = "auto"
+    num_nodes: Positive = 1
+    gradient_clip_val: Annotated[float, Field(strict=True, gt=0)] | None = None
+    accumulate_grad_batches: Positive = 1
+    limit_train_batches: Share | None = None
+    limit_val_batches: Share | None = None
+    check_val_every_n_epoch: Positive = 1
+    deterministic: Flag | Literal["warn"] = False
+    update: Literal["simultaneous", "sequential"] = "simultaneous"
+    compile: Flag | Literal["auto"] = "auto"
+    channels_last: Flag = True
+
+    @property
+    def lightning(self) -> dict[str, Any]:
+        """The arguments of `pl.Trainer`."""
+        return self.model_dump(exclude={"update", "compile", "channels_last"}, exclude_none=True)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe was read.
+
+    Attributes:
+        name: what it is called.
+        folder: where packages beside it are looked up.
+        protocol: what was merged underneath.
+        custom: whether it may bring its own Python.
+        tree: what errors point into.
+    """
+
+    name: str = "recipe"
+    folder: Path = field(default_factory=Path)
+    protocol: str | None = None
+    custom: bool = True
+    tree: Item = field(default_factory=lambda: Item({}, Mark("recipe")))
+
+    def problem(self, loc: tuple[int | str, ...], message: str) -> Problem:
+        """A problem at the words that `loc` leads to."""
+        return Problem.at(self.tree.at(loc), self.where(loc), message)
+
+    def where(self, loc: tuple[int | str, ...]) -> str:
+        """`("losses", 1, "weight")` as `losses.kd.weight`."""
+        from kdkit.recipe.tree import edge_name
+
+        steps = [str(step) for step in loc]
+        edges = self.tree.value.get("losses")
+        if len(loc) > 1 and loc[0] == "losses" and edges is not None and isinstance(loc[1], int):
+            steps[1] = edge_name(edges.value[loc[1]])
+            steps = steps[:2] if loc[2:] == ("loss",) else steps
+        return ".".join(steps)
+
+
+class Recipe(Words):
+    """A recipe: models, the losses between them, data, and how they are trained.
+
+    Attributes:
+        protocol: another file whose words lie underneath this one's; merged in by `load`, hence `None` afterwards.
+        models: by name; those whose name begins with `teacher`, or that say `frozen: true`, are frozen.
+        losses: edges between them.
+        data: what is looked at.
+        optimizer: of every trained model that brings none of its own.
+        lr: likewise.
+        trainer: how long, on what.
+        seed: what everything random follows from.
+    """
+
+    protocol: Word | None = None
+    models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
+    losses: Annotated[list[Edge], Field(min_length=1)]
+    data: Data
+    optimizer: Optimizer | None = None
+    lr: NumberOrSchedule | None = None
+    trainer: TrainerSpec
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @property
+    def origin(self) -> Origin:
+        """Where it was read."""
+        return self._origin
+
+    @property
+    def name(self) -> str:
+        """What it is called: its file's name without ending."""
+        return self._origin.name
+
+    def kind(self, model: str) -> Kind:
+        """Whether a model is trained, frozen, or a slow copy of another."""
+        spec = self.models[model]
+        if spec.ema is not None:
+            return "ema"
+        frozen = model.startswith("teacher") if spec.frozen is None else spec.frozen
+        return "frozen" if frozen else "trained"
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the trained models."""
+        return [name for name in self.models if self.kind(name) == "trained"]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they were read."""
+        from kdkit.recipe.write import document
+
+        return isinstance(other, Recipe) and document(self) == document(other)
+
+    __hash__ = None  # type: ignore[assignment]

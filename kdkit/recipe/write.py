@@ -1,0 +1,123 @@
+"""Recipes as text: resolved, hashed, and a first one to start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdkit.recipe.named import EdgeSpec
+from kdkit.recipe.schema import Recipe
+from kdkit.recipe.syntax import scalar
+
+# Where and how fast a recipe runs, which is no part of what comes out.
+MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "compile", "channels_last", "deterministic")
+READING = ("root", "download", "num_workers", "eval_batch_size")
+
+
+def document(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain mappings in its own words: protocol merged, defaults of losses written out."""
+    whole: dict[str, Any] = {
+        "models": {name: spec.model_dump(by_alias=True, exclude_unset=True) for name, spec in recipe.models.items()},
+        "losses": [_edge(edge) for edge in recipe.losses],
+        "data": recipe.data.model_dump(by_alias=True, exclude_unset=True),
+    }
+    if recipe.optimizer is not None:
+        whole["optimizer"] = recipe.optimizer.model_dump(by_alias=True, exclude_unset=True)
+    if recipe.lr is not None:
+        whole["lr"] = recipe.lr
+    whole["trainer"] = recipe.trainer.model_dump(exclude_unset=True)
+    whole["seed"] = recipe.seed
+    return whole
+
+
+def resolved(recipe: Recipe) -> str:
+    """YAML text of the recipe as it runs; it loads again, anywhere on this machine, to an equal recipe."""
+    protocol = f", protocol {recipe.origin.protocol} merged" if recipe.origin.protocol else ""
+    return f"# {recipe.name}, resolved{protocol}\n{dump(document(recipe))}"
+
+
+def dump(content: dict[str, Any]) -> str:
+    """Mappings, lists and scalars as YAML that `syntax.parse` reads back as they are."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """A hash of everything but the method: recipes that differ in losses and heads alone share it.
+
+    Machine and folders are left out as in `content_key`, for they change nothing.
+    """
+    return _hash({k: v for k, v in _content(recipe).items() if k != "losses"})
+
+
+def content_key(recipe: Recipe) -> str:
+    """A hash of everything that determines the result: files by what is in them, recipes by their key."""
+    return _hash(_content(recipe))
+
+
+def _content(recipe: Recipe) -> dict[str, Any]:
+    from kdkit.recipe.sources import source
+
+    whole = document(recipe)
+    for name, spec in whole["models"].items():
+        if recipe.models[name].source == "recipe":
+            spec["weights"] = content_key(source(recipe, name))
+        elif recipe.models[name].source == "file":
+            spec["weights"] = _file(spec["weights"])
+        if "arch" in spec:
+            spec["arch"] = _code(spec["arch"])
+    whole["losses"] = [{_code(loss): words for loss, words in edge.items()} for edge in whole["losses"]]
+    whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
+    whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in MACHINE}
+    return whole
+
+
+def _edge(edge: EdgeSpec) -> dict[str, Any]:
+    """Its words and its loss's arguments; what is nothing by default is left out."""
+    given = edge.model_dump(by_alias=True, exclude_unset=True)
+    words = {k: v for k, v in edge.model_dump(by_alias=True).items() if k in given or v not in (None, False)}
+    return {words.pop("loss"): words}
+
+
+def _code(word: str) -> str:
+    """One's own code by its text."""
+    file, colon, name = word.rpartition(":")
+    return f"{_file(file)}:{name}" if colon and file.endswith(".py") else word
+
+
+def _file(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return path
+
+
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(_canonical(content), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """1 and 1.0 are the same number."""
+    if isinstance(value, dict):
+        return {key: _canonical(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    """Quoted where it would be read as something else."""
+    style = None if scalar(value) == value else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
