@@ -9,22 +9,58 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.data.cifar import CIFAR10, CIFAR100
+from kdkit.data.data_facts import DataFacts
 from kdkit.data.device_loader import DeviceLoader
-from kdkit.data.facts import DataFacts
+from kdkit.data.digits import Digits
+from kdkit.data.fake import FakeData
+from kdkit.data.folder import Folder, ImageNet
 from kdkit.data.module import DataModule
+from kdkit.data.worker_loader import WorkerLoader
 from kdkit.registry import KdkitError, Registry, constructor, nearest
 
 DATA: Registry[type[DataModule]] = Registry("data set")
 DATA.add("cifar10", CIFAR10)
 DATA.add("cifar100", CIFAR100)
+DATA.add("digits", Digits)
+DATA.add("fake", FakeData)
+DATA.add("folder", Folder)
+DATA.add("imagenet", ImageNet)
 
-__all__ = ["CIFAR10", "CIFAR100", "DATA", "DataFacts", "DataModule", "DeviceLoader", "build", "facts"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "DATA",
+    "DataFacts",
+    "DataModule",
+    "DeviceLoader",
+    "Digits",
+    "FakeData",
+    "Folder",
+    "ImageNet",
+    "WorkerLoader",
+    "build",
+    "facts",
+]
 
 
 def build(
-    name: str, *, root: str | Path | None = None, batch_size: int = 64, seed: int = 0, **options: Any
+    name: str,
+    *,
+    root: str | Path | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    fake: bool = False,
+    **options: Any,
 ) -> DataModule:
     """The data module of that name; its class lists the options.
+
+    Args:
+        name: a key of `DATA`.
+        root: folder of the data set.
+        batch_size: over all ranks.
+        seed: of order, views and label noise.
+        fake: noise of the same shape and classes instead, four batches of it: to try a recipe without its data.
+        options: the data module's own.
 
     Raises:
         UnknownNameError: no such data set.
@@ -36,7 +72,8 @@ def build(
         if word not in known:
             hint = nearest(word, known) or f"; known: {', '.join(known)}"
             raise KdkitError(f"data: {name} has no option {word!r}{hint}")
-    return cls(root=root, batch_size=batch_size, seed=seed, **options)
+    module = cls(root=root, batch_size=batch_size, seed=seed, **options)
+    return FakeData.like(module.facts, batch_size, seed) if fake else module
 
 
 def facts(name: str, **options: Any) -> DataFacts:

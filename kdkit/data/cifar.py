@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdkit.data.facts import DataFacts
+from kdkit.data.data_facts import DataFacts
 from kdkit.data.module import DeviceData
 from kdkit.registry import KdkitError
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdkit.data.order import Order
+from kdkit.data.order import Loader, Order
 from kdkit.data.views import CropFlip, Normalise
 
 
-class DeviceLoader:
+class DeviceLoader(Loader):
     """Batches out of one uint8 tensor on the device.
-
-    Order and views follow from (seed, epoch, sample), so a saved position is all that an exact resume needs. It is a
-    plain iterable and no `DataLoader`: Lightning leaves it alone, and moves `batch_sampler` from epoch to epoch.
 
     Args:
         images: (n, C, H, W) uint8, moved to `device`.
@@ -41,16 +37,13 @@ class DeviceLoader:
         with_index: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__(order)
         self.images = images.to(device)
         self.labels = labels.to(device)
-        self.batch_sampler = order
         self.views = views
         self.with_index = with_index
         self.device = device
         self.normalise = Normalise(mean, std, device)
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         order = self.batch_sampler
@@ -61,15 +54,3 @@ class DeviceLoader:
             batch = self.normalise(images), self.labels.index_select(0, index)
             order.position = position
             yield (*batch, index) if self.with_index else batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """See `Order.set_epoch`."""
-        self.batch_sampler.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands."""
-        return self.batch_sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on there."""
-        self.batch_sampler.load_state_dict(state)

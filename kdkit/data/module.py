@@ -13,8 +13,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from kdkit import draws
+from kdkit.data.data_facts import DataFacts
 from kdkit.data.device_loader import DeviceLoader
-from kdkit.data.facts import DataFacts
 from kdkit.data.order import Order
 from kdkit.data.splits import noisy, part_size, stratified
 from kdkit.data.views import CropFlip
@@ -72,8 +72,8 @@ class DataModule(LightningDataModule, ABC):
         """The facts of the whole training set."""
 
     @abstractmethod
-    def labels(self, train: bool) -> Tensor:
-        """All labels of the training or the test set, (n,) int64; reads it."""
+    def read_labels(self, train: bool) -> Tensor:
+        """All labels of the training or the test set, (n,) int64; −1 where there are none."""
 
     @abstractmethod
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> Any:
@@ -122,6 +122,11 @@ class DataModule(LightningDataModule, ABC):
         return self.facts.std
 
     @property
+    def class_names(self) -> list[str]:
+        """The classes, by label."""
+        return [str(label) for label in range(self.num_classes)]
+
+    @property
     def selects(self) -> bool:
         """Whether one may select by `val_dataloader`: it gives held-out training images and not the test set."""
         return bool(self.val_split)
@@ -130,40 +135,46 @@ class DataModule(LightningDataModule, ABC):
         """Read what `stage` needs and carve the training set; a second call does nothing."""
         needs_train = stage in (None, "fit") or (stage == "validate" and self.selects)
         if needs_train and self._parts is None:
-            labels = self.labels(train=True)
-            held_out = part_size("val_split", self.val_split, len(labels))
-            val, train = stratified(labels, held_out, self.sample_keys())
-            if self.subset is not None:
-                first, _ = stratified(labels[train], self.num_samples, self.sample_keys()[train])
-                train = train[first]
-            self._parts = train, val
-            self.sample_labels = labels[train]
-            if self.label_noise:
-                self.sample_labels = noisy(self.sample_labels, self.label_noise, self.num_classes, self.seed)
+            self._parts = self._carve(labels := self.read_labels(train=True))
+            labels = labels[self._parts[0]]
+            self._train_labels = noisy(labels, self.label_noise, self.num_classes, self.seed)
+            self.sample_labels = self._train_labels if self.num_classes and labels.min() >= 0 else None
 
     def train_dataloader(self) -> Any:
         """`(x, y, index)`, shuffled; a new loader at every call."""
-        train, _ = self._carved()
-        assert self.sample_labels is not None
+        train, _ = self.parts
         order = Order(len(train), self.batch_size, seed=self.seed, drop_last=self.drop_last)
-        return self.loader(True, train, self.sample_labels, order, views=True)
+        return self.loader(True, train, self._train_labels, order, views=True)
 
     def val_dataloader(self) -> Any:
         """`(x, y)`: the held-out part of the training set, or else the test set."""
         if not self.selects:
             return self.test_dataloader()
-        _, val = self._carved()
-        return self.loader(True, val, self.labels(train=True)[val], Order(len(val), self.eval_batch_size), views=False)
+        _, val = self.parts
+        labels = self.read_labels(train=True)[val]
+        return self.loader(True, val, labels, Order(len(val), self.eval_batch_size), views=False)
 
     def test_dataloader(self) -> Any:
-        """`(x, y)`: always the test set."""
-        labels = self.labels(train=False)
+        """`(x, y)`: always the test set; `[]` where there is none."""
+        labels = self.read_labels(train=False)
+        if not len(labels):
+            return []
         return self.loader(False, None, labels, Order(len(labels), self.eval_batch_size), views=False)
 
-    def _carved(self) -> tuple[Tensor, Tensor]:
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The places in the whole training set of what is trained on and of what is held out by `val_split`."""
         self.setup("fit")
         assert self._parts is not None
         return self._parts
+
+    def _carve(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.val_split and self.subset is None:
+            return torch.arange(len(labels)), torch.arange(0)
+        keys, strata = self.sample_keys(), labels.clamp(min=0)
+        val, train = stratified(strata, part_size("val_split", self.val_split, len(labels)), keys)
+        first, _ = stratified(strata[train], self.num_samples, keys[train])
+        return train[first], val
 
     def target_device(self) -> torch.device:
         """`device` where it is set, else the Trainer's, else the CPU."""
@@ -200,7 +211,7 @@ class DeviceData(DataModule):
             self._sets[train] = self.read(train)
         return self._sets[train]
 
-    def labels(self, train: bool) -> Tensor:
+    def read_labels(self, train: bool) -> Tensor:
         """All labels of the training or the test set."""
         return self.tensors(train)[1]
 

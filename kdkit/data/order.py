@@ -105,3 +105,29 @@ class Order:
         if self.seed is None:
             return torch.arange(self.num_samples, device=device)
         return draws.permutation(draws.key(self.seed, "order", self.epoch), self.num_samples, device)
+
+
+class Loader:
+    """An iterable over an `Order`'s batches, with what Lightning asks of a loader.
+
+    It is no `DataLoader`, so that Lightning puts no sampler of its own into it, and `sampler` is missing on purpose: a
+    loader that has one crashes in validation.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.batch_sampler = order
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `Order.set_epoch`."""
+        self.batch_sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands: at the last batch handed out, however many have been prepared."""
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there."""
+        self.batch_sampler.load_state_dict(state)

@@ -43,6 +43,8 @@ def stratified(labels: Tensor, size: int, keys: Tensor) -> tuple[Tensor, Tensor]
 
 def noisy(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
     """Symmetric label noise: each label is wrong with probability `share`, uniformly over the other classes."""
+    if not share:
+        return labels
     ids = torch.arange(len(labels))
     wrong = draws.below(draws.key(seed, "noise"), ids, 1 << 24) < share * (1 << 24)
     shift = 1 + draws.below(draws.key(seed, "noise label"), ids, num_classes - 1)

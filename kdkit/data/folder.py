@@ -1,0 +1,175 @@
+"""Any folder of images: one folder per class, ImageNet's layout, or no classes at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdkit.data.cifar import data_root
+from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD, DataFacts
+from kdkit.data.files import FileList, find_images, find_unlabelled
+from kdkit.data.module import DataModule
+from kdkit.data.order import Order
+from kdkit.data.splits import part_size, stratified
+from kdkit.data.worker_loader import ImageFiles, Transform, WorkerLoader
+from kdkit.registry import KdkitError
+
+POLICIES = {"autoaugment": "AutoAugment", "randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Folder(DataModule):
+    """`root`/<class>/*.jpg with `holdout`, or `root`/train/<class>/*.jpg and `root`/val/<class>/*.jpg.
+
+    Trained on with torchvision's `RandomResizedCrop` and mirror, evaluated on the centre crop; normalised as ImageNet.
+    A relative `root` that is not here is looked for under KDKIT_DATA.
+
+    Attributes:
+        holdout: share or count of the images that are the test set, class by class, chosen by a hash of the path
+            (`split_seed`); 0: no test set. Must be given where `root` has no `val`.
+        image_size: pixels a side.
+        resize: shorter side before the centre crop; default `image_size` · 256/224.
+        crop_scale: smallest and largest share of the area in `RandomResizedCrop`.
+        flip: mirror every second training image.
+        policy: `randaugment`, `trivialaugment` or `autoaugment` on top.
+        labels: False for images without classes, anywhere below `root` (or its `train` and `val`): y is −1.
+        classes: number of classes where `labels` is False.
+        means: per channel.
+        stds: per channel.
+        num_workers: decoding processes; default one per core, at most 8.
+    """
+
+    holdout: float | None = None
+    image_size: int = 224
+    resize: int | None = None
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    policy: str | None = None
+    labels: bool = True
+    classes: int = 0
+    means: tuple[float, ...] = IMAGENET_MEAN
+    stds: tuple[float, ...] = IMAGENET_STD
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policy is not None and self.policy not in POLICIES:
+            raise KdkitError(f"data: policy must be one of {', '.join(sorted(POLICIES))}, got {self.policy!r}")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise KdkitError(f"data: crop_scale must be two shares 0 < smallest ≤ largest ≤ 1, got {low}, {high}")
+        if self.image_size < 1 or (self.resize or self.image_size) < self.image_size:
+            raise KdkitError(
+                f"data: image_size must be at least 1 and at most resize, got {self.image_size}, {self.resize}"
+            )
+        if self.label_noise and not self.labels:
+            raise KdkitError(f"data: label_noise must be 0 where labels is false, got {self.label_noise}")
+
+    @property
+    def folder(self) -> Path:
+        """The data set's folder."""
+        if self.root is None:
+            raise KdkitError("data: root must be a folder of images, got nothing; set data.root=FOLDER")
+        here = Path(self.root).expanduser()
+        there = data_root(None) / here
+        return there if there.is_dir() and not here.is_dir() else here
+
+    @cached_property
+    def sets(self) -> tuple[FileList, FileList]:
+        """The files of the training and the test set."""
+        train, val = self.folder / "train", self.folder / "val"
+        if train.is_dir() or val.is_dir():
+            if self.holdout:
+                raise KdkitError(
+                    f"data: holdout must be left out, as {self.folder} has train/ or val/, got {self.holdout}"
+                )
+            return self._two_folders(train, val)
+        whole = find_images(self.folder) if self.labels else find_unlabelled(self.folder)
+        if self.holdout is None:
+            raise KdkitError(
+                f"data: holdout must be a share or a count, as {self.folder} has no val/, got nothing; "
+                "set data.holdout=0.1, or 0 for no test set"
+            )
+        size = part_size("holdout", self.holdout, len(whole.names))
+        test, rest = stratified(whole.labels.clamp(min=0), size, whole.keys("holdout", self.split_seed))
+        return whole.take(rest), whole.take(test)
+
+    def _two_folders(self, train: Path, val: Path) -> tuple[FileList, FileList]:
+        none = FileList(train, [], torch.arange(0), [])
+        if not self.labels:
+            return find_unlabelled(train), find_unlabelled(val) if val.is_dir() else none
+        first = find_images(train) if train.is_dir() else none
+        return first, find_images(val, first.classes or None) if val.is_dir() else none
+
+    def describe(self) -> DataFacts:
+        """Counts the files; raises `KdkitError` where there is no such folder."""
+        train, test = self.sets
+        count = len(train.classes or test.classes) if self.labels else self.classes
+        return self._facts(count, len(train.names))
+
+    def _facts(self, classes: int, samples: int) -> DataFacts:
+        size = (3, self.image_size, self.image_size)
+        return DataFacts(classes, samples, size, tuple(self.means), tuple(self.stds))
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes' folder names, by label."""
+        return next((files.classes for files in self.sets if files.classes), [])
+
+    def sample_keys(self) -> Tensor:
+        """By path."""
+        return self.sets[0].keys("split", self.split_seed)
+
+    def read_labels(self, train: bool) -> Tensor:
+        """By folder; −1 without labels."""
+        if train and not self.sets[0].names:
+            raise KdkitError(f"data: {self.folder / 'train'} must hold the training images, got nothing")
+        return self.sets[0 if train else 1].labels
+
+    def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> WorkerLoader:
+        """See `DataModule.loader`."""
+        augment = views and self.augment
+        paths = self.sets[0 if train else 1].paths(ids)
+        workers = min(8, os.cpu_count() or 1) if self.num_workers is None else self.num_workers
+        return WorkerLoader(
+            ImageFiles(paths, self.transform(augment), self.seed if augment else None),
+            labels,
+            order,
+            mean=self.mean,
+            std=self.std,
+            with_index=views,
+            num_workers=workers,
+            device=self.target_device(),
+        )
+
+    def transform(self, augment: bool) -> Transform:
+        """RGB image → (3, image_size, image_size) uint8."""
+        from torchvision.transforms import v2
+
+        if not augment:
+            resize = self.resize or round(self.image_size * 256 / 224)
+            return v2.Compose([v2.Resize(resize), v2.CenterCrop(self.image_size), v2.PILToTensor()])  # type: ignore[no-any-return]
+        steps = [v2.RandomResizedCrop(self.image_size, scale=self.crop_scale)]
+        steps += [v2.RandomHorizontalFlip()] * self.flip
+        steps += [getattr(v2, POLICIES[self.policy])()] if self.policy else []
+        return v2.Compose([*steps, v2.PILToTensor()])  # type: ignore[no-any-return]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ImageNet(Folder):
+    """ImageNet-1k in `root`/train and `root`/val; default root: `imagenet`, also under KDKIT_DATA."""
+
+    root: str | Path | None = "imagenet"
+
+    def __post_init__(self) -> None:
+        self.root = self.root or "imagenet"
+        super().__post_init__()
+
+    def describe(self) -> DataFacts:
+        """What is there, or else the 1,000 classes and 1,281,167 training images of ILSVRC 2012."""
+        return super().describe() if self.folder.is_dir() else self._facts(1000, 1_281_167)

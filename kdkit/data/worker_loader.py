@@ -1,0 +1,142 @@
+"""Images decoded by worker processes, with the device loader's guarantees."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdkit import draws
+from kdkit.data.order import Loader, Order
+from kdkit.data.views import Normalise
+from kdkit.registry import KdkitError
+
+Transform = Callable[[Any], Tensor]
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Decoded and transformed image files, each view seeded by (seed, epoch, sample), whichever worker makes it.
+
+    Args:
+        paths: the files.
+        transform: RGB `PIL.Image` → (C, H, W) uint8; draws from torch's generator alone, as torchvision's do.
+        seed: of the views; None where the transform draws nothing.
+    """
+
+    def __init__(self, paths: Sequence[str], transform: Transform, seed: int | None = None) -> None:
+        self.paths = paths
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = item
+        image = read_rgb(self.paths[index])
+        if self.seed is None:
+            return self.transform(image), index
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the accelerators too.
+            torch.default_generator.manual_seed(draws.key(self.seed, "view", epoch, index) & 0xFFFFFFFF)
+            return self.transform(image), index
+
+
+def read_rgb(path: str) -> Any:
+    """The file as an RGB `PIL.Image`; raises `KdkitError` naming it where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise KdkitError(f"data: {path} must be an image, got {problem}; mend or remove it") from None
+
+
+class WorkerLoader(Loader):
+    """Batches out of image files: decoded and cropped as uint8 in workers, made float and normalised on the device.
+
+    Args:
+        files: what is decoded.
+        labels: (n,) int64.
+        order: the batches.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        with_index: hand out `(x, y, index)` instead of `(x, y)`.
+        num_workers: processes; 0: in this one. No batch depends on it.
+        device: where the batches appear.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        labels: Tensor,
+        order: Order,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        with_index: bool = False,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(order)
+        self.labels = labels
+        self.with_index = with_index
+        self.device = torch.device(device)
+        self.normalise = Normalise(mean, std, device)
+        self._plan = _Plan(order)
+        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+            files,
+            batch_sampler=self._plan,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_keep_inherited,
+            generator=torch.Generator(),  # else it would take a number from torch's own
+        )
+        # Workers that go as part of a reference cycle (a Trainer, a traceback) hold up the collector for 5 s each.
+        weakref.finalize(self, _stop_workers, self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        batches = iter(self._loader)
+        while True:
+            try:
+                pixels, index = next(batches)
+            except StopIteration:
+                return
+            except KdkitError as problem:  # a worker's comes with its traceback as text
+                raise KdkitError(str(problem).rsplit("KdkitError: ", 1)[-1].strip()) from None
+            self.batch_sampler.position = self._plan.waiting.popleft()
+            y = self.labels[index].to(self.device, non_blocking=True)
+            batch = self.normalise(pixels.to(self.device, non_blocking=True)), y
+            yield (*batch, index.to(self.device, non_blocking=True)) if self.with_index else batch
+
+
+class _Plan:
+    """An `Order` as a `DataLoader` reads it, which is ahead of what has been handed out."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.waiting: deque[int] = deque()  # positions of the batches that workers are at
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        self.waiting.clear()
+        for position, index in self.order.batches():
+            self.waiting.append(position)
+            yield [(self.order.epoch, i) for i in index.tolist()]
+
+
+def _keep_inherited(_: int) -> None:
+    gc.freeze()  # else a forked worker may collect, and try to stop, its copy of another loader's workers
+
+
+def _stop_workers(loader: DataLoader[Any]) -> None:
+    running = getattr(loader, "_iterator", None)
+    if running is not None:
+        running._shutdown_workers()
