@@ -50,8 +50,10 @@ class KdkitError(Exception):
     """What the user can mend. Its text says what was found and what would be right; the command line shows it bare."""
 
 
-class UnknownNameError(KdkitError, LookupError):
+class UnknownNameError(KdkitError, KeyError):
     """A name that nothing is registered under; the text offers the nearest ones."""
+
+    __str__ = KdkitError.__str__  # KeyError's own would quote the text
 
 
 def nearest(word: str, known: Iterator[str] | list[str], count: int = 3) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,4 +204,6 @@ def _blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
     except RecipeError:
         raise
     except KdkitError as error:
-        raise RecipeError([recipe.origin.problem(loc, str(error))]) from error
+        text = str(error).removeprefix(f"{loc[0]}: ")
+        word = re.match(r"\w+(?= must )", text) if loc == ("data",) else None  # an argument of the data module
+        raise RecipeError([recipe.origin.problem((*loc, word[0]) if word else loc, text)]) from error
