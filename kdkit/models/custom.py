@@ -66,6 +66,8 @@ def call(factory: Callable[..., Any], arch: str, keywords: dict[str, Any]) -> nn
         raise KdkitError(f"{arch}: {error}; it takes: {known or 'nothing'}") from None
     try:
         net = factory(**keywords)
+    except KdkitError:
+        raise
     except Exception as error:
         raise KdkitError(f"{arch}: could not be built\n  {_place(error)}") from error
     if not isinstance(net, nn.Module):
