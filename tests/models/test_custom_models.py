@@ -35,6 +35,10 @@ class Around(nn.Module):
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes
 
+def knows_better(num_classes):
+    from kdkit.registry import KdkitError
+    raise KdkitError("knows_better: take another net")
+
 built = Net(3)
 number = 5
 
@@ -120,8 +124,9 @@ def test_a_factory_without_num_classes_is_taken_at_its_word_and_said_so(folder):
         ("my_net.py:built", "must be a class or a function, got a Net already built"),
         ("my_net.py:number", "must be a class or a function of Python, got 5"),
         ("my_net.py:not_a_module", "must give an nn.Module, got str"),
-        ("my_net.py:fails", r"my_net\.py:31: width = num_classes // 0\n  ZeroDivisionError"),
-        ("my_net.py:fails_in_torch", r"my_net\.py:35: return nn\.Conv2d\(3, 8, 3, groups=2\)\n  ValueError"),
+        ("my_net.py:fails", r"my_net\.py:35: width = num_classes // 0\n  ZeroDivisionError"),
+        ("my_net.py:fails_in_torch", r"my_net\.py:39: return nn\.Conv2d\(3, 8, 3, groups=2\)\n  ValueError"),
+        ("my_net.py:knows_better", "^knows_better: take another net$"),
         ("no_such_package.nets:Net", "no_such_package.nets: no such module"),
         ("torch.no_such_module:Net", "torch.no_such_module: no such module"),
         ("torch.nn:Linaer", "torch.nn has no 'Linaer'; did you mean 'Linear'"),
