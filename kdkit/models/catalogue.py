@@ -11,6 +11,8 @@ from kdkit.models.mobilenet import MobileNetV2
 from kdkit.models.resnet import ResNet
 from kdkit.models.resnet50 import BasicBlock, Bottleneck, FourStageResNet
 from kdkit.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from kdkit.models.sid import sid
+from kdkit.models.sid_cnn import SimpleCNN
 from kdkit.models.vgg import VGG
 from kdkit.models.wrn import WideResNet
 from kdkit.registry import Registry
@@ -38,3 +40,6 @@ MODELS.add("vgg19", partial(VGG, (2, 2, 4, 4, 4)))
 MODELS.add("mobilenetv2", MobileNetV2)
 MODELS.add("shufflenetv1", ShuffleNetV1)
 MODELS.add("shufflenetv2", ShuffleNetV2)
+
+MODELS.add("simple_cnn", SimpleCNN)
+MODELS.add("sid", sid)
