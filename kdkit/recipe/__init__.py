@@ -3,6 +3,7 @@
 Torch is imported when a recipe is read, not before.
 """
 
+from kdkit.recipe.blame import blaming as blaming
 from kdkit.recipe.build import Experiment as Experiment
 from kdkit.recipe.build import build as build
 from kdkit.recipe.errors import Problem as Problem

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdkit.recipe.blame import blaming
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.named import OptimizerSpec
 from kdkit.recipe.schema import ModelSpec, Recipe
 from kdkit.recipe.sources import source, tuning
 from kdkit.recipe.write import document
-from kdkit.registry import KdkitError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +65,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
     """
     from kdkit import data
 
-    with _blaming(recipe, "data"):
+    with blaming(recipe, "data"):
         datamodule = data.build(recipe.data.name, seed=recipe.seed, **recipe.data.arguments)
         num_classes = datamodule.num_classes
     modules: dict[str, nn.Module] = {}
@@ -105,9 +103,9 @@ def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.M
             width = None  # its own; the loss says so where they do not fit
         elif spec.source == "recipe":
             theirs = source(recipe, name).data
-            with _blaming(recipe, "models", name, "weights"):
+            with blaming(recipe, "models", name, "weights"):
                 width = data.facts(theirs.name, **theirs.arguments).num_classes
-    with _blaming(recipe, "models", name, "arch"), models.seeded(recipe.seed, name):
+    with blaming(recipe, "models", name, "arch"), models.seeded(recipe.seed, name):
         return models.build(
             str(spec.arch),
             num_classes=width,
@@ -130,7 +128,7 @@ def _weights(recipe: Recipe, name: str, module: nn.Module, resolve: Resolver) ->
     else:
         path = Path(str(spec.weights)) if spec.source == "file" else None
     if path is not None:
-        with _blaming(recipe, "models", name, "weights"):
+        with blaming(recipe, "models", name, "weights"):
             if recipe.kind(name) == "frozen":
                 models.load_weights(module, path)
             else:
@@ -194,16 +192,3 @@ def _statistics(spec: ModelSpec, module: nn.Module | None, path: Path | None) ->
 
 def _optimizer(spec: OptimizerSpec | None) -> dict[str, Any] | None:
     return None if spec is None else {"name": spec.name, **spec.arguments}
-
-
-@contextmanager
-def _blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
-    """What goes wrong inside is told with the line of these words."""
-    try:
-        yield
-    except RecipeError:
-        raise
-    except KdkitError as error:
-        text = str(error).removeprefix(f"{loc[0]}: ")
-        word = re.match(r"\w+(?= must )", text) if loc == ("data",) else None  # an argument of the data module
-        raise RecipeError([recipe.origin.problem((*loc, word[0]) if word else loc, text)]) from error

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdkit.recipe.blame import without_edge
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.named import EdgeSpec, find_loss
 from kdkit.recipe.schema import ModelSpec, Recipe
@@ -33,8 +34,12 @@ def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
     """Everything about the graph that can be told without data and without building a model."""
     found = [p for name, spec in recipe.models.items() for p in _model(recipe, name, spec, above)]
     found += _rates(recipe)
-    found += _edges(recipe)
-    return found
+    if recipe.trained:
+        return found + [*_edges(recipe)]
+    return [
+        *found,
+        recipe.origin.problem(("models",), "no model is trained; say `frozen: false` for the one that learns"),
+    ]
 
 
 def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) -> Found:
@@ -120,20 +125,19 @@ def _edges(recipe: Recipe) -> Found:
     for i, spec in enumerate(recipe.losses):
         here = ("losses", i)
         if spec.title in titles[:i]:
-            yield recipe.origin.problem(here, f"two losses are called {spec.title!r}; give one of them a `name`")
+            loc = (*here, "name") if spec.name else here
+            yield recipe.origin.problem(loc, f"two losses are called {spec.title!r}; give one of them a `name`")
         wrong = [*_ends(recipe, i, spec), *_values(recipe, i, spec), *_when(recipe, (*here, "when"), spec.when)]
         yield from wrong
         try:
             found = [] if wrong else links(spec.edge(), nodes)
             reached |= {link.target.node for link in found}
         except KdkitError as error:
-            text = re.sub(r"^edge '[^']*': ", "", str(error))
+            text = without_edge(str(error))
             wrong.append(recipe.origin.problem((*here, *_blamed(spec, text)), text))
             yield wrong[-1]
         sound = sound and not wrong
-    if not recipe.trained:
-        yield recipe.origin.problem(("models",), "no model is trained; say `frozen: false` for the one that learns")
-    elif sound:
+    if sound:
         for name in recipe.trained:
             if name not in reached:
                 yield recipe.origin.problem(
@@ -143,23 +147,21 @@ def _edges(recipe: Recipe) -> Found:
 
 def _ends(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
     """An end that is no model is a tap of the default one, unless it nearly is a model's name."""
-    for word, given in (("from", spec.source), ("to", spec.to), ("among", spec.among)):
-        for end in [given] if isinstance(given, str) else given or ():
-            head = end.partition(".")[0]
-            if head in recipe.models or (word != "among" and TAPS.fullmatch(head)):
-                continue
-            if word == "among" or difflib.get_close_matches(head, recipe.models, cutoff=0.75):
-                hint = nearest(head, list(recipe.models)) or f"; models: {', '.join(recipe.models)}"
-                yield recipe.origin.problem(("losses", i, word), f"no model is called {head!r}{hint}")
+    for word, end in spec.ends:
+        head = end.partition(".")[0]
+        if head in recipe.models or word == "taps" or (word != "among" and TAPS.fullmatch(head)):
+            continue
+        if word == "among" or difflib.get_close_matches(head, recipe.models, cutoff=0.75):
+            hint = nearest(head, list(recipe.models)) or f"; models: {', '.join(recipe.models)}"
+            yield recipe.origin.problem(("losses", i, word), f"no model is called {head!r}{hint}")
 
 
 def _blamed(spec: EdgeSpec, text: str) -> tuple[str, ...]:
     """The word of an edge that a sentence about it is about, if it can be told."""
-    for word, given in (("among", spec.among), ("to", spec.to), ("from", spec.source), ("ensemble", spec.ensemble)):
-        values = [given] if isinstance(given, str) else given or []
-        if values and (text.startswith(word) or any(f"'{value.partition('.')[0]}'" in text for value in values)):
+    for word, end in spec.ends:
+        if text.startswith(word) or f"'{end.partition('.')[0]}'" in text or f"`{word}`" in text:
             return (word,)
-    return ("from",) if spec.source is not None and "`from`" in text else ()
+    return ()
 
 
 def _values(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:

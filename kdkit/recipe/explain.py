@@ -53,7 +53,17 @@ def problems(error: ValidationError, origin: Origin) -> list[Problem]:
         found.setdefault(_in_tree(one["loc"], one["type"], origin), []).append(dict(one))
     deepest = {loc: v for loc, v in found.items() if not any(len(o) > len(loc) and o[: len(loc)] == loc for o in found)}
     kept = {loc: v for loc, v in found.items() if loc in deepest or any(e["type"] not in RIGHT for e in v)}
-    return [origin.problem(loc, _message(loc, errors, origin)) for loc, errors in kept.items()]
+    unknown = {loc for loc, errors in kept.items() if errors[0]["type"] == "extra_forbidden"}
+    return [
+        origin.problem(loc, _message(loc, errors, origin))
+        for loc, errors in kept.items()
+        if not (errors[0]["type"] == "missing" and _misspelt(loc, unknown))
+    ]
+
+
+def _misspelt(loc: Loc, unknown: Iterable[Loc]) -> bool:
+    """Whether an unknown key beside it nearly is the missing word."""
+    return any(near[:-1] == loc[:-1] and nearest(str(near[-1]), [str(loc[-1])]) for near in unknown)
 
 
 def _in_tree(loc: Loc, kind: str, origin: Origin) -> Loc:

@@ -115,6 +115,25 @@ class EdgeSpec(Words):
             raise ValueError(f"must be a name without '.', got {name!r}")
         return name
 
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, head: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        from kdkit.models.heads.kinds import parse
+
+        try:
+            parse(head if isinstance(head, str) else dict.fromkeys(head or {"identity": {}}))
+        except KdkitError as error:
+            raise ValueError(str(error)) from None
+        return head
+
+    @property
+    def ends(self) -> list[tuple[str, str]]:
+        """Every end and tap that it names, after the word that says it."""
+        given = {"among": self.among, "to": self.to, "from": self.source, "taps": self.taps}
+        return [
+            (word, end) for word, ends in given.items() for end in ([ends] if isinstance(ends, str) else ends or [])
+        ]
+
     @property
     def title(self) -> str:
         """How it is called."""

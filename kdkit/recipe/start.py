@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kdkit.recipe.find import packaged
 from kdkit.recipe.named import data_model, edge_model, optimizer_classes, optimizer_model
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
@@ -27,8 +28,13 @@ def init_text(teacher: str, student: str, data: str) -> str:
     name = data if known else "folder"
     where = "" if known else f", root: {_quoted(data)}, holdout: 0.15, image_size: 224"
     published = teacher.startswith(HUBS)
-    weights = "pretrained, tune: {epochs: 10, lr: 1.0e-4}" if published else "random, tune: {epochs: 60, lr: 1.0e-3}"
-    fitted = "published weights, fitted to your classes once" if published else "trained once on your data"
+    own = f"teacher_{teacher}_{data}"
+    if published:
+        weights, fitted = "pretrained, tune: {epochs: 10, lr: 1.0e-4}", "published weights, fitted to your classes once"
+    elif own in [info.name for info in packaged()]:
+        weights, fitted = own, "a recipe: trained first"
+    else:
+        weights, fitted = "random, tune: {epochs: 60, lr: 1.0e-3}", "trained on your data once"
     begins = ", weights: pretrained" if student.startswith(HUBS) else ""
     held_out = "" if known else "      # holdout: the test set, 15 %; leave it out where there is a val/ folder"
     return f"""\

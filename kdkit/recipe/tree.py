@@ -100,9 +100,7 @@ def _put(node: Item, path: list[str], value: Item, trail: list[str]) -> Item:
         node = Item({}, mark)
     if not isinstance(node.value, dict):
         kind = "a list" if isinstance(node.value, list) else repr(node.value)
-        raise RecipeError(
-            [Problem.at(mark, ".".join(trail), f"is {kind} here and has no {step!r}; give it as a whole")]
-        )
+        raise RecipeError([Problem.at(mark, ".".join(trail), f"is {kind} and has no {step!r}; give it as a whole")])
     child = node.value.get(step, Item(None, mark))
     others = node.value
     if _schedule_word(others) and _schedule_word({step: value}) and step not in others:

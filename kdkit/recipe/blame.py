@@ -1,0 +1,46 @@
+"""Errors of the rooms below, which know no recipe, get the line of the words that they are about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kdkit.recipe.errors import RecipeError
+from kdkit.recipe.schema import Recipe
+from kdkit.registry import KdkitError
+
+
+@contextmanager
+def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
+    """Whatever a model, the data or the graph refuses inside is raised as a `RecipeError` with its line.
+
+    Args:
+        recipe: what is being built or run.
+        loc: the words it is about; left out, they follow from the text, which begins with the edge or the model.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except KdkitError as error:
+        text = str(error).removeprefix(f"{loc[0]}: ") if loc else str(error)
+        word = re.match(r"\w+(?= must )", text) if loc == ("data",) else None  # an argument of the data module
+        place = (*loc, word[0]) if word else loc or _guess(recipe, text)
+        raise RecipeError([recipe.origin.problem(place, without_edge(text))]) from error
+
+
+def without_edge(text: str) -> str:
+    """A sentence about an edge without its beginning, for the words before it say which edge it is."""
+    return re.sub(r"^edge '[^']*': ", "", text)
+
+
+def _guess(recipe: Recipe, text: str) -> tuple[int | str, ...]:
+    """The edge that a sentence begins with, the one whose tap it quotes, or the model that it begins with."""
+    named = dict(re.findall(r"^(edge|model) '([^']*)'", text))
+    model = named.get("model", "")
+    for i, edge in enumerate(recipe.losses):
+        taps = {end.removeprefix(f"{model}.") for _, end in edge.ends}
+        if edge.title == named.get("edge") or any(f"{tap!r}" in text for tap in taps - recipe.models.keys()):
+            return ("losses", i)
+    return ("models", model) if model in recipe.models else ()
