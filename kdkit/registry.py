@@ -1,7 +1,8 @@
 """Names and what stands behind them: the one module of kdkit that losses and models import.
 
-A loss's *signature is its contract*. `forward` asks by name for what it needs at every step, the constructor for what no
-recipe should have to repeat; both lists are closed, so that a typo is found when the class is registered and not in training.
+A loss's *signature is its contract*. `forward` asks by name for what it needs at every step, the constructor for what
+no recipe should have to repeat; both lists are closed, so that a typo is found when the class is registered and not in
+training.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Registry(Generic[T], Mapping[str, T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> None:
+        """Put an entry under a new name."""
         if name in self._entries:
             raise KdkitError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = entry
@@ -100,7 +102,7 @@ class LossInfo:
         weight: the weight that goes with its reduction.
         weight_source: where that weight comes from.
         zero_at_match: whether the loss is zero when student and teacher give the same tensors.
-        example: tiny valid inputs, `example() -> (constructor keywords, forward keywords)`; the contract tests are made from it.
+        example: tiny valid inputs, `example() -> (constructor keywords, forward keywords)`, for the contract tests.
         head: the head its published weight goes with, if any.
     """
 

@@ -58,6 +58,7 @@ class BoundEdge(nn.Module):
     """
 
     weight: Tensor
+    clip: Tensor
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class BoundEdge(nn.Module):
             if edge.head is None:
                 _check_classes(edge, call.links[0], *pairs[0])
             else:
-                self.heads.extend(head for head, *_ in bound)
+                self.heads.extend(head for head, *_ in bound if head is not None)
             student, teacher = bound[0][1:]
             self.losses.append(self._loss(i, student, teacher, facts, draws.key(seed, edge.name, i), epochs))
 
@@ -261,7 +262,7 @@ def _check_classes(edge: Edge, link: Link, student: Shape, teacher: Shape | None
     taps = {link.target.tap, *(end.tap for end in link.sources)}
     if teacher is not None and taps == {"logits"} and student != teacher:
         raise KdkitError(
-            f"edge {edge.name!r}: {link.sources[0].node} has {teacher[-1]} classes and {link.target.node} {student[-1]}; "
+            f"edge {edge.name!r}: {link.sources[0].node} has {teacher[-1]} classes, {link.target.node} {student[-1]}; "
             "fit the teacher to the data first with `tune: {epochs: …, lr: …}`, or tap it below its logits"
         )
 

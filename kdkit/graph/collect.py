@@ -1,23 +1,21 @@
-"""Two things done to a tensor on its way into a loss: gathering it over ranks, and clipping the gradient it sends back."""
+"""What is done to a tensor on its way into a loss: gathering over ranks, clipping the gradient that it sends back."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
-Maybe = TypeVar("Maybe", Tensor, None)
-
 
 def gather_rows(x: Tensor) -> Tensor:
     """All ranks' rows; the gradient of a loss that every rank computes alike comes back right after averaging."""
-    return torch.cat(dist_nn.all_gather(x)) if _many() else x  # type: ignore[no-untyped-call]
+    return torch.cat(dist_nn.all_gather(x)) if _many() else x
 
 
-def gather_rows_detached(x: Maybe) -> Maybe:
+def gather_rows_detached(x: Tensor | None) -> Tensor | None:
     """All ranks' rows of a constant."""
     if x is None or not _many():
         return x
@@ -28,7 +26,7 @@ def gather_rows_detached(x: Maybe) -> Maybe:
 
 def clip_gradient(x: Tensor, limit: Tensor) -> Tensor:
     """X itself; the gradient through it is scaled to a norm of at most `limit`."""
-    return _Clip.apply(x, limit)  # type: ignore[no-any-return,no-untyped-call]
+    return _Clip.apply(x, limit)  # type: ignore[no-any-return]
 
 
 class _Clip(torch.autograd.Function):
@@ -38,7 +36,7 @@ class _Clip(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (limit,) = ctx.saved_tensors
         norm = torch.linalg.vector_norm(gradient)
         return gradient * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0).to(gradient.dtype), None

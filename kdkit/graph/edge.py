@@ -20,7 +20,7 @@ class Edge:
 
     Args:
         loss: a registered name, a class that keeps the contract, or a ready module.
-        source: where knowledge comes from: `"teacher"`, `"teacher.stage2"`, a tap of the default node, or a list of these.
+        source: where knowledge comes from: `"teacher"`, `"teacher.stage2"`, a tap of the default node, or a list.
             Left out: the node named `teacher`, else the only frozen node.
         target: whom it reaches, likewise; left out: every trained node.
         among: peers that all teach each other, averaged over the K−1 others; instead of `source` and `target`.
@@ -30,7 +30,8 @@ class Edge:
         when: `{from: …, to: …}`, the time in which it is active.
         gather: gather both ends over all ranks before the loss (in-batch losses under DDP).
         clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
-        ensemble: several sources as one teacher: `arithmetic` mean (of probabilities, for logits) or `geometric` (of logits).
+        ensemble: several sources as one teacher: `arithmetic` mean (of probabilities, where logits are read) or
+            `geometric` (of logits).
         name: how the log and overrides call it; left out: the loss's name.
         options: the loss's constructor arguments; every number may be a schedule.
 

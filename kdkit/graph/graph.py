@@ -71,7 +71,7 @@ class Graph(nn.Module):
                 self.models[name] = node.module
         for name, node in self.nodes.items():
             if node.kind == "ema":
-                if node.of not in self.models:
+                if node.of is None or node.of not in self.models:
                     raise KdkitError(
                         f"model {name!r}: ema must name a trained model, got {node.of!r}; trained: {list(self.models)}"
                     )
@@ -282,7 +282,7 @@ class Graph(nn.Module):
         return own, list(beside.values())
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module in self.frozen.values():
             module._apply(fn)
         return self

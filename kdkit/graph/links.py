@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 from kdkit.graph.edge import Edge, Ends
 from kdkit.graph.node import Node
@@ -108,7 +109,7 @@ def _listed(given: Ends) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
-def _zip(edge: Edge, left: Sequence, right: Sequence) -> list[tuple]:  # type: ignore[type-arg]
+def _zip(edge: Edge, left: list[Any], right: list[Any]) -> list[tuple[Any, Any]]:
     """Equal lists are zipped, a single one broadcasts."""
     if len(left) == len(right) or len(left) == 1 or len(right) == 1:
         n = max(len(left), len(right))

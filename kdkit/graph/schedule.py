@@ -1,7 +1,7 @@
 """A schedule: a number, or one word that says how a number moves over the run.
 
-Times are epochs, or fractions of the run where they are below 1, so that a shorter run stays in proportion. A schedule is
-checked when it is bound to a run's length, never while it runs.
+Times are epochs, or fractions of the run where they are below 1, so that a shorter run stays in proportion. A schedule
+is checked when it is bound to a run's length, never while it runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, spec: Spec) -> Schedule:
-        """Read `0.9`, `{linear: [0.9, 0.7]}`, `{warmup: {to: {cosine: [0.1, 0]}, over: 5}}`, …"""
+        """Read `0.9`, `{linear: [0.9, 0.7]}`, `{warmup: {to: {cosine: [0.1, 0]}, over: 5}}`."""
         if isinstance(spec, Schedule):
             return spec
         if isinstance(spec, (int, float)) and not isinstance(spec, bool):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
     if resume and folder.complete:
         return read_result(folder)
     write_text(folder.recipe, resolved(recipe))
-    origin = {**provenance(), "seed": experiment.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
-    write_json(folder.provenance, origin)
+    keys = {"seed": experiment.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
+    write_json(folder.provenance, {**provenance(), **keys})
     began = time.perf_counter()
     rows = MetricRows(folder.metrics)
     distiller, trainer = assemble(experiment, folder, rows)
@@ -70,10 +70,10 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
     if trainer.interrupted:
         raise KeyboardInterrupt
     for name in distiller.graph.models:
-        node = distiller.graph.nodes[name]
-        models.save_weights(distiller.graph.model(name), folder.weights(name), _metadata(experiment, name, node.mean, node.std))
+        models.save_weights(distiller.graph.model(name), folder.weights(name), _metadata(experiment, name))
     draw_curves(rows.rows, folder.curves, experiment.name)
-    write_json(folder.result, {**_figures(rows), "epochs": len(rows.rows), "minutes": (time.perf_counter() - began) / 60})
+    minutes = (time.perf_counter() - began) / 60
+    write_json(folder.result, {**_figures(rows), "epochs": len(rows.rows), "minutes": minutes})
     return read_result(folder)
 
 
@@ -128,20 +128,18 @@ def _figures(rows: MetricRows) -> dict[str, Any]:
     return {"last": last, "best": best}
 
 
-def _metadata(
-    experiment: Experiment, node: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> dict[str, str]:
+def _metadata(experiment: Experiment, name: str) -> dict[str, str]:
     """What a weights file says of itself: how to build the net, and how its input is normalised."""
-    data = experiment.datamodule
-    spec = experiment.nodes[node].spec or {}
+    data, node = experiment.datamodule, experiment.nodes[name]
+    spec = node.spec or {}
     return {
         "recipe": experiment.name,
-        "node": node,
+        "node": name,
         "seed": str(experiment.seed),
         "arch": str(spec.get("arch", "")),
         "num_classes": str(data.num_classes),
-        "mean": json.dumps(list(mean or data.mean)),
-        "std": json.dumps(list(std or data.std)),
+        "mean": json.dumps(list(node.mean or data.mean)),
+        "std": json.dumps(list(node.std or data.std)),
     }
 
 

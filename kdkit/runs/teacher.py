@@ -38,7 +38,9 @@ def trained_weights(recipe: Recipe, fit: Callable[..., Any]) -> Path:
     """
     trained = [name for name in recipe.models if recipe.kind(name) == "trained"]
     if len(trained) != 1:
-        raise KdkitError(f"weights: recipe {recipe.name!r} trains {len(trained)} models, and must train one; give a weights file")
+        raise KdkitError(
+            f"weights: recipe {recipe.name!r} trains {len(trained)} models, and must train one; give a weights file"
+        )
     folder = teacher_folder(recipe)
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder.path}.lock"):

@@ -29,18 +29,18 @@ STEPS: dict[str, Any] = {"multistep": {"start": 0.05, "at": [0.625, 0.75, 0.875]
 class Distiller(pl.LightningModule):
     """Any teachers, any students and any losses as one Lightning module.
 
-    Works with a plain `pl.Trainer` and any loader or data module whose batches are `(x, y)` or `(x, y, index)`. Optimisation
-    is manual, always: gradients are averaged over ranks here, and the Trainer's `gradient_clip_val` and
+    Works with a plain `pl.Trainer` and any loader or data module whose batches are `(x, y)` or `(x, y, index)`.
+    Optimisation is manual, always: gradients are averaged over ranks here, and the Trainer's `gradient_clip_val` and
     `accumulate_grad_batches` are taken over. Plain `strategy="ddp"` works for every graph.
 
     Args:
-        nodes: models by name: `{"teacher": kdkit.frozen(t), "student": s}`; each is afterwards `distiller.<name>`, the very
-            module that was passed in.
+        nodes: models by name: `{"teacher": kdkit.frozen(t), "student": s}`; each is afterwards `distiller.<name>`, the
+            very module that was passed in.
         edges: losses: `[kdkit.Edge("ce", weight=0.1), "kd"]`.
         optimizer: `{"name": "sgd", …}` for nodes that bring none of their own.
         lr: a number or a schedule, likewise. The defaults are those of the CIFAR-100 protocol of Tian et al. (2020).
-        update: `simultaneous`: every node learns from what all predicted before the step; `sequential`: nodes are updated
-            one after the other, each learning from the already updated ones (Zhang et al. 2018, Algorithm 1).
+        update: `simultaneous`: every node learns from what all predicted before the step; `sequential`: nodes are
+            updated one after the other, each learning from the already updated ones (Zhang et al. 2018, Algorithm 1).
         channels_last: memory format of 4-d inputs and weights; faster on most machines, the same numbers.
         seed: heads, banks and draws follow from it.
 
@@ -97,7 +97,7 @@ class Distiller(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Take clipping and accumulation over from the Trainer, which refuses them in manual optimisation."""
         trainer = self.trainer
-        self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm  # type: ignore[assignment]
+        self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         self.accumulate = trainer.accumulate_grad_batches
         trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
         return []
@@ -204,7 +204,7 @@ class Distiller(pl.LightningModule):
                 nn.utils.clip_grad_norm_(parameters, self.clip_value)
 
     def _refresh(self, name: str, data: Batch, outputs: dict[Any, Tensor]) -> None:
-        """An updated peer predicts again for those whose turn comes after it; its running statistics saw this batch already."""
+        """An updated peer predicts again for those after it; its running statistics saw this batch already."""
         with torch.no_grad(), _still(self.graph.model(name)):
             self.graph.read(name, data, outputs, grad=False)
 

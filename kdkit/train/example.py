@@ -15,7 +15,7 @@ SIZE = 4
 
 
 def example_batch(trainer: pl.Trainer) -> Any:
-    """At most four samples of the training data, on the CPU; no worker is started where the loader has a plain data set.
+    """At most four samples of the training data, on the CPU; no worker is started where the data set can be indexed.
 
     Raises:
         KdkitError: the Trainer has no training data, or they are empty.

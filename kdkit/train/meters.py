@@ -1,4 +1,4 @@
-"""What training says of itself: sums kept on the device and read once an epoch, and a watch for values that are not finite."""
+"""What training says of itself: sums on the device, read once an epoch, and a watch for values that are not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NonFiniteLossError(KdkitError):
 
 
 class TermSums:
-    """Mean of each loss term over an epoch, without a read per step; saved with the checkpoint so that resume is exact."""
+    """Mean of each loss term over an epoch, without a read per step; saved with the checkpoint."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}

@@ -48,7 +48,7 @@ def build_optimizer(spec: Mapping[str, Any], parameters: Iterable[nn.Parameter],
 
 
 class NodeOptimizers(torch.optim.Optimizer):
-    """Each trained node's own optimiser behind one face, so that one training step is one step to Lightning and its scaler.
+    """Each trained node's own optimiser behind one face: one training step is one step to Lightning and its scaler.
 
     Attributes:
         of: optimiser by node.
@@ -63,7 +63,7 @@ class NodeOptimizers(torch.optim.Optimizer):
         self.active = tuple(of)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The groups of the active nodes: the very dicts that their optimisers hold."""
         return [group for name in self.__dict__.get("active", ()) for group in self.of[name].param_groups]
 
@@ -74,7 +74,7 @@ class NodeOptimizers(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups belong to the nodes' optimisers."""
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the active nodes."""
         result = None if closure is None else closure()
         for name in self.active:

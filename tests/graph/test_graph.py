@@ -82,7 +82,7 @@ def test_the_model_that_comes_out_is_the_one_that_went_in():
     graph = bound(nodes, [Edge("hint", source="teacher.stage2", target="student.stage2", head="conv_bn_relu")])
     assert graph.model("student") is nodes["student"].module
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in graph.model("student").modules())
-    assert [k for k in graph.model("student").state_dict()] == list(net(8).state_dict())
+    assert list(graph.model("student").state_dict()) == list(net(8).state_dict())
 
 
 def test_heads_are_sized_trained_and_shared_by_name():
@@ -192,7 +192,9 @@ def test_input_is_normalised_and_resized_for_each_node():
 
 
 def test_an_edges_gradient_is_clipped_at_its_tap():
-    free, tied = (bound(pair(), [Edge("mse", weight=1000.0, taps="embedding", head="linear", clip=c)]) for c in (None, 0.01))
+    free, tied = (
+        bound(pair(), [Edge("mse", weight=1000.0, taps="embedding", head="linear", clip=c)]) for c in (None, 0.01)
+    )
     norms = []
     for graph in (free, tied):
         data = batch()
@@ -224,7 +226,11 @@ def test_peers_teach_each_other_by_the_mean():
     ("nodes", "edges", "words"),
     [
         (lambda: {"teacher": frozen(net(12, classes=7)), "student": net()}, ["kd"], "7 classes and student 5.*tune"),
-        (lambda: {"teacher": frozen(net()), "student": net()}, [Edge("mse", taps="stage9")], "model .teacher.*unknown tap .stage9"),
+        (
+            lambda: {"teacher": frozen(net()), "student": net()},
+            [Edge("mse", taps="stage9")],
+            "model .teacher.*unknown.*stage9",
+        ),
         (lambda: pair(), [Edge("mse", taps="stage1")], "do not fit"),
         (lambda: pair(), ["ce", "ce"], "two losses are called 'ce'"),
         (lambda: {"my net": net()}, ["ce"], "plain word"),
