@@ -1,0 +1,261 @@
+"""The command line: one thin function for each verb. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kdkit.registry import KdkitError
+
+if TYPE_CHECKING:
+    from kdkit.registry import LossInfo
+    from kdkit.runs.fit import Result
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: trainer.max_epochs=30 seed=1"),
+]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name, or a .yaml file.")]
+NoCustomCode = Annotated[
+    bool, typer.Option("--no-custom-code", help="Refuse recipes that bring their own Python: for recipes of strangers.")
+]
+
+
+class Verbs(TyperGroup):
+    """The verbs, and how they fail: what the user can mend is one message and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; an exception that is not the user's to mend keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except KdkitError as error:
+            _say("error:", "red", str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stop:
+            _say("stopped.", "yellow", str(stop))
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Knowledge distillation: models are nodes, losses are edges, a recipe is that graph written down.",
+    epilog="Example: kdkit fit crd_cifar100 trainer.max_epochs=30",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The console script `kdkit`."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from kdkit import __version__
+
+        typer.echo(f"kdkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: kdkit fit crd_cifar100 trainer.max_epochs=30 losses.crd.weight=0.5 data.root=/data seed=1"
+)
+def fit(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; left out: runs/RECIPE-seedN.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what the folder holds and start anew.")
+    ] = False,
+    no_custom_code: NoCustomCode = False,
+) -> None:
+    """Train what a recipe says.
+
+    A folder with weights, metrics and their provenance comes out; a teacher that is a recipe itself is trained first.
+    """
+    from kdkit import recipe as recipes
+    from kdkit.runs.fit import fit as run
+
+    loaded = recipes.load(recipe, overrides or [], allow_custom=not no_custom_code)
+    folder = out or Path("runs") / f"{loaded.name}-seed{loaded.seed}"
+    try:
+        result = run(loaded, out=folder, resume=resume, overwrite=overwrite)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise  # Lightning answers Ctrl-C by leaving Python; everybody else means it
+        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
+    _show_result(result)
+
+
+@app.command(name="eval", epilog="Example: kdkit eval runs/crd_cifar100-seed0 --data /data")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its .safetensors files.")],
+    overrides: Overrides = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the data; the same as data.root=FOLDER.")] = None,
+    split: Annotated[str, typer.Option(help="test, or train: the training images as they are.")] = "test",
+) -> None:
+    """Score the models that a run trained, on its own test images or on others."""
+    from kdkit.console import show
+    from kdkit.runs.evaluate import evaluate as score
+    from kdkit.runs.evaluate import results_table
+
+    words = [*(overrides or []), *([f"data.root={data}"] if data else [])]
+    show(results_table(score(run, words, split=split)), sys.stdout)
+
+
+@app.command(epilog="Example: kdkit check crd_cifar100 losses.crd.negatives=all")
+def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCustomCode = False) -> None:
+    """Show shapes, sizes and cost of a recipe.
+
+    It needs neither data nor a GPU. What would fail in training fails here.
+    """
+    from kdkit import recipe as recipes
+    from kdkit.console import show
+    from kdkit.runs.check import check as examine
+
+    show(examine(recipes.load(recipe, overrides or [], allow_custom=not no_custom_code)), sys.stdout)
+
+
+@app.command(epilog="Example: kdkit losses crd")
+def losses(
+    name: Annotated[str | None, typer.Argument(help="Explain this one: formula, arguments, paper.")] = None,
+) -> None:
+    """List the losses, or explain one."""
+    import kdkit.losses  # noqa: F401  fills the registry
+    from kdkit.console import show, table
+    from kdkit.registry import LOSSES
+
+    if name is not None:
+        typer.echo(_explained(LOSSES[name]))
+        return
+    rows = [(i.name, i.summary, i.tap, f"{i.weight:g}", i.paper) for i in sorted(LOSSES.values(), key=lambda i: i.name)]
+    show(table(("loss", "what it is", "tap", ">weight", "paper"), rows), sys.stdout)
+
+
+@app.command(epilog="Example: kdkit models 'timm/*vit_tiny*'")
+def models(
+    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern with * and ?.")] = None,
+) -> None:
+    """List what a recipe's `arch` takes: kdkit's nets, timm's, torchvision's."""
+    from kdkit.models import MODELS, list_models
+
+    if pattern is None:
+        typer.echo("\n".join([*MODELS, "", "timm/… and torchvision/…: kdkit models PATTERN finds them"]))
+        return
+    if not (found := list_models(pattern)):
+        raise KdkitError(f"no model's name matches {pattern!r}; part of a name is enough: kdkit models vit_tiny")
+    typer.echo("\n".join(name for name, _ in found))
+
+
+@app.command(epilog="Example: kdkit recipes")
+def recipes() -> None:
+    """List the packaged recipes."""
+    from kdkit.console import show, table
+    from kdkit.recipe import packaged
+
+    show(table(("recipe", "what it is"), [(info.name, info.title) for info in packaged()]), sys.stdout)
+
+
+@app.command(
+    epilog="Example: kdkit init --teacher timm/vit_base_patch16_224 --student timm/mobilenetv3_large_100 --data photos"
+)
+def init(
+    teacher: Annotated[str, typer.Option(help="Architecture of the teacher, as `kdkit models` lists it.")],
+    student: Annotated[str, typer.Option(help="Architecture of the student.")],
+    data: Annotated[str, typer.Option(help="A folder of class folders, or a data set's name.")],
+    out: Annotated[Path, typer.Option(help="The recipe's file.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe to start from."""
+    from kdkit.recipe import init_text
+
+    text = init_text(teacher, student, data)
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        why = "exists already" if isinstance(error, FileExistsError) else f"cannot be written: {error.strerror}"
+        raise KdkitError(f"{out} {why}; name another file with --out") from None
+    typer.echo(f"wrote {out}; next: kdkit check {out}")
+
+
+@app.command(epilog="Example: kdkit schema > kdkit.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from kdkit.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _say(word: str, style: str, text: str) -> None:
+    """A message on standard error, whole and unwrapped."""
+    from rich.text import Text
+
+    from kdkit.console import console
+
+    console(sys.stderr).print(Text.assemble((word, f"bold {style}"), " ", text), soft_wrap=True)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    from kdkit.runs.folder import RunFolder
+
+    saved = RunFolder(folder).checkpoint
+    state = f"{saved} holds the run so far" if saved.exists() else f"{folder} has no checkpoint yet"
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    return f"{state}; go on with: kdkit {shlex.join([*words, '--resume'])}"
+
+
+def _show_result(result: Result) -> None:
+    from kdkit.console import show
+    from kdkit.runs.evaluate import results_table
+
+    show(results_table(result.last, "after the last epoch"), sys.stdout)
+    for node, metrics in result.best.items():
+        if result.folder.weights(node).exists():
+            typer.echo(f"{node}: best epoch {metrics['epoch']:.0f}, top-1 {100 * metrics['top1']:.2f} %")
+    typer.echo(f"everything is in {result.folder.path}")
+
+
+def _explained(info: LossInfo) -> str:
+    """A loss's docstring, with what the registry knows of it."""
+    import inspect
+
+    from kdkit.registry import constructor
+
+    own = {name: p.default for name, p in constructor(info.cls).items() if name not in info.filled}
+    words = ", ".join(
+        name if default is inspect.Parameter.empty else f"{name}={default!r}" for name, default in own.items()
+    )
+    facts = {
+        "in Python": f"from kdkit.losses import {info.cls.__name__}",
+        "options": words or "none",
+        "reads": f"{', '.join(info.reads)} at {info.tap}",
+        "weight": f"{info.weight:g} ({info.weight_source})",
+        "head": info.head or "none",
+        "paper": info.paper,
+    }
+    return "\n".join([info.name, "", inspect.getdoc(info.cls) or "", "", *(f"{k:<10} {v}" for k, v in facts.items())])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What a recipe would do, before an hour is spent: its graph bound to fake data; shapes, sizes and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdkit.data import DataFacts
+from kdkit.graph import Schedule
+from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.bound import BoundEdge
+from kdkit.graph.graph import Graph
+from kdkit.graph.links import End
+from kdkit.recipe import Experiment, Recipe, build, source, tuning
+from kdkit.runs.check_report import CheckReport, EdgeRow, NodeRow
+from kdkit.runs.teacher import teacher_folder
+from kdkit.train.distiller import Distiller
+
+SAMPLES = 4
+STAND_IN = 65_536  # a larger training set is bound with this many samples, and what grows with them is scaled up
+
+
+def check(recipe: Recipe) -> CheckReport:
+    """Bind a recipe's graph to fake data of the right shape: what would fail in training fails here.
+
+    No image is read, nothing is fetched or trained: a model whose weights are not there yet keeps its initial ones.
+
+    Raises:
+        KdkitError: whatever does not fit.
+    """
+    fetched = any(spec.source == "pretrained" and spec.tune is None for spec in recipe.models.values())
+    experiment = build(recipe, weights=None if fetched else _finished)
+    data, facts = experiment.datamodule, experiment.datamodule.facts
+    batch, stand_in = _fake_batch(facts, data.batch_size), _stand_in(facts)
+    graph = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
+    with graph.untouched():
+        nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
+        kept = activation_bytes(graph, batch) * data.batch_size / len(batch.x)
+    grown = facts.num_samples / (stand_in.num_samples or 1)
+    return CheckReport(
+        name=recipe.name,
+        data=recipe.data.name,
+        facts=facts,
+        nodes=nodes,
+        edges=tuple(row for edge in graph.bound for row in _edge_rows(graph, edge, grown)),
+        batch_size=data.batch_size,
+        steps_per_epoch=_steps_per_epoch(
+            facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches
+        ),
+        epochs=recipe.trainer.max_epochs,
+        activation_bytes=round(kept / (2 if recipe.trainer.precision in ("bf16-mixed", "16-mixed") else 1)),
+    )
+
+
+def count_macs(model: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of one forward pass over `x`: convolutions, matrix products and attention."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return int(counter.get_total_flops()) // 2
+
+
+def activation_bytes(graph: Graph, batch: Batch) -> int:
+    """Bytes that autograd keeps of one step, in the phase that keeps most; parameters and buffers are not counted."""
+    own = {t.untyped_storage().data_ptr() for t in [*graph.parameters(), *graph.buffers()]}
+    most = 0
+    for phase in graph.phases:
+        kept: dict[int, Tensor] = {}  # holding the tensors keeps their addresses from being used again
+
+        def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        graph.set_time(phase.start)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            graph.weighted(graph.terms(graph.now.updates, graph.outputs(batch), batch))
+        most = max(most, sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own))
+    return most
+
+
+def _fake_batch(facts: DataFacts, batch_size: int) -> Batch:
+    """Noise, normalised as the data are; a batch size of 1 stays one, for BatchNorm's sake."""
+    size = min(SAMPLES, batch_size)
+    ids = torch.arange(size)
+    images = torch.randn(size, *facts.input_shape, generator=torch.Generator().manual_seed(0))
+    return Batch(images, ids % facts.num_classes if facts.num_classes else torch.full_like(ids, -1), ids)
+
+
+def _stand_in(facts: DataFacts) -> Facts:
+    """What the graph is told of the data."""
+    samples = min(facts.num_samples, STAND_IN)
+    labels = torch.arange(samples) % facts.num_classes if facts.num_classes else None
+    return Facts(facts.num_classes, samples, labels, facts.mean, facts.std)
+
+
+def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> Graph:
+    """The graph as training would bind it, optimisers and learning rates included."""
+    distiller = Distiller(
+        experiment.nodes, experiment.edges, optimizer=experiment.optimizer, lr=experiment.lr, seed=experiment.seed
+    )
+    distiller.graph.bind(batch, facts, epochs)
+    specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}
+    distiller.rates = {
+        name: Schedule.parse(distiller.lr if lr is None else lr).bind(epochs) for name, lr in specs.items()
+    }
+    distiller.configure_optimizers()
+    return distiller.graph
+
+
+def _steps_per_epoch(samples: int, batch_size: int, drop_last: bool, limit: int | float | None) -> int:
+    batches = samples // batch_size if drop_last else math.ceil(samples / batch_size)
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _node_row(recipe: Recipe, graph: Graph, name: str, batch: Batch) -> NodeRow:
+    spec, node, model = recipe.models[name], graph.nodes[name], graph.model(name).eval()
+    macs = count_macs(model, graph.adapters[name](batch.x)[:1])
+    parameters = sum(p.numel() for p in model.parameters())
+    return NodeRow(name, node.kind, spec.arch or f"copy of {spec.ema}", parameters, macs, _weights(recipe, name))
+
+
+def _weights(recipe: Recipe, name: str) -> str:
+    spec = recipe.models[name]
+    if spec.ema is not None:
+        return ""
+    maker = tuning(recipe, name) if spec.tune else source(recipe, name) if spec.source == "recipe" else None
+    if maker is None:
+        return spec.weights or "initial"
+    there = "there" if teacher_folder(maker).complete else f"trained first, {maker.trainer.max_epochs} epochs"
+    return f"{maker.name}: {there}"
+
+
+def _finished(maker: Recipe) -> Path | None:
+    """The weights that a recipe makes, where they are there."""
+    folder = teacher_folder(maker)
+    return folder.weights(maker.trained[0]) if folder.complete else None
+
+
+def _edge_rows(graph: Graph, edge: BoundEdge, grown: float) -> Iterator[EdgeRow]:
+    shapes = {
+        End(name, tap): shape
+        for phase in graph.phases
+        for name, taps in phase.readers.items()
+        for tap, shape in taps.shapes.items()
+    }
+    said = edge.edge
+    for i, call in enumerate(edge.calls):
+        for j, link in enumerate(call.links):
+            parts = [] if j else [edge.losses[i]]
+            heads = [edge.heads[i * len(call.links) + j]] if len(edge.heads) else []
+            yield EdgeRow(
+                name=edge.name,
+                weight=str(said.weight),
+                source=" + ".join(map(str, link.sources)),
+                source_shape=shapes[link.sources[0]] if link.sources else None,
+                target=str(link.target),
+                target_shape=shapes[link.target],
+                head=_head(said.head),
+                parameters=sum(p.numel() for part in [*parts, *heads] for p in part.parameters() if p.requires_grad),
+                bank=sum(_bytes(b, graph.facts.num_samples, grown) for part in parts for b in part.buffers()),
+                when=_when(edge.start, edge.end),
+            )
+
+
+def _bytes(buffer: Tensor, samples: int | None, grown: float) -> int:
+    """Of a buffer, at the data's real size where it has a row for each sample."""
+    return round(buffer.nbytes * (grown if samples in buffer.shape else 1))
+
+
+def _head(spec: str | Mapping[str, Any] | None) -> str:
+    return spec if isinstance(spec, str) else ", ".join(spec or ())
+
+
+def _when(start: float, end: float) -> str:
+    return "" if (start, end) == (0.0, math.inf) else f"{start:g}–{'' if math.isinf(end) else f'{end:g}'}"
