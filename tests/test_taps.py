@@ -288,6 +288,26 @@ def test_a_tap_that_is_not_reached(net: Net, x: Tensor) -> None:
         taps.take()
 
 
+def test_logits_need_the_output(net: Net, x: Tensor) -> None:
+    taps = Taps(net, ["logits"], x)
+    with taps.open():
+        net(x)
+        with pytest.raises(KdkitError, match="must be given what the model returned"):
+            taps.take()
+
+
+def test_stages_that_a_model_states_must_be_there(net: Net, x: Tensor) -> None:
+    net.stages = {"stem": "conv", "stage1": "layer1.0", "stage2": "layer2"}
+    assert Taps(net, ["stem", "stage1", "stage-1"], x).paths == {
+        "stem": "conv:output",
+        "stage1": "layer1.0:output",
+        "stage-1": "layer2:output",
+    }
+    net.stages = {"stage1": "layer0"}
+    with pytest.raises(KdkitError, match=r"Net.stages: stage1 must be a module it calls, got 'layer0'; did you mean"):
+        Taps(net, ["stage1"], x)
+
+
 def test_two_classifiers_must_be_named(x: Tensor) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -135,11 +135,13 @@ class Taps:
             output: what the model returned; needed for `logits` alone.
 
         Raises:
-            KdkitError: a tapped module was not called.
+            KdkitError: a tapped module was not called, or `logits` are asked for without the output.
         """
         values = {}
         for name in self.names:
             if name == "logits":
+                if output is None:
+                    raise KdkitError("tap 'logits': take() must be given what the model returned, got nothing")
                 values[name] = logits_of(output)
                 continue
             place = self._places[name]

@@ -23,6 +23,7 @@ from itertools import groupby
 
 from torch import nn
 
+from kdkit.registry import KdkitError, nearest
 from kdkit.taps.trace import Call, Trace, has_matrix, named_children
 
 _MOST = 0.8  # share of the parameters from which a module is the body and not one part of several
@@ -47,6 +48,12 @@ def _declared(trace: Trace) -> list[Spot]:
     names = getattr(trace.model, "stages", None)
     if not isinstance(names, Mapping):
         return []
+    for name, path in names.items():
+        if path not in trace.last:
+            near = nearest(str(path), list(trace.last))
+            raise KdkitError(
+                f"{type(trace.model).__name__}.stages: {name} must be a module it calls, got {path!r}{near}"
+            )
     numbers = sorted(int(name[5:]) for name in names if name.startswith("stage") and name[5:].isdigit())
     return [(names[f"stage{number}"], "output") for number in numbers]
 
