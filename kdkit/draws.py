@@ -20,15 +20,17 @@ def key(*parts: int | str) -> int:
 
 
 def bits(key: int | Tensor, ids: Tensor) -> Tensor:
-    """32 random bits for each id: int32, in the shape of `ids` (murmur3's finaliser, applied twice).
+    """32 random bits for each id: int32, in the shape of `ids`; under one key no two ids below 2³² get the same.
+
+    Murmur3's finaliser, applied twice, the key going in before each.
 
     Args:
         key: what the draw is for, from `key`, or an int32 tensor that broadcasts against `ids`: a draw made before, so
             that `bits(bits(key, rows)[:, None], columns)` is a matrix of independent bits.
         ids: integers below 2³² that tell the draws under one key apart.
     """
-    x = ids.to(torch.int32)
-    return _finalise(_finalise(x ^ key).add_(x * -1640531535 + key))
+    # Mixed before any product: Inductor writes arange × constant as C++ arithmetic that overflows, and comes out wrong.
+    return _finalise(_finalise(ids.to(torch.int32) ^ key).add_(key))
 
 
 def below(key: int | Tensor, ids: Tensor, high: int | Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def below(key: int | Tensor, ids: Tensor, high: int | Tensor) -> Tensor:
 
 def permutation(key: int | Tensor, n: int, device: torch.device | str = "cpu") -> Tensor:
     """A random order of 0…n−1."""
-    return torch.argsort(bits(key, torch.arange(n, device=device)), stable=True)
+    return torch.argsort(bits(key, torch.arange(n, device=device)))
 
 
 def _finalise(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def reference(key: int, i: int) -> int:
         x = ((x ^ (x >> 13)) * 0xC2B2AE35) & mask
         return x ^ (x >> 16)
 
-    return mix((mix((i ^ key) & mask) + i * 0x9E3779B1 + key) & mask)
+    return mix((mix((i ^ key) & mask) + key) & mask)
 
 
 def chi_square(values: torch.Tensor, cells: int) -> float:
@@ -28,9 +28,9 @@ def chi_square(values: torch.Tensor, cells: int) -> float:
 
 def test_known_values_on_every_platform():
     assert draws.key(0, "crop", 3) == -706405487
-    assert draws.bits(7, torch.arange(5)).tolist() == [-444387364, 1074478488, 1950915538, -1276950189, 253099396]
-    assert draws.below(7, torch.arange(6), 1000).tolist() == [896, 250, 454, 702, 58, 102]
-    assert draws.permutation(1, 8).tolist() == [0, 1, 6, 3, 7, 2, 5, 4]
+    assert draws.bits(7, torch.arange(5)).tolist() == [-444387364, -1323333004, -93695883, -115125935, 534031430]
+    assert draws.below(7, torch.arange(6), 1000).tolist() == [896, 691, 978, 973, 124, 365]
+    assert draws.permutation(1, 8).tolist() == [6, 0, 4, 5, 7, 3, 1, 2]
 
 
 @pytest.mark.parametrize("key", [0, 1, -1, 12345, -(2**31), 2**31 - 1])
@@ -100,6 +100,7 @@ def test_neighbours_are_independent():
         "next key": draws.below(6, ids, 100),
         "id as key": draws.below(ids.to(torch.int32), torch.full((n,), 5), 100),
         "far id": draws.below(5, ids + 2**16, 100),
+        "same id xor key": draws.below(5 ^ 2**20, ids ^ 2**20, 100),
     }
     for name, y in others.items():
         assert chi_square(x * 100 + y, 10_000) == pytest.approx(1, abs=5 * (2 / 9_999) ** 0.5), name
@@ -117,3 +118,13 @@ def test_all_permutations_are_equally_likely():
     seen = [tuple(draws.permutation(draws.key("p", i), 4).tolist()) for i in range(4_800)]
     cells = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
     assert chi_square(torch.tensor([cells[p] for p in seen]), 24) == pytest.approx(1, abs=5 * (2 / 23) ** 0.5)
+
+
+def test_compiled_draws_are_the_same():
+    """24 columns leave a remainder behind Inductor's vector loop, which once came out as uninitialised memory."""
+    keys = draws.bits(3, torch.arange(6))[:, None]
+
+    def matrix(keys: torch.Tensor) -> torch.Tensor:
+        return draws.below(keys, torch.arange(24), 48)
+
+    assert torch.equal(torch.compile(matrix, fullgraph=True)(keys), matrix(keys))

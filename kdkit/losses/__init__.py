@@ -11,6 +11,7 @@ contrast, s and t the student's and the teacher's side.
 from kdkit.losses.at import ATLoss
 from kdkit.losses.ce import CrossEntropyLoss
 from kdkit.losses.contrastive import InBatchCRDLoss, NTXentLoss
+from kdkit.losses.crd import CRDLoss
 from kdkit.losses.dml import DMLLoss
 from kdkit.losses.kd import KDLoss
 from kdkit.losses.pkt import PKTLoss
@@ -20,6 +21,7 @@ from kdkit.losses.sid import SIDLoss
 
 __all__ = [
     "ATLoss",
+    "CRDLoss",
     "CosineLoss",
     "CrossEntropyLoss",
     "DMLLoss",
