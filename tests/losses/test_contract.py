@@ -95,6 +95,8 @@ def test_order_of_the_batch_is_irrelevant(name):
 def test_gradient(name):
     if name == "sid":
         pytest.skip("each module is a constant to the next, which differences cannot see; test_sid.py has its gradient")
+    if name == "crd":
+        pytest.skip("Z follows from the first batch and counts as a constant; test_crd.py has its gradient")
     loss, words = build(name)
     sides = [side for side in STUDENT if side in words]
     flat = tensors(words, sides)
@@ -150,7 +152,8 @@ def test_extremes_stay_finite(name, case):
     for side in STUDENT + TEACHER:
         if side in words:
             words[side] = each(lambda t, side=side: extreme(t, side in STUDENT), words[side])
-    value, gradients = run(loss, with_gradients(words))
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either, not even one that is masked later
+        value, gradients = run(loss, with_gradients(words))
     assert value.isfinite()
     assert all(g.isfinite().all() and g.abs().max() < 1e4 for g in gradients)
 

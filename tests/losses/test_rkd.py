@@ -152,13 +152,13 @@ def test_memory(monkeypatch):
 
     def pack(tensor):
         nonlocal kept
-        kept = max(kept, tensor.numel())
+        kept += tensor.numel()
         return tensor
 
     with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         RKDLoss()(s, t).backward()
     assert largest.numel == batch * width  # the features; all differences would be batch times as large
-    assert kept <= batch * width
+    assert kept < 2 * batch * width + 50 * batch**2  # no B³
 
 
 def test_refusals():
