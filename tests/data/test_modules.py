@@ -91,6 +91,21 @@ def test_another_batch_size_gives_the_same_views():
     assert all(torch.equal(small[i], large[i]) for i in small)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: order and views there are checked on one")
+def test_batches_on_the_gpu_are_those_of_the_cpu_and_wait_for_nothing():
+    module = data.build("digits", flip=True, seed=1)
+    expected = list(module.train_dataloader())
+    module.device = torch.device("cuda")
+    loader = module.train_dataloader()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = list(loader)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(chain(*expected), chain(*found), strict=True))
+
+
 def test_val_split_subset_and_training_are_disjoint_and_stay_put():
     module = data.build("digits", val_split=0.2, subset=500, seed=0)
     other = data.build("digits", val_split=0.2, subset=500, seed=1)

@@ -123,5 +123,15 @@ def test_label_noise_is_symmetric_over_the_other_classes():
     assert abs(wrong.float().mean() - 0.2) < 0.01
     shifts = torch.bincount((changed - labels)[wrong] % 10, minlength=10)
     assert shifts[0] == 0
+    assert changed.min() >= 0 and changed.max() < 10
     assert shifts[1:].min() > 380  # 444 expected
     assert torch.equal(changed, noisy(labels, 0.2, 10, seed=0))
+
+
+def test_a_plain_loop_that_was_left_starts_its_epoch_over():
+    order = Order(40, 8, seed=0)
+    expected = epoch_of(Order(40, 8, seed=0))
+    batches = order.batches()
+    for _ in range(2):
+        order.position, _ = next(batches)
+    assert torch.equal(torch.cat(epoch_of(order)), torch.cat(expected))
