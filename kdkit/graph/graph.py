@@ -143,6 +143,8 @@ class Graph(nn.Module):
                 shared=shared,
             )
             self._check_batch(bound, example)
+            if any(p.dtype == torch.float64 for call in bound.calls for p in self.models[call.target].parameters()):
+                bound.double()
             self.edges[edge.name] = bound
         self._decays = {
             name: Schedule.parse(node.decay).bind(epochs) for name, node in self.nodes.items() if node.kind == "ema"

@@ -249,12 +249,15 @@ class Distiller(pl.LightningModule):
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The running means go with it."""
-        checkpoint["kdkit"] = {"sums": self.sums.state_dict()}
+        """The running means go with it, and who still has to be scored."""
+        wanted = self.scores.wanted if self.scores else None
+        checkpoint["kdkit"] = {"sums": self.sums.state_dict(), "wanted": wanted}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on in the middle of an epoch."""
         self.sums.load_state_dict(checkpoint["kdkit"]["sums"], self.device)
+        if self.scores and checkpoint["kdkit"]["wanted"] is not None:
+            self.scores.wanted = checkpoint["kdkit"]["wanted"]
 
 
 def _unshared_buffers(module: nn.Module) -> list[str]:

@@ -225,7 +225,7 @@ def test_peers_teach_each_other_by_the_mean():
 @pytest.mark.parametrize(
     ("nodes", "edges", "words"),
     [
-        (lambda: {"teacher": frozen(net(12, classes=7)), "student": net()}, ["kd"], "7 classes and student 5.*tune"),
+        (lambda: {"teacher": frozen(net(12, classes=7)), "student": net()}, ["kd"], "7 classes, student 5.*tune"),
         (
             lambda: {"teacher": frozen(net()), "student": net()},
             [Edge("mse", taps="stage9")],
