@@ -141,12 +141,10 @@ def _start_from(recipe: Recipe, name: str, module: nn.Module, path: Path) -> Non
     from kdkit import models
 
     own, stored = module.state_dict(), models.read_weights(path)
-    widths = {
-        len(theirs)
-        for key, mine in own.items()
-        for other, theirs in stored.items()
-        if other.endswith(key) and mine.ndim and mine.shape != theirs.shape and mine.shape[1:] == theirs.shape[1:]
-    }
+    first = next(iter(own), "")
+    prefix = next((key.removesuffix(first) for key in stored if key.endswith(first)), "")  # of a wrapper
+    theirs = {key: stored[prefix + key] for key in own if prefix + key in stored}
+    widths = {len(v) for key, v in theirs.items() if v.ndim and v.shape != own[key].shape}
     if len(widths) != 1:
         models.load_weights(module, path)
         return

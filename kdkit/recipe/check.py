@@ -35,7 +35,7 @@ def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
     found = [p for name, spec in recipe.models.items() for p in _model(recipe, name, spec, above)]
     found += _rates(recipe)
     if recipe.trained:
-        return found + [*_edges(recipe)]
+        return [*found, *_edges(recipe)]
     return [
         *found,
         recipe.origin.problem(("models",), "no model is trained; say `frozen: false` for the one that learns"),

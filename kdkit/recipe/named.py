@@ -64,9 +64,15 @@ def optimizer_model(name: str) -> type[OptimizerSpec]:
 
 
 class DataSpec(Words):
-    """A data module by its registered name; its other words are the class's arguments."""
+    """A data module by its registered name; its other words are the class's arguments.
+
+    Attributes:
+        name: as registered.
+        fake: noise of the same shapes and classes instead of the data, to try a recipe.
+    """
 
     name: Word
+    fake: Flag = False
 
 
 @cache

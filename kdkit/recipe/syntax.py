@@ -17,7 +17,7 @@ import yaml
 from kdkit.recipe.errors import Mark, Problem, RecipeError, shown
 
 DEPTH = 20
-SIZE = 1 << 20
+SIZE = 1 << 16  # bytes; PyYAML reads some 50 kB a second
 
 _WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
@@ -87,7 +87,7 @@ def read(path: Path) -> Item:
     except (OSError, ValueError) as error:
         raise _error(file, None, f"cannot be read: {error}") from None
     if raw is None:
-        raise _error(file, None, f"must be a recipe of at most {SIZE >> 20} MB, got a larger file")
+        raise _error(file, None, f"must be a recipe of at most {SIZE >> 10} kB, got a larger file")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

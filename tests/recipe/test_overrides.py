@@ -60,7 +60,9 @@ def test_a_protocol_beside_the_recipe_comes_first(tmp_path: Path):
 
 def test_errors_in_a_protocol_name_its_line(tmp_path: Path):
     (tmp_path / "p.yaml").write_text("data: {name: digits}\noptimizer: {name: sgd, momentun: 0.9}\nlr: 0.1\n")
-    with pytest.raises(RecipeError, match=r"p\.yaml:2: optimizer\.momentun: unknown key 'momentun'; did you mean 'momentum'"):
+    with pytest.raises(
+        RecipeError, match=r"p\.yaml:2: optimizer\.momentun: unknown key 'momentun'; did you mean 'momentum'"
+    ):
         loads(TEXT, folder=tmp_path, overrides=["protocol=p", "trainer.max_epochs=3"])
 
 
@@ -100,7 +102,9 @@ def test_overrides_reach_everything_by_name():
 
 
 def test_overrides_replace_whole_mappings_lists_and_schedules():
-    recipe = changed("optimizer={name: adamw, betas: [0.8, 0.9]}", "lr.cosine=[0.1, 0.0]", "losses=[ce, {kd: {weight: 2}}]")
+    recipe = changed(
+        "optimizer={name: adamw, betas: [0.8, 0.9]}", "lr.cosine=[0.1, 0.0]", "losses=[ce, {kd: {weight: 2}}]"
+    )
     assert recipe.optimizer.arguments == {"betas": (0.8, 0.9)}
     assert recipe.lr == {"cosine": [0.1, 0.0]}
     assert [(edge.loss, edge.weight) for edge in recipe.losses] == [("ce", 1.0), ("kd", 2.0)]
@@ -113,7 +117,10 @@ def test_overrides_replace_whole_mappings_lists_and_schedules():
 @pytest.mark.parametrize(
     ("override", "right"),
     [
-        ("trainer.max_epochs=x", r"override 'trainer.max_epochs=x': trainer.max_epochs: must be a whole number, got 'x'"),
+        (
+            "trainer.max_epochs=x",
+            r"override 'trainer.max_epochs=x': trainer.max_epochs: must be a whole number, got 'x'",
+        ),
         ("trainer.max_epochs=2.5", "must be a whole number, got 2.5"),
         ("trainer.max_epoch=3", r"trainer.max_epoch: unknown key 'max_epoch'; did you mean 'max_epochs'"),
         ("trainer.channels_last=yes", "trainer.channels_last: must be true or false, got 'yes'"),
@@ -131,7 +138,10 @@ def test_overrides_replace_whole_mappings_lists_and_schedules():
         ("losses.kd.weight.a=3", "losses.kd.weight: is 0.9 and has no 'a'; give it as a whole"),
         ("lr.multistep.at.0=0.5", "lr.multistep.at: is a list and has no '0'; give it as a whole"),
         ("data.batchsize=3", "data.batchsize: unknown key 'batchsize'; did you mean 'batch_size'"),
-        ("data.name=cifar1000", r"override 'data.name=cifar1000': data.name: unknown data set 'cifar1000'; did you mean 'cifar100'"),
+        (
+            "data.name=cifar1000",
+            r"override 'data.name=cifar1000': data.name: unknown data set 'cifar1000'; did you mean 'cifar100'",
+        ),
         ("optimizer.name=sdg", r"optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'"),
         ("optimizer.lr=1", "unknown key 'lr'; the learning rate stands beside the optimizer, as `lr`"),
         ("optimizer.momentum=high", "optimizer.momentum: must be a number, got 'high'"),
@@ -157,5 +167,9 @@ def test_a_loss_named_twice_cannot_be_overridden_until_it_has_a_name():
 def test_all_wrong_overrides_are_told_together():
     with pytest.raises(RecipeError) as caught:
         changed("trainer.max_epochs=x", "seed=y", "losses.kd.temprature=1")
-    assert [problem.where for problem in caught.value.problems] == ["losses.kd.temprature", "seed", "trainer.max_epochs"]
+    assert [problem.where for problem in caught.value.problems] == [
+        "losses.kd.temprature",
+        "seed",
+        "trainer.max_epochs",
+    ]
     assert str(caught.value).startswith("3 problems\n  1. override 'losses.kd.temprature=1'")

@@ -65,7 +65,10 @@ def test_a_number_too_long_for_an_integer_is_a_float():
         ("a: b: c", "f:1: not YAML: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2", "f:2: not YAML: expected a single document"),
         ("a: \x07", "f:1: not text"),
-        ("a: 1\nb:\n  c: 1\n  c: 2\na: 3\n", r"2 problems\n  1\. f:4: 'c' stands twice, first at f:3.*\n  2\. f:5: 'a'"),
+        (
+            "a: 1\nb:\n  c: 1\n  c: 2\na: 3\n",
+            r"2 problems\n  1\. f:4: 'c' stands twice, first at f:3.*\n  2\. f:5: 'a'",
+        ),
         ("? [a]\n: 1", "f:1: a key must be a word"),
         ("", "f: is empty; `kdkit init`"),
         ("# a comment\n", "f: is empty"),
@@ -83,7 +86,13 @@ def test_what_is_refused(text, right):
 
 def test_every_item_knows_its_line():
     found = parse("a: 1\nb:\n  - x\n  - c: 2\n    d: {e: 3}\n", "f")
-    assert [found.at(loc).line for loc in [("a",), ("b",), ("b", 1), ("b", 1, "d"), ("b", 1, "d", "e")]] == [1, 2, 4, 5, 5]
+    assert [found.at(loc).line for loc in [("a",), ("b",), ("b", 1), ("b", 1, "d"), ("b", 1, "d", "e")]] == [
+        1,
+        2,
+        4,
+        5,
+        5,
+    ]
     assert found.at(("b", 1, "union tag", "d", "missing")).line == 5
 
 
@@ -98,13 +107,13 @@ def test_an_overrides_value_stands_at_the_override():
 def test_files_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"none\.yaml: no such file"):
         load(tmp_path / "none.yaml")
-    with pytest.raises(RecipeError, match="is a folder; give the recipe's .yaml file"):
+    with pytest.raises(RecipeError, match="is a folder; give the recipe's"):
         load(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("a: 1\nb: caf\xe9\n".encode("latin-1"))
     with pytest.raises(RecipeError, match=r"latin\.yaml:2: must be UTF-8 text, got byte 0xe9"):
         load(tmp_path / "latin.yaml")
-    (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 20) + b"##")
-    with pytest.raises(RecipeError, match="at most 1 MB"):
+    (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 16) + b"##")
+    with pytest.raises(RecipeError, match="at most 64 kB"):
         load(tmp_path / "large.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         load("a\0.yaml")
@@ -117,7 +126,23 @@ def test_a_byte_order_mark_is_no_key(tmp_path: Path):
 
 def test_what_is_dumped_is_read_back():
     content = {
-        "texts": ["5e-4", "012", "0o7", "yes", "1:30", "", "a: b", "# x", "- y", "é", "a\nb", "null", "true", "1e3", " z "],
+        "texts": [
+            "5e-4",
+            "012",
+            "0o7",
+            "yes",
+            "1:30",
+            "",
+            "a: b",
+            "# x",
+            "- y",
+            "é",
+            "a\nb",
+            "null",
+            "true",
+            "1e3",
+            " z ",
+        ],
         "numbers": [1, 0.1, 1e-7, 1e22, -0.0, float("inf"), True, None],
         "deep": {"a": {"b": [{"c": []}, {}]}},
         "same": [[1], [1]],

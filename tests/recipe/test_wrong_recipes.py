@@ -1,3 +1,4 @@
+# ruff: noqa: E501  one mistake a line
 """A recipe that is wrong: each mistake with its line, what was found, what would be right, and the nearest word."""
 
 from pathlib import Path
@@ -119,7 +120,11 @@ def test_one_mistake(found, instead, line, right):
 
 
 def test_a_trained_model_that_no_loss_reaches():
-    told = problems(TEXT.replace("- ce", "- ce: {to: student}").replace("weight: 0.9", "to: student").replace(STUDENT, f"{STUDENT}\n  idle: {{arch: resnet8}}"))
+    told = problems(
+        TEXT.replace("- ce", "- ce: {to: student}")
+        .replace("weight: 0.9", "to: student")
+        .replace(STUDENT, f"{STUDENT}\n  idle: {{arch: resnet8}}")
+    )
     assert told == ["r.yaml:5: models.idle: is trained, but no loss reaches it; name it in a loss's `to`"]
 
 
@@ -133,7 +138,9 @@ def test_what_is_missing_altogether():
 
 
 def test_every_section_of_the_wrong_kind():
-    told = problems("models: [a]\nlosses: ce\ndata: 3\noptimizer: sgd\nlr: fast\ntrainer: {}\nstages: 3\nseed: 1.5\nprotocol:\n")
+    told = problems(
+        "models: [a]\nlosses: ce\ndata: 3\noptimizer: sgd\nlr: fast\ntrainer: {}\nstages: 3\nseed: 1.5\nprotocol:\n"
+    )
     assert told == [
         "r.yaml:1: models: must be a mapping, got ['a']",
         "r.yaml:2: losses: must be a list, got 'ce'",
@@ -147,15 +154,31 @@ def test_every_section_of_the_wrong_kind():
 
 
 def test_all_problems_of_a_stage_are_told_together_in_the_order_of_their_lines():
-    text = TEXT.replace("arch: resnet8", "arhc: resnet8").replace("temperature: 4", "temperature: four").replace("lr: 0.1", "lr: fast")
+    text = (
+        TEXT.replace("arch: resnet8", "arhc: resnet8")
+        .replace("temperature: 4", "temperature: four")
+        .replace("lr: 0.1", "lr: fast")
+    )
     told = problems(text)
     assert [line.split(": ")[0] for line in told] == ["r.yaml:4", "r.yaml:9", "r.yaml:11"]
-    text = TEXT.replace("temperature: 4", "temperature: -4").replace("- ce", "- ce: {label_smoothing: 2}").replace("lr: 0.1", "lr: {cosine: {start: 1, end: 0, over: 99}}")
-    assert [line.split(": ")[1] for line in problems(text)] == ["losses.ce.label_smoothing", "losses.kd.temperature", "lr"]
+    text = (
+        TEXT.replace("temperature: 4", "temperature: -4")
+        .replace("- ce", "- ce: {label_smoothing: 2}")
+        .replace("lr: 0.1", "lr: {cosine: {start: 1, end: 0, over: 99}}")
+    )
+    assert [line.split(": ")[1] for line in problems(text)] == [
+        "losses.ce.label_smoothing",
+        "losses.kd.temperature",
+        "lr",
+    ]
 
 
 def test_both_ends_of_every_schedule_are_tried_and_every_argument_judged():
-    text = TEXT.replace("- kd:", "- rkd:").replace("weight: 0.9", "distance_weight: {linear: [-1, 5]}").replace("temperature: 4", "angle_weight: {linear: [5, -2]}")
+    text = (
+        TEXT.replace("- kd:", "- rkd:")
+        .replace("weight: 0.9", "distance_weight: {linear: [-1, 5]}")
+        .replace("temperature: 4", "angle_weight: {linear: [5, -2]}")
+    )
     told = problems(text)
     assert "losses.rkd.distance_weight: must be a number of at least 0, got -1.0" in told[0]
     assert "losses.rkd.angle_weight: must be a number of at least 0, got -2.0" in told[1]
@@ -233,7 +256,9 @@ def test_losses_of_ones_own(loss, right, tmp_path: Path):
 
 def test_a_strangers_recipe_runs_none_of_its_code(tmp_path: Path):
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{OWN}")
-    (tmp_path / "r.yaml").write_text(TEXT.replace("- ce", "- mine.py:Mine").replace("arch: resnet8", "arch: mine.py:Net"))
+    (tmp_path / "r.yaml").write_text(
+        TEXT.replace("- ce", "- mine.py:Mine").replace("arch: resnet8", "arch: mine.py:Net")
+    )
     with pytest.raises(RecipeError) as caught:
         load(tmp_path / "r.yaml", allow_custom=False)
     assert [problem.where for problem in caught.value.problems] == ["models.student.arch", "losses.Mine"]

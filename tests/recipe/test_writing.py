@@ -1,0 +1,180 @@
+"""Resolved recipes, their hashes, and the first recipe of a newcomer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdkit.recipe import Recipe, content_key, fingerprint, init_text, json_schema, load, loads, resolved, source, tuning
+
+TEXT = """\
+data: {name: digits, batch_size: 32}
+models:
+  teacher: {arch: resnet20, weights: teacher_digits}
+  student: {arch: resnet8, optimizer: {name: adamw}, lr: {cosine: [1e-3, 0]}, when: {from: 1}}
+  slow: {ema: student, decay: 0.99}
+losses:
+  - ce
+  - kd: {weight: {linear: [1, 0.5]}, temperature: 4}
+  - kd: {name: self, from: slow, when: {from: 0.5}, clip: 1}
+  - hint: {from: teacher.stage2, to: student.stage2, head: {linear: {bias: false}}}
+optimizer: {name: sgd, momentum: 0.9}
+lr: 0.1
+trainer: {max_epochs: 10, devices: 1}
+seed: 3
+"""
+
+
+def changed(*overrides: str) -> Recipe:
+    return loads(TEXT, overrides=overrides)
+
+
+def test_a_resolved_recipe_loads_again_as_the_same(tmp_path: Path):
+    recipe = changed()
+    (tmp_path / "run.yaml").write_text(resolved(recipe))
+    again = load(tmp_path / "run.yaml")
+    assert again == recipe
+    assert content_key(again) == content_key(recipe)
+    assert resolved(again).split("\n", 1)[1] == resolved(recipe).split("\n", 1)[1]
+    assert recipe != changed("losses.kd.temperature=3")
+
+
+def test_a_resolved_recipe_stands_alone():
+    text = resolved(load("crd_inbatch_cifar100", ["losses.crd_inbatch.temperature=0.1"]))
+    assert text.startswith("# crd_inbatch_cifar100, resolved, protocol cifar100_240 merged\n")
+    words = yaml.safe_load(text)
+    assert "protocol" not in words
+    assert words["trainer"] == {"max_epochs": 240}
+    loss = words["losses"][1]["crd_inbatch"]
+    assert (loss["weight"], loss["temperature"], loss["embed_dim"]) == (0.8, 0.1, 128)  # defaults are written out
+
+
+def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, num_classes): super().__init__(nn.Flatten(), nn.Linear(768, num_classes))\n"
+        "class Loss(nn.Module):\n"
+        "    def forward(self, student, teacher): return (student - teacher).abs().mean()\n"
+    )
+    (tmp_path / "teacher.pth").write_bytes(b"x")
+    text = TEXT.replace("teacher_digits", "teacher.pth").replace("arch: resnet8", "arch: mine.py:Net")
+    (tmp_path / "r.yaml").write_text(text.replace("- ce", "- ce\n  - mine.py:Loss: {weight: 2}"))
+    recipe = load(tmp_path / "r.yaml", ["losses.Loss.weight=3"])
+    monkeypatch.chdir("/")
+    again = loads(resolved(recipe))
+    assert again == recipe
+    assert again.models["student"].arch == f"{tmp_path / 'mine.py'}:Net"
+    assert again.losses[1].title == "Loss"
+    key = content_key(recipe)
+    (tmp_path / "teacher.pth").write_bytes(b"y")
+    assert content_key(recipe) != key  # what a file holds counts
+    (tmp_path / "moved").mkdir()
+    for name in ("mine.py", "teacher.pth", "r.yaml"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert content_key(load(tmp_path / "moved" / "r.yaml", ["losses.Loss.weight=3"])) != key
+    (tmp_path / "moved" / "teacher.pth").write_bytes(b"x")
+    assert (
+        content_key(load(tmp_path / "moved" / "r.yaml", ["losses.Loss.weight=3"])) == key
+    )  # and where it lies does not
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=4",
+        "lr=0.2",
+        "trainer.max_epochs=11",
+        "trainer.precision=bf16-mixed",
+        "data.batch_size=16",
+        "models.student.arch=resnet14",
+        "models.teacher.weights=random",
+        "optimizer.momentum=0.8",
+    ],
+)
+def test_both_hashes_see_what_determines_a_result(override):
+    assert content_key(changed(override)) != content_key(changed())
+    assert fingerprint(changed(override)) != fingerprint(changed())
+
+
+@pytest.mark.parametrize("override", ["losses.kd.temperature=3", "losses=[ce]", "losses.hint.head=linear"])
+def test_the_fingerprint_leaves_out_the_method(override):
+    assert content_key(changed(override)) != content_key(changed())
+    assert fingerprint(changed(override)) == fingerprint(changed())
+
+
+@pytest.mark.parametrize(
+    "override", ["data.root=/elsewhere", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.compile=true"]
+)
+def test_no_hash_sees_the_machine(override):
+    assert content_key(changed(override)) == content_key(changed())
+    assert fingerprint(changed(override)) == fingerprint(changed())
+
+
+def test_how_a_number_is_written_does_not_matter():
+    assert content_key(changed("lr=1")) == content_key(changed("lr=1.0"))
+    assert content_key(changed("lr=1e-1")) == content_key(changed())
+
+
+def test_machine_and_data_folder_pass_down_to_a_teachers_recipe_and_nothing_else():
+    recipe = changed("data.root=/data", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed")
+    teacher = source(recipe, "teacher")
+    assert teacher.name == "teacher_digits"
+    assert teacher.data.arguments["root"] == "/data"
+    assert (teacher.trainer.accelerator, teacher.trainer.devices) == ("cpu", 1)
+    assert (teacher.seed, teacher.trainer.precision) == (0, "32-true")
+    assert teacher.trainer.max_epochs == load("teacher_digits").trainer.max_epochs
+    assert content_key(teacher) == content_key(load("teacher_digits"))
+    other = loads(TEXT.replace("name: digits", "name: fake"), overrides=["data.root=/data"])
+    assert "root" not in source(other, "teacher").data.arguments  # another data set lies elsewhere
+
+
+def test_tuning_is_a_recipe_of_its_own():
+    text = TEXT.replace("weights: teacher_digits", "weights: random, image_size: 32, tune: {epochs: 5, lr: 1e-4}")
+    recipe = tuning(loads(text, overrides=["data.root=/data", "trainer.precision=bf16-mixed"]), "teacher")
+    assert recipe.name == "tune_resnet20_digits"
+    assert recipe.trained == ["teacher"]
+    assert [edge.loss for edge in recipe.losses] == ["ce"]
+    assert (recipe.trainer.max_epochs, recipe.trainer.precision, recipe.trainer.devices) == (5, "bf16-mixed", 1)
+    assert (recipe.lr, recipe.optimizer.name, recipe.seed) == (1e-4, "adamw", 0)
+    assert recipe.data.arguments == {"batch_size": 32, "root": "/data"}
+    assert recipe.models["teacher"].image_size == 32
+    own = loads(text.replace("1e-4}", "1e-4, optimizer: {name: sgd, nesterov: true, momentum: 0.9}}"))
+    assert tuning(own, "teacher").optimizer.arguments == {"nesterov": True, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "data"),
+    [
+        ("timm/vit_base_patch16_224", "timm/mobilenetv3_large_100", "photos"),
+        ("torchvision/resnet34", "resnet20", "my photos: all"),
+        ("resnet56", "resnet20", "cifar100"),
+        ("resnet20", "resnet8", "/data/it's, [here] #1"),
+    ],
+)
+def test_the_first_recipe_is_right_as_it_stands(teacher, student, data):
+    text = init_text(teacher, student, data)
+    recipe = loads(text)
+    assert (recipe.models["teacher"].arch, recipe.models["student"].arch) == (teacher, student)
+    assert recipe.data.name == "cifar100" or recipe.data.arguments["root"] == data
+    assert recipe.kind("teacher") == "frozen"
+    assert "#" in text
+    if data == "cifar100":
+        assert recipe.models["teacher"].weights == "teacher_resnet56_cifar100"
+
+
+def test_the_schema_knows_every_loss_optimiser_and_data_set():
+    schema = json_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    losses = schema["$defs"]["Loss"]["anyOf"][1]["properties"]
+    assert {"weight", "from", "to", "head", "temperature"} <= losses["kd"]["properties"].keys()
+    assert losses["kd"]["additionalProperties"] is False
+    names = {one["properties"]["name"]["const"] for one in schema["$defs"]["OptimizerSpec"]["anyOf"]}
+    assert {"sgd", "adamw"} <= names
+    assert {"cifar100", "folder"} <= {
+        one["properties"]["name"]["const"] for one in schema["$defs"]["DataSpec"]["anyOf"]
+    }
+    refs = {part.split('"')[0] for part in json.dumps(schema).split('"#/$defs/')[1:]}
+    assert refs <= schema["$defs"].keys()
+    assert schema["required"] == ["models", "losses"]
