@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """A stem, two stages, a dropout in place before the classifier, a counter and noise in forward."""
+    """A stem, two stages, a dropout in place before the classifier, two counters and noise in forward."""
 
     def __init__(self, shared: bool = False) -> None:
         super().__init__()
@@ -46,9 +46,11 @@ class Net(nn.Module):
         self.drop = nn.Dropout(0.5, inplace=True)
         self.fc = nn.Linear(4, 5)
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls = self.calls + 1
+        self.steps.add_(1)
         torch.rand(1)
         x = self.layer2(self.layer1(self.conv(x)))
         return self.fc(self.drop(x.mean((2, 3))))

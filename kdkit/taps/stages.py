@@ -64,8 +64,8 @@ def _timm(trace: Trace) -> list[Spot]:
     if not isinstance(entries, (list, tuple)) or not all(isinstance(e, Mapping) and "module" in e for e in entries):
         return []
     found = [(e["module"], "input" if e.get("hook_type") == "forward_pre" else "output") for e in entries]
-    blocks = [p for p, _ in found if p in trace.last and _is_block(p, trace.last[p].module)]
-    if found and (found[0][0].startswith("stem") or (blocks and found[0][0] not in blocks)):
+    blocks = [p for p, _ in found if p and p in trace.last and _is_block(p, trace.last[p].module)]
+    if blocks and found[0][0] not in blocks:  # the stem
         found = found[1:]
     plain = all(path in trace.last and trace.last[path].output is not None for path, _ in found)
     return found if plain else []
