@@ -71,9 +71,18 @@ class Schedule:
         return (lambda t: curve(math.floor(t))) if by == "epoch" else curve
 
     def extremes(self, epochs: float) -> tuple[float, float]:
-        """The least and the greatest value it takes, sampled over the run: what a constructor has to accept."""
+        """The least and the greatest value it takes, sampled over the run: what a constructor has to accept.
+
+        Raises:
+            KdkitError: where a time never comes, or where it grows beyond all numbers.
+        """
         curve = self.bind(epochs)
-        values = [curve(epochs * i / 200) for i in range(200)] + [curve(max(epochs - 1e-9, 0.0))]
+        try:
+            values = [curve(epochs * i / 200) for i in range(200)] + [curve(max(epochs - 1e-9, 0.0))]
+        except OverflowError:
+            values = [math.inf]
+        if not all(map(math.isfinite, values)):
+            raise KdkitError(f"{self}: grows beyond all numbers in a run of {epochs:g} epochs; give a smaller rate")
         return min(values), max(values)
 
     def __str__(self) -> str:
@@ -117,7 +126,7 @@ def _arguments(word: str, given: Any) -> dict[str, Any]:
                 raise KdkitError(f"{where} must be positive times in ascending order, got {value!r}")
         elif name == "to":
             args[name] = Schedule.parse(value)
-        elif value is not None:
+        elif value is not None or known[name] is not None:
             args[name] = _number(where, value)
         if name in ("every", "over", "up") and args[name] is not None and args[name] <= 0:
             raise KdkitError(f"{where} must be positive, got {value!r}")

@@ -58,6 +58,8 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("temperature: 4", "temperature: '4'", 9, "losses.kd.temperature: must be a number, got '4'"),
         ("temperature: 4", "temperature: true", 9, "losses.kd.temperature: must be a number, got True"),
         ("weight: 0.9", "weight: {cosine: [1]}", 8, "losses.kd.weight: cosine: must be [start, end], got [1]"),
+        ("weight: 0.9", "weight: {cosine: [null, 0]}", 8, "losses.kd.weight: cosine.start must be a finite number, got None"),
+        ("weight: 0.9", "weight: {exp: {start: 1, rate: -1e6}}", 8, "losses.kd.weight: exp(start=1.0, rate=-1000000.0, by=epoch): grows beyond all numbers"),
         ("weight: 0.9", "when: {from: 4, til: 6}", 8, "losses.kd.when: unknown word 'til'"),
         ("weight: 0.9", "ensemble: mean", 8, "losses.kd.ensemble: must be 'arithmetic' or 'geometric', got 'mean'"),
         ("weight: 0.9", "taps: [1]", 8, "losses.kd.taps.0: must be text, got 1"),
