@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 torch.set_num_threads(1)
 
 

@@ -66,7 +66,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
     from kdkit import data
 
     with blaming(recipe, "data"):
-        datamodule = data.build(recipe.data.name, seed=recipe.seed, **recipe.data.arguments)
+        datamodule = data.build(recipe.data.name, seed=recipe.seed, fake=recipe.data.fake, **recipe.data.arguments)
         num_classes = datamodule.num_classes
     modules: dict[str, nn.Module] = {}
     problems: list[Problem] = []

@@ -39,7 +39,7 @@ class Scores(nn.Module):
             k: MulticlassAccuracy(classes, top_k=n, average="micro", validate_args=False) for k, n in top.items()
         }
         self.accuracy[name] = MetricCollection(metrics).to(logits.device)  # type: ignore[arg-type]
-        self.nll[name] = MeanMetric().to(logits.device)
+        self.nll[name] = MeanMetric(nan_strategy="disable").to(logits.device)
 
     def compute(self, keep: bool = False) -> dict[str, Tensor]:
         """`{"student/top1": …}` since the last call; with `keep`, what is scored once is scored again next time."""
