@@ -84,7 +84,7 @@ class Taps:
         by_key = {str(place): place for place in self._places.values()}
         calls = {key: trace.last[place.path] for key, place in by_key.items()}
         clone = {key: calls[key].changed_later(place.side) for key, place in by_key.items()}
-        self._hooks = [(place.path, _Hook(self._store, place, clone[key])) for key, place in by_key.items()]
+        self._hooks = [(calls[key].module, _Hook(self._store, place, clone[key])) for key, place in by_key.items()]
         self._last = max(by_key.values(), key=lambda p: trace.last[p.path].moment(p.side), default=None)
         if "logits" in self.names or (self._last and trace.counts[self._last.path] > 1):
             self._last = None  # everything must run, or which call is the last is not known inside it
@@ -120,7 +120,7 @@ class Taps:
     @contextmanager
     def open(self) -> Iterator[None]:
         """The hooks, for as long as the block runs. Call the model inside, and `take` what it left."""
-        handles = [hook.open(self.model.get_submodule(path)) for path, hook in self._hooks]
+        handles = [hook.open(module) for module, hook in self._hooks]
         try:
             yield
         finally:
