@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -92,10 +93,11 @@ def fit(
 
     A folder with weights, metrics and their provenance comes out; a teacher that is a recipe itself is trained first.
     """
-    from kdkit import recipe as recipes
-    from kdkit.runs.fit import fit as run
+    from kdkit.recipe import load
 
-    loaded = recipes.load(recipe, overrides or [], allow_custom=not no_custom_code)
+    loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
+    from kdkit.runs.fit import fit as run  # seconds, which a recipe that is not there need not cost
+
     folder = out or Path("runs") / f"{loaded.name}-seed{loaded.seed}"
     try:
         result = run(loaded, out=folder, resume=resume, overwrite=overwrite)
@@ -103,7 +105,8 @@ def fit(
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise  # Lightning answers Ctrl-C by leaving Python; everybody else means it
         raise KeyboardInterrupt(_how_to_go_on(folder)) from None
-    _show_result(result)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # with several devices each has this command run for itself
+        _show_result(result)
 
 
 @app.command(name="eval", epilog="Example: kdkit eval runs/crd_cifar100-seed0 --data /data")
@@ -128,11 +131,13 @@ def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCus
 
     It needs neither data nor a GPU. What would fail in training fails here.
     """
-    from kdkit import recipe as recipes
     from kdkit.console import show
+    from kdkit.recipe import load
+
+    loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
     from kdkit.runs.check import check as examine
 
-    show(examine(recipes.load(recipe, overrides or [], allow_custom=not no_custom_code)), sys.stdout)
+    show(examine(loaded), sys.stdout)
 
 
 @app.command(epilog="Example: kdkit losses crd")

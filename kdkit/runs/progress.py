@@ -49,7 +49,8 @@ class _Progress(pl.Callback):
             epochs if epochs > 0 else math.inf, trainer.max_steps / self.steps if trainer.max_steps > 0 else math.inf
         )
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        self.done = self.first = trainer.current_epoch + batches / self.steps
+        # After a finished epoch its batches are still counted.
+        self.done = self.first = trainer.current_epoch + (batches / self.steps if batches < self.steps else 0.0)
         self.began = time.monotonic()
         self._new_epoch(trainer.current_epoch)
         if trainer.is_global_zero and self.out.is_terminal:

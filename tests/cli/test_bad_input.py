@@ -1,0 +1,196 @@
+"""Bad input through the command line: each mistake ends in one clear error and exit code 2, with no traceback."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from kdkit import models
+from tests.cli.command import RECIPE, refused
+
+
+@pytest.fixture
+def wrong(tmp_path):
+    """`wrong(found, instead)` writes the recipe with a mistake; `…, whole=text` another text altogether."""
+
+    def write(found="", instead="", whole=None):
+        assert found in RECIPE
+        path = tmp_path / "wrong.yaml"
+        path.write_text(RECIPE.replace(found, instead, 1) if whole is None else whole)
+        return path
+
+    return write
+
+
+SIZED = ["models.teacher.num_classes=5", "models.student.num_classes=5"]  # where the data do not say how many
+
+WORDS = [
+    ("- kd:", "- kdd:", "wrong.yaml:7: losses.kdd: unknown loss 'kdd'; did you mean 'kd'"),
+    (
+        "arch: resnet8",
+        "arch: resnet9",
+        "wrong.yaml:4: models.student.arch: unknown model 'resnet9'; did you mean 'resnet8'",
+    ),
+    (
+        "temperature",
+        "temprature",
+        "wrong.yaml:7: losses.kd.temprature: unknown key 'temprature'; did you mean 'temperature'?",
+    ),
+    ("weight: 0.9", "taps: embeding", "did you mean 'embedding'"),
+    ("temperature: 4", "temperature: -1", "wrong.yaml:7: losses.kd.temperature: must be a number above 0, got -1.0"),
+    ("temperature: 4", "temperature: 0", "wrong.yaml:7: losses.kd.temperature: must be a number above 0, got 0.0"),
+    ("lr: 0.1", "lr: {multistep: {start: 0.1, at: [1, 9]}}", "epoch 9 never comes in a run of 2 epochs"),
+    ("weights: random", "weights: gone.safetensors", "gone.safetensors does not exist"),
+    ("  - ce\n", "  - dml: {among: [student]}\n", "wrong.yaml:6: losses.dml.among: "),
+    ("arch: resnet14", "arch: resnet14, num_classes: 7", "`tune: {epochs: …, lr: …}`"),
+    ("batch_size: 16", "batch_size: 0", "batch_size must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("found", "instead", "right"), WORDS, ids=[instead for _, instead, _ in WORDS])
+@pytest.mark.parametrize("verb", ["check", "fit"])
+def test_a_wrong_word_or_value(wrong, tmp_path, verb, found, instead, right):
+    out = ["--out", tmp_path / "run"] if verb == "fit" else []
+    assert right in refused(verb, wrong(found, instead), *out)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+TEXTS = [
+    ("models: [unclosed", "not YAML"),
+    ("\tmodels: x", "not YAML"),
+    ("", "is empty"),
+    ("# only a comment\n", "is empty"),
+    ("- ce\n- kd\n", "must be a mapping"),
+    ("just words", "must be a mapping"),
+    ("models: !!python/object/apply:os.system ['touch pwned']", "tags"),
+    ("models: &a {x: *a}", "refused"),
+]
+
+
+@pytest.mark.parametrize(("text", "right"), TEXTS, ids=[text[:20] for text, _ in TEXTS])
+def test_what_is_no_recipe(wrong, tmp_path, monkeypatch, text, right):
+    monkeypatch.chdir(tmp_path)
+    error = refused("fit", wrong(whole=text))
+    assert error.startswith("error: wrong.yaml")
+    assert right in error
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    assert "no such file" in refused("fit", tmp_path / "gone.yaml")
+    assert "is a folder" in refused("check", f"{tmp_path}/")
+    assert "did you mean 'kd_digits'" in refused("check", "kd_digit")
+
+
+def test_all_mistakes_are_told_at_once(wrong):
+    error = refused("check", wrong(whole=RECIPE.replace("temperature: 4", "temperature: hot") + "sed: 1\n"))
+    assert "2 problems" in error
+    assert "'hot'" in error
+    assert "did you mean 'seed'" in error
+
+
+def test_a_wrong_override(wrong):
+    path = wrong()
+    assert "no loss 'kdd'; did you mean 'kd'" in refused("check", path, "losses.kdd.weight=1")
+    assert "must be key=value" in refused("check", path, "seed")
+    assert "override 'seed=x': seed: must be a whole number, got 'x'" in refused("check", path, "seed=x")
+
+
+def test_a_tap_that_only_the_teacher_has(wrong):
+    error = refused(
+        "check", wrong("weight: 0.9, temperature: 4}", "}\n  - mse: {from: teacher.layer2.1, to: student.layer2.1}")
+    )
+    assert "student" in error
+    assert "layer2.1" in error
+    assert "layer2.0" in error
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other", "code"])
+def test_a_weights_file_that_cannot_be_loaded(wrong, tmp_path, damage):
+    path = tmp_path / ("t.pth" if damage == "code" else "t.safetensors")
+    net = models.build("resnet20" if damage == "other" else "resnet14", num_classes=5)
+    models.save_weights(net, path.with_suffix(".safetensors"))
+    content = path.with_suffix(".safetensors").read_bytes()
+    if damage == "code":
+        torch.save({"model": Pwning()}, path)
+    elif damage != "other":
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"hello"}[damage])
+    recipe = wrong("weights: random", f"weights: {path.name}")
+    for verb in ("check", "fit"):
+        assert path.name in refused(verb, recipe, *(["--out", tmp_path / "run"] if verb == "fit" else []))
+
+
+class Pwning:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_data_folder_that_is_not_there(wrong, tmp_path):
+    data = "data: {name: fake, samples: 32, classes: 5, shape: [3, 8, 8], batch_size: 16}"
+    gone = tmp_path / "gone"
+    folder = wrong(data, f"data: {{name: folder, root: {gone}, holdout: 0.1, image_size: 32}}")
+    assert str(gone) in refused("fit", folder, "--out", tmp_path / "run")
+    assert str(gone) in refused("check", folder)
+    cifar = wrong(data, f"data: {{name: cifar100, root: {gone}}}")
+    assert str(gone) in refused("fit", cifar, "--out", tmp_path / "run")
+
+
+def test_a_batch_of_one_with_a_batchnorm_head(wrong, tmp_path):
+    spoiled = wrong("weight: 0.9, temperature: 4}", "}\n  - cosine: {head: {mlp: {norm: batch}}}")
+    for verb in ("check", "fit"):
+        out = ["--out", tmp_path / "run"] if verb == "fit" else []
+        assert "batch must be larger than 1" in refused(verb, spoiled, "data.batch_size=1", *out)
+
+
+def test_a_loss_that_needs_labels_where_there_are_none(wrong):
+    spoiled = wrong("classes: 5", "classes: 0")
+    assert "edge 'ce': the loss needs each sample's labels" in refused("check", spoiled, *SIZED)
+
+
+NAN = """\
+import torch
+from torch import nn
+
+class Spoils(nn.Module):
+    \"\"\"Finite for an epoch, then not.\"\"\"
+    def forward(self, student, progress):
+        return student.mean() * torch.where(progress >= 0.5, torch.nan, 1.0)
+"""
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(wrong, tmp_path):
+    (tmp_path / "spoils.py").write_text(NAN)
+    run = tmp_path / "run"
+    error = refused("fit", wrong("  - ce\n", "  - ce\n  - spoils.py:Spoils\n"), "--out", run)
+    assert "Spoils is not finite at step 2" in error
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    assert checkpoint["epoch"] == 0
+    assert checkpoint["global_step"] == 2
+    assert all(torch.isfinite(v).all() for v in checkpoint["state_dict"].values())
+    assert not (run / "result.json").exists()
+    assert not (run / "student.safetensors").exists()
+
+
+def test_custom_code_is_refused_where_it_is_not_wanted(wrong, tmp_path):
+    (tmp_path / "spoils.py").write_text("open('pwned', 'w')")
+    recipe = wrong("  - ce\n", "  - spoils.py:Spoils\n")
+    for verb in ("check", "fit"):
+        assert "spoils.py" in refused(verb, recipe, "--no-custom-code")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(wrong, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps({"last": {}, "best": {}}))
+    error = refused("fit", wrong(), "--out", run)
+    assert "--resume" in error
+    assert "--overwrite" in error
+
+
+@pytest.mark.parametrize(
+    "words", [["losses", "atn"], ["models", "nosuchmodelanywhere"], ["eval", "gone"], ["eval", "."]]
+)
+def test_other_verbs(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(*words)

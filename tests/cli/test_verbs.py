@@ -1,0 +1,193 @@
+"""Each verb of the command line: what it prints, what it writes, how fast it answers and how it ends."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import kdkit.losses
+from kdkit import cli
+from kdkit.models import MODELS
+from kdkit.recipe import load, packaged
+from kdkit.registry import LOSSES
+from kdkit.runs import fit as runs_fit
+from tests.cli.command import RECIPE, kdkit
+
+VERBS = ["fit", "eval", "check", "losses", "models", "recipes", "init", "schema"]
+HEAVY = ["torch", "torchvision", "timm", "pytorch_lightning", "pydantic", "numpy", "matplotlib", "yaml", "rich"]
+
+
+def python(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = python("-c", f"import sys; from kdkit.cli import main; sys.argv = ['kdkit', '--help']\n"
+                  f"try: main()\nfinally: print('heavy:', [m for m in {HEAVY} if m in sys.modules])")  # fmt: skip
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert told.returncode == 0
+    assert "heavy: []" in told.stdout
+    # Processor time instead of the clock's, which other work on the machine lengthens.
+    assert now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime < 0.5
+
+
+def test_a_real_process_ends_with_code_2_and_no_traceback():
+    told = python("-m", "kdkit.cli", "fit", "kd_digit")
+    assert told.returncode == 2
+    assert told.stdout == ""
+    assert told.stderr.startswith("error: kd_digit: ")
+    assert "Traceback" not in told.stderr
+
+
+def test_help_names_every_verb_and_each_verb_gives_an_example():
+    assert all(f"\n  {verb} " in kdkit("--help").out for verb in VERBS)
+    for verb in VERBS:
+        said = kdkit(verb, "--help")
+        assert said.code == 0
+        assert f"Example: kdkit {verb}" in said.out
+
+
+def test_version():
+    assert kdkit("--version").out == f"kdkit {kdkit_version()}\n"
+
+
+def kdkit_version():
+    from importlib.metadata import version
+
+    return version("kdkit")
+
+
+def test_losses_lists_every_loss_on_one_line_and_uncut():
+    said = kdkit("losses")
+    lines = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    for info in LOSSES.values():
+        assert all(part in lines[info.name] for part in (info.summary, info.tap, f"{info.weight:g}", info.paper))
+    assert "\x1b" not in said.out
+    assert "…" not in said.out
+
+
+@pytest.mark.parametrize("name", ["kd", "at"])
+def test_losses_explains_one(name):
+    said = kdkit("losses", name).out
+    assert "Formula: " in said
+    assert "Reference:" in said
+    assert "arXiv" in said
+    assert f"from kdkit.losses import {LOSSES[name].cls.__name__}" in said
+    assert LOSSES[name].weight_source in said
+    assert {"kd": "temperature=4.0", "at": "p=2.0, mode='code'"}[name] in said
+
+
+def test_models():
+    assert set(MODELS) <= set(kdkit("models").out.split())
+    assert kdkit("models", "wrn_40").out.split() == ["wrn_40_1", "wrn_40_2", "wrn_40_4"]
+    assert "timm/vit_tiny_patch16_224" in kdkit("models", "timm/vit_tiny*").out.split()
+
+
+def test_recipes_lists_them_all():
+    said = kdkit("recipes").out
+    assert len(packaged()) >= 10
+    assert all(any(info.name in line and info.title in line for line in said.splitlines()) for info in packaged())
+
+
+def test_init_writes_a_recipe_that_loads_and_never_writes_over_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    words = ["init", "--teacher", "resnet14", "--student", "resnet8", "--data", "digits", "--out", path]
+    said = kdkit(*words)
+    assert said.code == 0
+    assert str(path) in said.out
+    assert load(path).models["student"].arch == "resnet8"
+    assert kdkit("check", path).code == 0
+    path.write_text("mine")
+    again = kdkit(*words)
+    assert again.code == 2
+    assert "exists already" in again.err
+    assert path.read_text() == "mine"
+
+
+def test_schema_is_json_that_knows_the_losses():
+    schema = json.loads(kdkit("schema").out)
+    assert set(LOSSES) <= set(schema["$defs"]["Loss"]["anyOf"][1]["properties"])
+
+
+def test_check_of_a_packaged_recipe_needs_no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDKIT_DATA", str(tmp_path))
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path))
+    said = kdkit("check", "kd_cifar100")
+    assert said.code == 0
+    assert "278,324" in said.out
+    assert "187,680" in said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_exception_keeps_its_traceback(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(runs_fit, "fit", broken)
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    result = CliRunner().invoke(cli.app, ["fit", str(path)])
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("lightning", [False, True])
+@pytest.mark.parametrize("saved", [False, True])
+def test_interrupting_tells_what_is_saved_and_how_to_go_on(monkeypatch, tmp_path, saved, lightning):
+    def stopped(recipe, *, out, **_):
+        if saved:
+            (out / "checkpoints").mkdir(parents=True)
+            (out / "checkpoints" / "last.ckpt").touch()
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if lightning:
+                sys.exit(1)  # what Lightning makes of Ctrl-C
+            raise
+
+    monkeypatch.setattr(runs_fit, "fit", stopped)
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    words = ["fit", str(path), "--out", str(tmp_path / "a run"), "--overwrite", "seed=3"]
+    monkeypatch.setattr(sys, "argv", ["kdkit", *words])
+    said = kdkit(*words)
+    assert said.code == 130
+    assert "Traceback" not in said.err
+    assert f"kdkit fit {path} --out '{tmp_path}/a run' seed=3 --resume" in said.err
+    assert ("last.ckpt holds the run so far" if saved else "has no checkpoint yet") in said.err
+
+
+def test_a_teacher_is_trained_first_then_there_and_the_run_can_be_scored(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    words = yaml.safe_load(RECIPE)
+    alone = {**words, "models": {"big": {"arch": "resnet14"}}, "losses": ["ce"], "trainer": {"max_epochs": 3}}
+    (tmp_path / "big.yaml").write_text(yaml.safe_dump(alone))
+    words["models"]["teacher"]["weights"] = "big.yaml"
+    recipe, run = tmp_path / "small.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(words))
+
+    assert "big: trained first, 3 epochs" in kdkit("check", recipe).out
+    fitted = kdkit("fit", recipe, "--out", run)
+    assert fitted.code == 0
+    assert str(run) in fitted.out
+    lines = fitted.out.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [
+        *(f"epoch {i}/3" for i in (1, 2, 3)),
+        *(f"epoch {i}/2" for i in (1, 2)),
+    ]
+    assert "big: there" in kdkit("check", recipe).out
+
+    result = json.loads((run / "result.json").read_text())["last"]["student"]
+    scored = next(line.split() for line in kdkit("eval", run).out.splitlines() if line.startswith("student"))
+    assert float(scored[1]) == pytest.approx(100 * result["top1"], abs=0.01)
+    assert float(scored[2]) == pytest.approx(result["nll"], abs=0.01)
+
+    again = kdkit("fit", recipe, "--out", run, "--resume")
+    assert again.code == 0
+    assert "epoch 1/" not in again.out
+    assert str(run) in again.out

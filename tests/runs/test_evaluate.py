@@ -1,0 +1,150 @@
+"""Scoring a finished run: rebuilt from its recipe and weights, by a plain loop as the oracle."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kdkit import data, models
+from kdkit.console import show
+from kdkit.registry import KdkitError
+from kdkit.runs.evaluate import evaluate, results_table
+
+RECIPE = """\
+data: {name: digits, image_size: 8, batch_size: 32}
+models:
+  teacher: {arch: resnet14, weights: gone_long_ago}
+  student: {arch: resnet8}
+  slow: {ema: student}
+losses: [ce, kd]
+optimizer: {name: sgd}
+lr: 0.1
+trainer: {max_epochs: 1, accelerator: cpu}
+"""
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+
+
+def weights(path, seed, classes=10, mean=MEAN, std=STD):
+    """A net with running statistics of its own, saved as a run saves it."""
+    torch.manual_seed(seed)
+    net = models.build("resnet8", num_classes=classes)
+    net(torch.randn(64, 3, 8, 8))
+    told = {
+        "arch": "resnet8",
+        "num_classes": str(classes),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+    }
+    models.save_weights(net, path, told)
+    return net.eval()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder: a trained student and its slow copy."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    nets = {name: weights(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate(("student", "slow"))}
+    return tmp_path, nets
+
+
+@torch.no_grad()
+def plain(net, split, mean=MEAN, std=STD):
+    images, labels = data.build("digits", image_size=8).tensors(split == "train")
+    x = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    logits = net(x)
+    order = logits.argsort(1, descending=True)
+    return {
+        "top1": (order[:, 0] == labels).float().mean().item(),
+        "top5": (order[:, :5] == labels[:, None]).any(1).float().mean().item(),
+        "nll": F.cross_entropy(logits, labels).item(),
+    }
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_every_model_of_a_run_by_a_plain_loop(run, split):
+    folder, nets = run
+    found = evaluate(folder, split=split)
+    assert list(found) == ["slow", "student"]  # the teacher has no weights here and is not asked for
+    for name, net in nets.items():
+        assert found[name] == pytest.approx(plain(net, split), abs=2e-4)
+    assert found["slow"] != found["student"]
+
+
+def test_one_weights_file_of_a_run(run):
+    folder, nets = run
+    assert evaluate(folder / "student.safetensors") == {
+        "student": pytest.approx(plain(nets["student"], "test"), abs=2e-4)
+    }
+
+
+def test_a_weights_file_by_itself(tmp_path):
+    path = tmp_path / "alone.safetensors"
+    net = weights(path, 3)
+    found = evaluate(path, ["data.name=digits", "data.image_size=8"])
+    assert found == {"alone": pytest.approx(plain(net, "test"), abs=2e-4)}
+    with pytest.raises(KdkitError, match=r"data\.name: must be given"):
+        evaluate(path)
+
+
+def test_without_a_normalisation_of_its_own_the_data_are_taken_as_they_are(tmp_path):
+    net = models.build("resnet8", num_classes=10).eval()
+    path = tmp_path / "bare.safetensors"
+    models.save_weights(net, path, {"arch": "resnet8", "num_classes": "10"})
+    facts = data.facts("digits")
+    found = evaluate(path, ["data.name=digits", "data.image_size=8"])["bare"]
+    assert found == pytest.approx(plain(net, "test", facts.mean, facts.std), abs=2e-4)
+
+
+def test_the_last_batch_counts_as_much_as_its_images(run):
+    folder, _ = run
+    whole = evaluate(folder, ["data.eval_batch_size=360"])
+    parts = evaluate(folder, ["data.eval_batch_size=100"])
+    assert whole["student"] == pytest.approx(parts["student"], abs=1e-4)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_overrides_and_splits_that_cannot_be(run, tmp_path, split):
+    folder, _ = run
+    with pytest.raises(KdkitError, match="no labels"):
+        evaluate(folder, ["data.name=fake", "data={name: fake, classes: 0}"], split=split)
+    with pytest.raises(KdkitError, match="has 10 classes, the data 7"):
+        evaluate(folder, ["data={name: fake, classes: 7, shape: [3, 8, 8]}"], split=split)
+    with pytest.raises(KdkitError, match="unknown key 'rot'; did you mean 'root'"):
+        evaluate(folder, ["data.rot=x"], split=split)
+
+
+def test_what_is_no_finished_run(tmp_path, run):
+    folder, _ = run
+    with pytest.raises(KdkitError, match="no such run"):
+        evaluate(tmp_path / "gone")
+    empty = tmp_path / "empty"
+    (empty / "checkpoints").mkdir(parents=True)
+    with pytest.raises(KdkitError, match="not a run's folder"):
+        evaluate(empty)
+    (empty / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(KdkitError, match="not finished; `kdkit fit … --resume`"):
+        evaluate(empty)
+    with pytest.raises(KdkitError, match="split must be 'train' or 'test', got 'val'"):
+        evaluate(folder, split="val")
+    for damage in (b"", b"not tensors"):
+        (folder / "student.safetensors").write_bytes(damage)
+        with pytest.raises(KdkitError, match=r"student\.safetensors"):
+            evaluate(folder)
+
+
+def test_weights_of_another_architecture(run):
+    folder, _ = run
+    models.save_weights(models.build("resnet14", num_classes=10), folder / "student.safetensors")
+    with pytest.raises(KdkitError, match="does not fit"):
+        evaluate(folder)
+
+
+def test_the_table_is_in_percent(capsys):
+    results = {"student": {"top1": 0.7116, "top5": 0.9, "nll": 1.055}, "small": {"top1": 0.5, "nll": 2.0}}
+    show(results_table(results, "after the last epoch"), sys.stdout)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["after", "the", "last", "epoch"]
+    assert lines[1] == ["model", "top-1", "%", "top-5", "%", "nll"]
+    assert lines[3:] == [["student", "71.16", "90.00", "1.05"], ["small", "50.00", "2.00"]]
