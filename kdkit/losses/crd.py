@@ -60,7 +60,7 @@ class CRDLoss(nn.Module):
             leaves its own class out and scales the rest to K. `all`: K times the mean over all samples of other
             classes, which is what `sampled` is on average.
         positives: `exact`: the sample's own row. `relax`: that of a random sample of its class.
-        embed_head: `linear`, or `mlp` with a hidden layer; one on each side, both trained with the student.
+        head: `linear`, or `mlp` with a hidden layer; one on each side, both trained with the student.
         replace: whether a negative may be drawn twice.
         sample_labels: the n classes of the training set. Negatives come from other classes only; without it from all
             other samples.
@@ -81,8 +81,9 @@ class CRDLoss(nn.Module):
         A scalar in nats: the sum over 1 + K pairs and both sides, mean over B.
 
     Differs:
-        RepDistiller adds 1e-7 inside its logarithms, draws without replacement on the host, and leaves the row of a
-        sample that is twice in a batch to chance. The paper's text has τ = 0.1, its code 0.07.
+        RepDistiller adds 1e-7 inside its logarithms, which adds n·1e-7 to the value of each side, draws
+        without replacement on the host, and leaves the row of a sample that is twice in a batch to chance. The paper's
+        text has τ = 0.1, its code 0.07.
 
     Reference:
         Tian, Krishnan, Isola. Contrastive Representation Distillation. ICLR 2020, arXiv 1910.10699.
@@ -116,7 +117,7 @@ class CRDLoss(nn.Module):
         momentum: float = 0.5,
         negatives: str = "sampled",
         positives: str = "exact",
-        embed_head: str = "linear",
+        head: str = "linear",
         replace: bool = True,
         sample_labels: Tensor | Sequence[int] | None = None,
         bank_dtype: str = "float32",
@@ -136,8 +137,8 @@ class CRDLoss(nn.Module):
         self.temperature, self.momentum = temperature, momentum
         self.negatives, self.positives = negatives, positives
         self.num_samples, self.labelled = num_samples, sample_labels is not None
-        self.embed_student = Embed(student_dim, embed_dim, embed_head)
-        self.embed_teacher = Embed(teacher_dim, embed_dim, embed_head)
+        self.embed_student = Embed(student_dim, embed_dim, head)
+        self.embed_teacher = Embed(teacher_dim, embed_dim, head)
         self.pairs = Pairs(num_samples, sample_labels, num_negatives, replace or negatives == "all", seed)
         for side in ("student", "teacher"):
             bank = new_bank(draws.key(seed, "crd bank", side), num_samples, embed_dim, BANK_DTYPES[bank_dtype])
