@@ -155,7 +155,7 @@ def check_contract(cls: type[nn.Module]) -> None:
                 f"{cls.__name__}.forward asks for {word!r}{nearest(word, list(FORWARD_WORDS))}"
                 f"\n  a loss may ask for: {', '.join(sorted(FORWARD_WORDS))}"
             )
-    if taken := EDGE_WORDS & constructor(cls).keys():
+    if taken := (EDGE_WORDS - {"head"}) & constructor(cls).keys():  # a loss that has heads of its own chooses them
         raise KdkitError(f"{cls.__name__}: {sorted(taken)} belong to the edge and may not be constructor arguments")
 
 

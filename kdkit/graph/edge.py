@@ -26,7 +26,8 @@ class Edge:
         among: peers that all teach each other, averaged over the K−1 others; instead of `source` and `target`.
         taps: where both ends are read, a name or a list; left out: the loss's natural tap.
         weight: a number or a schedule; left out: the weight that goes with the loss's reduction.
-        head: projection on the student's side, a name or `{name: {options}}`.
+        head: projection on the student's side, a name or `{name: {options}}`; a loss that has heads of its own (`crd`)
+            takes the word itself.
         when: `{from: …, to: …}`, the time in which it is active.
         gather: gather both ends over all ranks before the loss (in-batch losses under DDP).
         clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
@@ -75,14 +76,15 @@ class Edge:
             raise KdkitError(f"edge {self.name!r}: `among` already says who teaches whom; leave out `from` and `to`")
         if ensemble not in (None, "arithmetic", "geometric"):
             raise KdkitError(f"edge {self.name!r}: ensemble must be 'arithmetic' or 'geometric', got {ensemble!r}")
-        self.head = head
         self.when = Span.parse(when)
         self.gather = gather
         self.ensemble = ensemble
         default = self.info.weight if self.info else 1.0
         self.weight = Schedule.parse(default if weight is None else weight)
         self.clip = None if clip is None else Schedule.parse(clip)
-        self.options = self._check_options(options)
+        own = "head" in constructor(self.cls)
+        self.head = None if own else head
+        self.options = self._check_options({**options, "head": head} if own and head is not None else options)
 
     @property
     def cls(self) -> type[nn.Module]:

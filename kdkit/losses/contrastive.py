@@ -44,7 +44,7 @@ class InBatchCRDLoss(nn.Module):
         teacher_dim: width of the teacher's features; the graph fills it in.
         embed_dim: width of both embeddings.
         temperature: τ above 0.
-        embed_head: `linear` (Linear → L2, as in CRD) or `mlp` (Linear → ReLU → Linear → L2).
+        head: `linear` (Linear → L2, as in CRD) or `mlp` (Linear → ReLU → Linear → L2).
         mask_same_class: leave other samples of one's own class out of the negatives, as CRD's sampling does; needs
             `labels`.
 
@@ -69,13 +69,13 @@ class InBatchCRDLoss(nn.Module):
         teacher_dim: int,
         embed_dim: int = 128,
         temperature: float = 0.07,
-        embed_head: str = "linear",
+        head: str = "linear",
         mask_same_class: bool = False,
     ) -> None:
         super().__init__()
         checks.positive("crd_inbatch", temperature=temperature)
-        self.embed_student = Embed(student_dim, embed_dim, embed_head)
-        self.embed_teacher = Embed(teacher_dim, embed_dim, embed_head)
+        self.embed_student = Embed(student_dim, embed_dim, head)
+        self.embed_teacher = Embed(teacher_dim, embed_dim, head)
         self.temperature = temperature
         self.mask_same_class = mask_same_class
 
@@ -116,7 +116,7 @@ class NTXentLoss(nn.Module):
         teacher_dim: width of the teacher's features; the graph fills it in.
         embed_dim: width of both embeddings.
         temperature: τ above 0; SimCLR uses 0.1 to 0.5.
-        embed_head: `linear` (Linear → L2) or `mlp` (Linear → ReLU → Linear → L2), SimCLR's own.
+        head: `linear` (Linear → L2) or `mlp` (Linear → ReLU → Linear → L2), SimCLR's own.
 
     `forward(student, teacher)` takes features (B, …). The teacher's are detached; both heads are trained.
 
@@ -137,7 +137,7 @@ class NTXentLoss(nn.Module):
         teacher_dim: int | None = None,
         embed_dim: int = 128,
         temperature: float = 0.1,
-        embed_head: str = "linear",
+        head: str = "linear",
     ) -> None:
         super().__init__()
         checks.positive("nt_xent", temperature=temperature)
@@ -146,8 +146,8 @@ class NTXentLoss(nn.Module):
                 "nt_xent: student_dim and teacher_dim must come together, "
                 f"got {student_dim} and {teacher_dim}; give both, or neither for features of equal width"
             )
-        self.embed_student = None if student_dim is None else Embed(student_dim, embed_dim, embed_head)
-        self.embed_teacher = None if teacher_dim is None else Embed(teacher_dim, embed_dim, embed_head)
+        self.embed_student = None if student_dim is None else Embed(student_dim, embed_dim, head)
+        self.embed_teacher = None if teacher_dim is None else Embed(teacher_dim, embed_dim, head)
         self.temperature = temperature
 
     @full_precision

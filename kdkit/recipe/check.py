@@ -191,6 +191,8 @@ def _refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
 
     cls = find_loss(spec.loss)[0]
     options = {word: FILLED[word] for word in constructor(cls) if word in FILLED_WORDS} | spec.arguments
+    if spec.head is not None and "head" in constructor(cls):
+        options["head"] = spec.head
     ends = [0, 1]
     while ends:
         values = {word: at(ends[-1], value) for word, value in options.items()}

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from pydantic_core import PydanticCustomError
 
 from kdkit.recipe.words import Ends, Flag, Moving, NumberOrSchedule, Options, Time, Word, Words, options_model
-from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, LossInfo, check_contract, nearest
+from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, LossInfo, check_contract, constructor, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,6 +167,15 @@ class EdgeSpec(Words):
         )
 
 
+class OwnHeadSpec(EdgeSpec):
+    """A loss that brings its own heads: `head` chooses among those, and its constructor judges the word."""
+
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, head: Any) -> Any:
+        return head
+
+
 def find_loss(word: str) -> tuple[type[nn.Module], LossInfo | None]:
     """The class behind a loss's word, and what the registry knows of it.
 
@@ -198,7 +207,8 @@ def edge_model(word: str) -> type[EdgeSpec]:
 @cache
 def _edge_model(cls: type, weight: float) -> type[EdgeSpec]:
     words = {"weight": (NumberOrSchedule, weight)}
-    return options_model(EdgeSpec, cls.__name__, cls, skip=FILLED_WORDS, scheduled=True, **words)
+    base = OwnHeadSpec if "head" in constructor(cls) else EdgeSpec
+    return options_model(base, cls.__name__, cls, skip={*FILLED_WORDS, "head"}, scheduled=True, **words)
 
 
 Optimizer = Annotated[SerializeAsAny[OptimizerSpec], _by("name", OptimizerSpec, optimizer_model)]

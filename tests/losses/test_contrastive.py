@@ -82,7 +82,7 @@ def test_nothing_learnt_and_all_learnt():
 
 @pytest.mark.parametrize("cls", [InBatchCRDLoss, NTXentLoss])
 def test_both_heads_learn(cls):
-    loss = cls(4, 6, embed_dim=5, embed_head="mlp")
+    loss = cls(4, 6, embed_dim=5, head="mlp")
     student, teacher = torch.randn(8, 4), torch.randn(8, 6)
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
     before = loss(student, teacher).item()

@@ -297,7 +297,7 @@ def test_torch_generator_is_left_alone():
         ({"sample_labels": LABELS - 1}, "at least 0, got -1"),
         ({"replace": False, "num_negatives": 49}, "at most 48"),
         ({"bank_dtype": "int8"}, "crd: bank_dtype must be"),
-        ({"embed_head": "conv"}, "head must be"),
+        ({"head": "conv"}, "head must be"),
     ],
 )
 def test_wrong_values(options, text):
