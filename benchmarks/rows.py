@@ -1,7 +1,7 @@
 """Raw rows out of run folders: `python -m benchmarks.rows RUN… --out benchmarks/results/NAME.jsonl`.
 
-One JSON line a run: its figures, seed, commit, machine, versions and the whole resolved recipe. Rows are appended; a run that
-has its row already (same content, same start) is left alone.
+One JSON line a run: its figures, seed, commit, machine, versions and the whole resolved recipe, paths relative to the
+working directory. Rows are appended; a run that has its row already (same content, same start) is left alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def row(path: Path) -> dict[str, Any]:
         raise KdkitError(f"{path} holds no finished run")
     figures = json.loads(folder.result.read_text(encoding="utf-8"))
     origin = json.loads(folder.provenance.read_text(encoding="utf-8"))
-    return {"run": path.name, **figures, **origin, "recipe": folder.recipe.read_text(encoding="utf-8")}
+    text = folder.recipe.read_text(encoding="utf-8")
+    return {"run": path.name, **figures, **origin, "recipe": text.replace(f"{Path.cwd()}/", "")}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+M = TypeVar("M", bound="nn.Module")
 
 FORWARD_WORDS = frozenset(
     [
@@ -137,7 +138,8 @@ LOSSES: Registry[LossInfo] = Registry("loss")
 
 def constructor(cls: type) -> dict[str, inspect.Parameter]:
     """The constructor's parameters by name, without `self`."""
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def reads(cls: type) -> tuple[str, ...]:
@@ -169,10 +171,10 @@ def register_loss(
     zero_at_match: bool,
     example: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
     head: str | None = None,
-) -> Callable[[type[nn.Module]], type[nn.Module]]:
+) -> Callable[[type[M]], type[M]]:
     """Class decorator that puts a loss under a name; see `LossInfo` for the words."""
 
-    def add(cls: type[nn.Module]) -> type[nn.Module]:
+    def add(cls: type[M]) -> type[M]:
         check_contract(cls)
         LOSSES.add(name, LossInfo(name, cls, paper, tap, weight, weight_source, zero_at_match, example, head))
         return cls

@@ -47,7 +47,8 @@ def test_two_steps(name, tmp_path, monkeypatch):
     words = [*SHORT, *SMALLER.get(name, [])]
     if "data.root=photos" in words:
         photos(tmp_path)
-        vit = models.build("timm/test_vit", num_classes=1000)  # as if pretrained: a thousand classes, not the photos' two
+        # as if pretrained: a thousand classes, not the photos' two
+        vit = models.build("timm/test_vit", num_classes=1000)
         models.save_weights(vit, tmp_path / "vit.safetensors")
     elif name.endswith("_imagenet"):
         words.append("data.image_size=64")

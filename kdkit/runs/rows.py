@@ -43,18 +43,18 @@ class MetricRows(Logger):
         """Forget what was logged from `epoch` on: the run goes on from there."""
         self.rows = {at: row for at, row in self.rows.items() if at < epoch}
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Merge into the epoch's row."""
         if "epoch" in metrics:
             row = self.rows.setdefault(int(metrics["epoch"]), {})
             row.update({"step": float(step or 0), **{key: float(value) for key, value in metrics.items()}})
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The recipe is in the run folder already."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def save(self) -> None:
         """Write every row."""
         if not self.rows:
@@ -67,7 +67,7 @@ class MetricRows(Logger):
             writer.writerow({key: _short(value) for key, value in row.items()})
         write_text(self.path, text.getvalue())
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
         self.save()

@@ -130,7 +130,8 @@ def test_own_model_and_own_loss_from_files_beside_the_recipe(tmp_path):
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n\n\nclass Small(nn.Module):\n    def __init__(self, num_classes):\n"
         "        super().__init__()\n        self.body = nn.Sequential(\n"
-        "            nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())\n"
+        "            nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()),\n"
+        "            nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU()),\n"
         "        )\n        self.pool = nn.AdaptiveAvgPool2d(1)\n        self.out = nn.Linear(12, num_classes)\n\n"
         "    def forward(self, x):\n        return self.out(self.pool(self.body(x)).flatten(1))\n"
     )

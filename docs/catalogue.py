@@ -1,0 +1,57 @@
+"""Writes the tables of losses from the registry: `python docs/catalogue.py`. A test fails where they are stale."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import kdkit.losses  # noqa: F401  fills the registry
+from kdkit.registry import LOSSES, LossInfo, constructor
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- losses: made by docs/catalogue.py -->", "<!-- /losses -->"
+
+
+def summary_table() -> str:
+    """A line for each loss."""
+    lines = ["| loss | class | what it is | tap | weight | paper |", "| --- | --- | --- | --- | --- | --- |"]
+    for info in _sorted():
+        what = info.summary.rstrip(".").replace("|", r"\|")
+        lines.append(
+            f"| `{info.name}` | `{info.cls.__name__}` | {what} | `{info.tap}` | {info.weight:g} | {info.paper} |"
+        )
+    return "\n".join(lines)
+
+
+def catalogue() -> str:
+    """The page `losses.md`: every loss with its whole docstring."""
+    head = (
+        "# Losses\n\nMade from the docstrings by `docs/catalogue.py`. Every class is an `nn.Module` over plain "
+        "tensors, importable from `kdkit.losses`; the name is its word in a recipe.\n"
+    )
+    return "\n".join([head, *(_entry(info) for info in _sorted())])
+
+
+def _entry(info: LossInfo) -> str:
+    options = ", ".join(str(p).replace("'", "") for p in constructor(info.cls).values())
+    where = f"Tap `{info.tap}`, weight {info.weight:g} ({info.weight_source})" + (
+        f", head `{info.head}`." if info.head else "."
+    )
+    doc = inspect.getdoc(info.cls) or ""
+    return f"## `{info.name}`\n\n`{info.cls.__name__}({options})` · {info.paper}. {where}\n\n```text\n{doc}\n```\n"
+
+
+def _sorted() -> list[LossInfo]:
+    return sorted(LOSSES.values(), key=lambda info: info.name)
+
+
+def readme() -> str:
+    """The README with its table renewed."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{summary_table()}\n{END}", text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "losses.md").write_text(catalogue(), encoding="utf-8")
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
