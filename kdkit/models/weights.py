@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdkit.registry import KdkitError
@@ -86,7 +86,7 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(copies, part, metadata=dict(metadata or {}))
+        part.write_bytes(save(copies, dict(metadata or {})))  # `save_file` would make it readable to nobody else
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise KdkitError(f"{path}: could not be written ({error})") from error

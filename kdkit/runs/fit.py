@@ -21,7 +21,7 @@ from kdkit.runs.folder import RunFolder, write_json, write_text
 from kdkit.runs.progress import progress_callback
 from kdkit.runs.provenance import provenance
 from kdkit.runs.rows import MetricRows
-from kdkit.runs.teacher import trained_weights
+from kdkit.runs.teacher import first_rank, trained_weights
 from kdkit.train.distiller import Distiller
 
 
@@ -52,14 +52,16 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
     Raises:
         KdkitError: the recipe, the data or the folder do not allow it, or a loss became non-finite.
     """
-    experiment = build(recipe, weights=lambda inner: trained_weights(inner, fit))
-    folder = RunFolder(out or Path("runs") / f"{experiment.name}-seed{experiment.seed}")
-    checkpoint = folder.prepare(resume=resume, overwrite=overwrite)
+    folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if resume and folder.complete:
         return read_result(folder)
-    write_text(folder.recipe, resolved(recipe))
-    keys = {"seed": experiment.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
-    write_json(folder.provenance, {**provenance(), **keys})
+    experiment = build(recipe, weights=lambda inner: trained_weights(inner, fit))
+    if first_rank():  # the others are started in the middle of the first one's fit
+        folder.prepare(resume=resume, overwrite=overwrite)
+        write_text(folder.recipe, resolved(recipe))
+        keys = {"seed": recipe.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
+        write_json(folder.provenance, {**provenance(), **keys})
+    checkpoint = folder.checkpoint if resume and folder.checkpoint.exists() else None
     began = time.perf_counter()
     rows = MetricRows(folder.metrics)
     distiller, trainer = assemble(experiment, folder, rows)
@@ -69,11 +71,13 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
         trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    for name in distiller.graph.models:
-        models.save_weights(distiller.graph.model(name), folder.weights(name), _metadata(experiment, name))
-    draw_curves(rows.rows, folder.curves, experiment.name)
-    minutes = (time.perf_counter() - began) / 60
-    write_json(folder.result, {**_figures(rows), "epochs": len(rows.rows), "minutes": minutes})
+    if trainer.is_global_zero:
+        for name in distiller.graph.models:
+            models.save_weights(distiller.graph.model(name), folder.weights(name), _metadata(experiment, name))
+        draw_curves(rows.rows, folder.curves, experiment.name)
+        minutes = (time.perf_counter() - began) / 60
+        write_json(folder.result, {**_figures(rows), "epochs": len(rows.rows), "minutes": minutes})
+    trainer.strategy.barrier()
     return read_result(folder)
 
 

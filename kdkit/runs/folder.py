@@ -62,8 +62,8 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.result.exists()
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the folder and return the checkpoint to go on from, if any.
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder.
 
         Raises:
             KdkitError: it holds another run and nothing was said about that, or it cannot be written.
@@ -83,7 +83,6 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise KdkitError(f"{self.path} cannot be made: {error.strerror}; give another folder with --out") from error
-        return self.checkpoint if resume and self.checkpoint.exists() else None
 
 
 def write_text(path: Path, text: str) -> None:

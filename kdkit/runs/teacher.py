@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pytorch_lightning.utilities import rank_zero_only
 
 from kdkit.recipe import Recipe, content_key
 from kdkit.registry import KdkitError
@@ -22,6 +24,11 @@ def home() -> Path:
 def teacher_folder(recipe: Recipe) -> RunFolder:
     """The folder that a recipe's result has for ever: its name holds a hash of all that the result depends on."""
     return RunFolder(home() / "teachers" / f"{recipe.name}-{content_key(recipe)[:12]}")
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes: Lightning, torchrun and SLURM say so in the environment."""
+    return rank_zero_only.rank in (0, None)
 
 
 def trained_weights(recipe: Recipe, fit: Callable[..., Any]) -> Path:
@@ -43,7 +50,8 @@ def trained_weights(recipe: Recipe, fit: Callable[..., Any]) -> Path:
         )
     folder = teacher_folder(recipe)
     folder.path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder.path}.lock"):
+    # The other ranks of one run train together with the first, which holds the lock for all of them.
+    with FileLock(f"{folder.path}.lock") if first_rank() else nullcontext():
         if not folder.complete:
             fit(recipe, out=folder.path, resume=True)
     return folder.weights(trained[0])

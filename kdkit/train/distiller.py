@@ -20,7 +20,7 @@ from kdkit.train.example import example_batch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, check_optimizer
 from kdkit.train.scores import Scores
-from kdkit.train.sync import average_gradients
+from kdkit.train.sync import average_gradients, share_buffers
 
 SGD: dict[str, Any] = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 STEPS: dict[str, Any] = {"multistep": {"start": 0.05, "at": [0.625, 0.75, 0.875]}}
@@ -216,6 +216,10 @@ class Distiller(pl.LightningModule):
         self.sums.clear()
 
     # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Every rank evaluates the same models."""
+        share_buffers(self.graph.models)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Top-1, top-5 and NLL of every node; frozen ones are looked at once."""

@@ -1,4 +1,4 @@
-"""Averaging over ranks: one flat all-reduce of a turn's gradients."""
+"""What ranks share: one flat all-reduce of a turn's gradients, and the first one's statistics before evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     DDP's own reducer expects one backward pass through every parameter, which turns and inactive nodes do not give.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _several():
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
@@ -26,3 +26,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
         torch._foreach_copy_(gradients, list(_unflatten_dense_tensors(flat, gradients)))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the first one's buffers: BatchNorm's statistics as they are saved are those that are evaluated."""
+    if _several():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
