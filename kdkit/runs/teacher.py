@@ -28,7 +28,7 @@ def teacher_folder(recipe: Recipe) -> RunFolder:
 
 def first_rank() -> bool:
     """Whether this process is the one that writes: Lightning, torchrun and SLURM say so in the environment."""
-    return rank_zero_only.rank in (0, None)
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def trained_weights(recipe: Recipe, fit: Callable[..., Any]) -> Path:

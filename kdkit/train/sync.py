@@ -29,7 +29,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank the first one's buffers: BatchNorm's statistics as they are saved are those that are evaluated."""
+    """Give every rank the first one's buffers: what is evaluated is what is saved."""
     if _several():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
