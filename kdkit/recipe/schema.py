@@ -143,7 +143,8 @@ class Origin:
 
     def problem(self, loc: tuple[int | str, ...], message: str) -> Problem:
         """A problem at the words that `loc` leads to."""
-        return Problem.at(self.tree.at(loc), self.where(loc), message)
+        mark = self.tree.at(loc) if loc else Mark(self.tree.mark.file)
+        return Problem.at(mark, self.where(loc), message)
 
     def where(self, loc: tuple[int | str, ...]) -> str:
         """`("losses", 1, "weight")` as `losses.kd.weight`."""
