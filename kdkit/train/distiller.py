@@ -269,8 +269,7 @@ def _unshared_buffers(module: nn.Module) -> list[str]:
     return [
         f"{prefix}.{name}"
         for prefix, child in module.named_modules()
-        for name in getattr(child, "ddp_ignore", ())
-        if getattr(child, name, None) is not None
+        for name in set(getattr(child, "ddp_ignore", ())) & dict(child.named_buffers()).keys()
     ]
 
 

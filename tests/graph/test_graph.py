@@ -11,6 +11,7 @@ from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.graph import Graph
 from kdkit.losses import KDLoss
 from kdkit.registry import KdkitError
+from kdkit.taps import Taps
 from tests.nets import Blobs, net
 
 FACTS = Facts(num_classes=5, num_samples=64, sample_labels=torch.arange(64) % 5)
@@ -248,3 +249,26 @@ def test_a_loss_that_needs_an_index_says_so():
     data = batch()
     with pytest.raises(KdkitError, match=r"needs each sample's index; let the training batches be \(x, y, index\)"):
         graph.bind(Batch(data.x, data.labels), FACTS, 10)
+
+
+def test_each_teacher_of_a_crd_edge_gets_its_own_banks():
+    nodes = {"t1": frozen(net(12, seed=1)), "t2": frozen(net(10, seed=5)), "student": net(8, seed=2)}
+    options = {"num_negatives": 8, "embed_dim": 4, "num_samples": 64}
+    both = bound(nodes, [Edge("crd", source=["t1", "t2"], **options)])
+    one, two = both.edges["crd"].losses
+    assert one.embed_teacher is not two.embed_teacher
+    assert not torch.equal(one.teacher_bank, two.teacher_bank)
+    both.train()
+    value = run(both)["crd"]
+    rest = bound(nodes, [Edge("crd", source=["t1", "t2"], **options)]).train()
+    x, index = batch().x, batch().index
+    student = tapped(nodes["student"].train(), x)
+    parts = [
+        loss(student, tapped(nodes[name].module, x), None, index=index)
+        for loss, name in zip(rest.edges["crd"].losses, ("t1", "t2"), strict=True)
+    ]
+    torch.testing.assert_close(value, sum(parts))
+
+
+def tapped(model, x):
+    return Taps(model, ["embedding"], x)(x)["embedding"]

@@ -282,3 +282,13 @@ def test_index_is_asked_for_before_training():
         fit(distiller, loader(indexed=False))
     with pytest.raises(KdkitError, match=r"num_samples.*give it as an option"):
         fit(kdkit.Distiller(pair(), [kdkit.Edge("crd", num_negatives=8)]))
+
+
+def test_banks_are_kept_out_of_ddps_broadcast():
+    distiller = kdkit.Distiller(pair(), ["ce", kdkit.Edge("crd", num_samples=64, num_negatives=8, embed_dim=4)])
+    fit(distiller, epochs=1)
+    ignored = set(distiller._ddp_params_and_buffers_to_ignore)
+    big = {name for name, buffer in distiller.graph.edges.named_buffers("graph.edges") if buffer.numel() >= 64}
+    assert big
+    assert big <= ignored
+    assert ignored <= dict(distiller.named_buffers()).keys()
