@@ -19,8 +19,8 @@ from kdkit.runs.fit import fit
 SEEDS = (0, 1, 2)
 ROWS = (
     ("teacher: ResNet-20", "teacher_digits", "net"),
-    ("student alone: ResNet-8", "student_digits", "student"),
-    ("student distilled: ResNet-8, KD", "kd_digits", "student"),
+    ("student alone: a narrow ResNet-8", "student_digits", "student"),
+    ("student distilled by KD", "kd_digits", "student"),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -272,3 +272,15 @@ def _construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
         return edge.cls(**options)
     except (ValueError, TypeError) as error:
         raise KdkitError(f"edge {edge.name!r}: {error}") from error
+
+
+class Classifiers(dict[str, nn.Module]):
+    """Each node's classifier, looked up when a loss first asks for it."""
+
+    def __init__(self, find: Callable[[str], nn.Module]) -> None:
+        super().__init__()
+        self.find = find
+
+    def __missing__(self, name: str) -> nn.Module:
+        self[name] = self.find(name)
+        return self[name]

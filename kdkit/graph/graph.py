@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdkit import taps as tapping
 from kdkit.graph.batch import Adapter, Batch, Facts
-from kdkit.graph.bound import BoundEdge
+from kdkit.graph.bound import BoundEdge, Classifiers
 from kdkit.graph.edge import Edge
 from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
@@ -128,7 +128,7 @@ class Graph(nn.Module):
             name: self._taps(name, sorted(e.tap for e in ends if e.node == name), views[name]) for name in self.nodes
         }
         shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
-        classifiers = _Classifiers(lambda name: tapping.classifier(self.model(name), views[name]))
+        classifiers = Classifiers(lambda name: tapping.classifier(self.model(name), views[name]))
         shared: dict[str, nn.Module] = {}
         self.edges = nn.ModuleDict()
         for edge in self.unbound:
@@ -288,15 +288,3 @@ class Graph(nn.Module):
         for module in self.frozen.values():
             module._apply(fn)
         return self
-
-
-class _Classifiers(dict[str, nn.Module]):
-    """Each node's classifier, looked up when a loss first asks for it."""
-
-    def __init__(self, find: Callable[[str], nn.Module]) -> None:
-        super().__init__()
-        self.find = find
-
-    def __missing__(self, name: str) -> nn.Module:
-        self[name] = self.find(name)
-        return self[name]

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from pydantic_core import PydanticCustomError
 
 from kdkit.recipe.words import Ends, Flag, Moving, NumberOrSchedule, Options, Time, Word, Words, options_model
-from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, LossInfo, check_contract, constructor, nearest
+from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, LossInfo, check_contract, constructor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,22 +45,13 @@ class OptimizerSpec(Words):
     name: Word
 
 
-def optimizer_classes() -> dict[str, type]:
-    """Every optimiser by its name in lower case."""
-    from torch import optim
-
-    found = {n.lower(): c for n, c in vars(optim).items() if isinstance(c, type) and issubclass(c, optim.Optimizer)}
-    return {name: found[name] for name in sorted(found) if name != "optimizer"}
-
-
 @cache
 def optimizer_model(name: str) -> type[OptimizerSpec]:
     """The words of one optimiser."""
-    classes = optimizer_classes()
-    if name not in classes:
-        hint = nearest(name, list(classes)) or f"; known: {', '.join(classes)}"
-        raise KdkitError(f"unknown optimizer {name!r}{hint}")
-    return options_model(OptimizerSpec, classes[name].__name__, classes[name], skip=("params", "lr"))
+    from kdkit.graph.optimizers import OPTIMIZERS
+
+    cls = OPTIMIZERS[name]
+    return options_model(OptimizerSpec, cls.__name__, cls, skip=("params", "lr"))
 
 
 class DataSpec(Words):

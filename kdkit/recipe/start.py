@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.recipe.find import packaged
-from kdkit.recipe.named import data_model, edge_model, optimizer_classes, optimizer_model
+from kdkit.recipe.named import data_model, edge_model, optimizer_model
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
 from kdkit.recipe.words import Words
@@ -61,6 +61,7 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe, every loss, optimiser and data set with its own words."""
     import kdkit.losses  # noqa: F401  fills the registry
     from kdkit.data import DATA
+    from kdkit.graph.optimizers import OPTIMIZERS
     from kdkit.registry import LOSSES
 
     schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
@@ -82,7 +83,7 @@ def json_schema() -> dict[str, Any]:
             },
         ]
     }
-    defs["OptimizerSpec"] = _choice([_named(name, optimizer_model(name), defs) for name in optimizer_classes()])
+    defs["OptimizerSpec"] = _choice([_named(name, optimizer_model(name), defs) for name in OPTIMIZERS])
     defs["DataSpec"] = _choice([_named(name, data_model(name), defs) for name in DATA])
     schema["properties"]["losses"]["items"] = {"$ref": "#/$defs/Loss"}
     schema["required"] = ["models", "losses"]  # a protocol may bring the rest

@@ -69,8 +69,6 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
         if checkpoint is not None:
             rows.cut(_epoch_of(checkpoint))
         trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     if trainer.is_global_zero:
         for name in distiller.graph.models:
             models.save_weights(distiller.graph.model(name), folder.weights(name), _metadata(experiment, name))

@@ -14,11 +14,12 @@ from kdkit.graph.batch import Adapter, Batch, Facts
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
 from kdkit.graph.node import Node
+from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
 from kdkit.train.example import example_batch
 from kdkit.train.meters import FiniteWatch, TermSums
-from kdkit.train.optim import NodeOptimizers, build_optimizer, check_optimizer
+from kdkit.train.optim import NodeOptimizers, build_optimizer
 from kdkit.train.scores import Scores
 from kdkit.train.sync import average_gradients, share_buffers
 
@@ -127,7 +128,7 @@ class Distiller(pl.LightningModule):
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             return float(trainer.max_epochs)
         if trainer.max_steps > 0:
-            _ = trainer.estimated_stepping_batches  # counts the batches
+            trainer.fit_loop.setup_data()  # counts the batches
             return trainer.max_steps / trainer.num_training_batches
         raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
 

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdkit.registry import KdkitError, nearest
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    name.lower(): cls
-    for name, cls in vars(torch.optim).items()
-    if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
-}
-
-
-def check_optimizer(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"name": "sgd", "momentum": 0.9, …}`: name and options checked against `torch.optim`.
-
-    Raises:
-        KdkitError: unknown name or option, each with the nearest right word.
-    """
-    options = dict(spec)
-    name = str(options.pop("name", "sgd")).lower()
-    if name not in OPTIMIZERS:
-        raise KdkitError(f"optimizer: unknown name {name!r}{nearest(name, list(OPTIMIZERS))}")
-    known = [p for p in inspect.signature(OPTIMIZERS[name].__init__).parameters if p not in ("self", "params", "lr")]
-    for word in options:
-        if word == "lr":
-            raise KdkitError("optimizer: the learning rate stands beside the optimizer, as `lr`")
-        if word not in known:
-            raise KdkitError(f"optimizer: {name} has no option {word!r}{nearest(word, known)}")
-    return {"name": name, **options}
+from kdkit.graph.optimizers import OPTIMIZERS, check_optimizer
+from kdkit.registry import KdkitError
 
 
 def build_optimizer(spec: Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:

@@ -30,7 +30,7 @@ class Scores(nn.Module):
             self._make(name, logits)
         logits = logits.float()
         self.accuracy[name].update(logits, labels)  # type: ignore[operator]
-        self.nll[name].update(F.cross_entropy(logits, labels), logits.shape[0])  # type: ignore[operator]
+        self.nll[name].update(F.cross_entropy(logits, labels, reduction="none"))  # type: ignore[operator]
 
     def _make(self, name: str, logits: Tensor) -> None:
         classes = logits.shape[-1]

@@ -12,7 +12,7 @@ from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
 from kdkit.runs.teacher import teacher_folder
 
-SMALL = ["data.subset=96", "data.batch_size=32", "trainer.max_epochs=2", "models.student.arch=resnet8"]
+SMALL = ["data.subset=96", "data.batch_size=32", "trainer.max_epochs=2", "models.student={arch: resnet8}"]
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import kdkit
+from kdkit.graph.optimizers import check_optimizer
 from kdkit.registry import KdkitError
 from kdkit.train.meters import NonFiniteLossError
-from kdkit.train.optim import NodeOptimizers, build_optimizer, check_optimizer
+from kdkit.train.optim import NodeOptimizers, build_optimizer
 from tests.nets import Blobs, loader, net
 
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
@@ -274,6 +275,17 @@ def test_an_optimizers_own_complaint_is_passed_on():
     with pytest.raises(KdkitError, match="Invalid momentum"):
         build_optimizer({"name": "sgd", "momentum": -1}, net().parameters(), 0.1)
     assert check_optimizer({"momentum": 0.5}) == {"name": "sgd", "momentum": 0.5}
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 6}, {"max_steps": 6, "max_epochs": -1}])
+def test_a_run_may_be_measured_in_steps(options):
+    distiller = kdkit.Distiller({"student": net()}, ["ce"], lr={"cosine": [0.1, 0.0]})
+    run = trainer(epochs=options.pop("max_epochs", None), **options)
+    run.fit(distiller, loader())
+    assert run.global_step == 6
+    assert distiller.graph.epochs == 1.5
+    rate = run.optimizers[0].param_groups[0]["lr"]
+    assert rate == pytest.approx(distiller.rates["student"](1.25))
 
 
 def test_index_is_asked_for_before_training():
