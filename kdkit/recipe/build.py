@@ -36,7 +36,7 @@ class Experiment:
         datamodule: a Lightning data module.
         optimizer: `{"name": …, …}`; `None` where every trained model has its own.
         lr: a number or a schedule, likewise.
-        trainer: the words given under `trainer`: Lightning's, and `update`, `compile`, `channels_last`.
+        trainer: the words given under `trainer`: Lightning's, and `update`, `channels_last`.
         seed: what everything random follows from.
     """
 

@@ -95,7 +95,6 @@ class TrainerSpec(Words):
     Attributes:
         max_epochs: length of the run; schedules are in proportion to it.
         update: all models learn at once, or one after the other.
-        compile: the models' steps; `auto` compiles on GPUs.
         channels_last: memory format of images.
     """
 
@@ -105,7 +104,7 @@ class TrainerSpec(Words):
     devices: (
         Literal["auto"] | Annotated[int, Field(strict=True, ge=1)] | list[Annotated[int, Field(strict=True, ge=0)]]
     ) = "auto"
-    strategy: Literal["auto", "ddp", "ddp_spawn"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"
     num_nodes: Positive = 1
     gradient_clip_val: Annotated[float, Field(strict=True, gt=0)] | None = None
     accumulate_grad_batches: Positive = 1
@@ -114,13 +113,7 @@ class TrainerSpec(Words):
     check_val_every_n_epoch: Positive = 1
     deterministic: Flag | Literal["warn"] = False
     update: Literal["simultaneous", "sequential"] = "simultaneous"
-    compile: Flag | Literal["auto"] = "auto"
     channels_last: Flag = True
-
-    @property
-    def lightning(self) -> dict[str, Any]:
-        """The arguments of `pl.Trainer`."""
-        return self.model_dump(exclude={"update", "compile", "channels_last"}, exclude_none=True)
 
 
 @dataclass(frozen=True)
