@@ -61,6 +61,11 @@ class Adapter(nn.Module):
         super().__init__()
         self.input, self.image_size = node.input, node.image_size
         scale = shift = None
+        if node.mean is not None and facts.mean is None:
+            raise KdkitError(
+                "a model brings its own input normalisation, but the data do not tell theirs; give the data module "
+                "attributes `mean` and `std`, or leave the model's out and feed it what it expects"
+            )
         if None not in (node.mean, node.std, facts.mean, facts.std):
             mine, data = (
                 [torch.tensor(v).view(-1, 1, 1) for v in pair]

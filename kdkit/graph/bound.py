@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +126,11 @@ class BoundEdge(nn.Module):
                 ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
                 loss = _construct(edge, {**options, **ends})
         for word, schedule in moving.items():
-            if hasattr(loss, word):
-                delattr(loss, word)
+            if not hasattr(loss, word):
+                raise KdkitError(
+                    f"edge {edge.name!r}: {word} cannot be a schedule, for the loss does not keep it as `{word}`"
+                )
+            delattr(loss, word)
             self._schedule(loss, word, schedule, epochs)
         return loss
 
@@ -151,22 +154,27 @@ class BoundEdge(nn.Module):
         """Whether it takes part at time `t`."""
         return self.start <= t < self.end
 
-    def forward(self, nodes: tuple[str, ...], outputs: Outputs, batch: Batch, progress: Tensor) -> Tensor | None:
-        """Unweighted value over the links whose target is among `nodes`; `None` where there is none."""
+    def forward(
+        self, nodes: tuple[str, ...], outputs: Outputs, batch: Batch, progress: Tensor, loss_scale: Tensor
+    ) -> Tensor | None:
+        """Unweighted value over the links whose target is among `nodes`; `None` where there is none.
+
+        `loss_scale` is what the loss will be multiplied with before backward, so that `clip` means unscaled gradients.
+        """
         total: Tensor | None = None
         for i, call in enumerate(self.calls):
             if call.target in nodes:
-                value = self._call(i, call, outputs, batch, progress)
+                value = self._call(i, call, outputs, batch, progress, loss_scale)
                 value = value if call.share == 1.0 else value * call.share
                 total = value if total is None else total + value
         return total
 
-    def _call(self, i: int, call: Call, outputs: Outputs, batch: Batch, progress: Tensor) -> Tensor:
+    def _call(self, i: int, call: Call, outputs: Outputs, batch: Batch, progress: Tensor, loss_scale: Tensor) -> Tensor:
         students, teachers, penalties = [], [], []
         for j, link in enumerate(call.links):
             student, teacher = outputs[link.target], self._teacher(link, outputs)
             if self.edge.clip is not None:
-                student = clip_gradient(student, self.clip)
+                student = clip_gradient(student, self.clip * loss_scale)
             if len(self.heads):
                 head = self.heads[i * len(call.links) + j]
                 student, teacher = head(student, teacher)
@@ -193,9 +201,10 @@ class BoundEdge(nn.Module):
         link = call.links[0]
         for word in self.reads:
             if word == "student_logits":
-                words[word] = outputs[End(link.target.node, "logits")]
+                words[word] = self._gathered(outputs[End(link.target.node, "logits")])
             elif word == "teacher_logits":
-                words[word] = outputs[End(link.sources[0].node, "logits")].detach()
+                heads = [outputs[End(end.node, "logits")].detach() for end in link.sources]
+                words[word] = self._gathered(self._merged(heads, "logits"))
             elif word == "teacher_classifier":
                 words[word] = self._classifiers[link.sources[0].node]
         value: Tensor = self.losses[i](**{word: words[word] for word in self.reads})
@@ -204,14 +213,21 @@ class BoundEdge(nn.Module):
     def _teacher(self, link: Link, outputs: Outputs) -> Tensor | None:
         if not link.sources:
             return None
-        tensors = [outputs[end].detach() for end in link.sources]
+        return self._merged([outputs[end].detach() for end in link.sources], link.sources[0].tap)
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        return gather_rows(x) if self.edge.gather else x
+
+    def _merged(self, tensors: list[Tensor], tap: str) -> Tensor:
+        """One teacher, or the mean of several."""
         if len(tensors) == 1:
             return tensors[0]
-        if self.edge.ensemble == "geometric" or link.sources[0].tap != "logits":
+        if self.edge.ensemble == "geometric" or tap != "logits":
             return torch.stack(tensors).mean(0)
         # The mean of p_i = softmax(z_i / T), said as logits, so that the loss's own softmax(z / T) gives it back.
         T = getattr(self.losses[0], "temperature", 1.0)
-        return T * torch.stack([F.log_softmax(z.float() / T, -1) for z in tensors]).logsumexp(0)
+        exact = torch.promote_types(tensors[0].dtype, torch.float32)
+        return T * torch.stack([F.log_softmax(z.to(exact) / T, -1) for z in tensors]).logsumexp(0)
 
     def ends(self) -> set[End]:
         """Every tap that it reads."""
@@ -220,7 +236,7 @@ class BoundEdge(nn.Module):
             if "student_logits" in self.reads:
                 found.add(End(call.target, "logits"))
             if "teacher_logits" in self.reads:
-                found.add(End(call.links[0].sources[0].node, "logits"))
+                found |= {End(end.node, "logits") for end in call.links[0].sources}
         return found
 
     def parameters_of(self, node: str) -> list[nn.Parameter]:
@@ -272,15 +288,3 @@ def _construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
         return edge.cls(**options)
     except (ValueError, TypeError) as error:
         raise KdkitError(f"edge {edge.name!r}: {error}") from error
-
-
-class Classifiers(dict[str, nn.Module]):
-    """Each node's classifier, looked up when a loss first asks for it."""
-
-    def __init__(self, find: Callable[[str], nn.Module]) -> None:
-        super().__init__()
-        self.find = find
-
-    def __missing__(self, name: str) -> nn.Module:
-        self[name] = self.find(name)
-        return self[name]

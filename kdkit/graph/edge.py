@@ -74,6 +74,8 @@ class Edge:
         self.source, self.target, self.among, self.taps = source, target, among, taps
         if among is not None and (source is not None or target is not None):
             raise KdkitError(f"edge {self.name!r}: `among` already says who teaches whom; leave out `from` and `to`")
+        if among is not None and ensemble is not None:
+            raise KdkitError(f"edge {self.name!r}: an ensemble has several teachers in `from`; leave out `among`")
         if ensemble not in (None, "arithmetic", "geometric"):
             raise KdkitError(f"edge {self.name!r}: ensemble must be 'arithmetic' or 'geometric', got {ensemble!r}")
         self.when = Span.parse(when)
@@ -112,5 +114,7 @@ class Edge:
 
 def _scheduled(parameter: inspect.Parameter, value: Any) -> Any:
     """A mapping given for a number is a schedule."""
-    number = isinstance(parameter.default, float) or parameter.annotation in (float, "float", "float | Tensor")
+    default = parameter.default
+    number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    number = number or parameter.annotation in (float, "float", "float | Tensor")
     return Schedule.parse(value) if number and isinstance(value, Mapping) else value

@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kdkit import taps as tapping
+from kdkit.graph import checks
 from kdkit.graph.batch import Adapter, Batch, Facts
-from kdkit.graph.bound import BoundEdge, Classifiers
+from kdkit.graph.bound import BoundEdge
+from kdkit.graph.classifiers import Classifiers
 from kdkit.graph.edge import Edge
 from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
-from kdkit.graph.schedule import Schedule
 from kdkit.registry import KdkitError
 
 Self = TypeVar("Self", bound="Graph")
@@ -53,6 +54,7 @@ class Graph(nn.Module):
     """
 
     progress: Tensor
+    loss_scale: Tensor
 
     def __init__(
         self, nodes: Mapping[str, Node | nn.Module], edges: Sequence[Edge | str | nn.Module], seed: int = 0
@@ -61,7 +63,7 @@ class Graph(nn.Module):
         self.nodes = {name: node if isinstance(node, Node) else Node(node) for name, node in nodes.items()}
         self.unbound = [edge if isinstance(edge, Edge) else Edge(edge) for edge in edges]
         self.seed = seed
-        self._check_names()
+        checks.check_names(self.nodes, self.unbound)
         self.models = nn.ModuleDict()
         self.frozen: dict[str, nn.Module] = {}
         for name, node in self.nodes.items():
@@ -69,30 +71,31 @@ class Graph(nn.Module):
                 self.frozen[name] = node.module.eval().requires_grad_(False)
             elif node.module is not None:
                 self.models[name] = node.module
-        for name, node in self.nodes.items():
+        for name, node in list(self.nodes.items()):
             if node.kind == "ema":
                 if node.of is None or node.of not in self.models:
                     raise KdkitError(
                         f"model {name!r}: ema must name a trained model, got {node.of!r}; trained: {list(self.models)}"
                     )
                 self.models[name] = copy.deepcopy(self.models[node.of]).eval().requires_grad_(False)
+                whom = self.nodes[node.of]
+                self.nodes[name] = replace(
+                    node,
+                    mean=node.mean or whom.mean,
+                    std=node.std or whom.std,
+                    image_size=node.image_size or whom.image_size,
+                    input=whom.input if node.input is None else node.input,
+                )
         self.adapters = nn.ModuleDict()
         self.edges = nn.ModuleDict()
         self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.register_buffer("loss_scale", torch.ones(()), persistent=False)
+        # What the user put to sleep inside a model that trains (a frozen BatchNorm) stays so.
+        self._asleep = [
+            part for model in self.models.values() if model.training for part in model.modules() if not part.training
+        ]
         self.phases: list[Phase] = []
         self.phase: Phase | None = None
-
-    def _check_names(self) -> None:
-        for name in self.nodes:
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-                raise KdkitError(f"model {name!r}: a model's name must be a plain word and none of Python's own")
-        seen: set[str] = set()
-        for edge in self.unbound:
-            if edge.name in seen:
-                raise KdkitError(f"two losses are called {edge.name!r}; give one of them a `name`")
-            seen.add(edge.name)
-        if not self.unbound:
-            raise KdkitError("a graph needs at least one loss")
 
     def model(self, name: str) -> nn.Module:
         """The module of a node."""
@@ -130,6 +133,7 @@ class Graph(nn.Module):
         shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
         classifiers = Classifiers(lambda name: tapping.classifier(self.model(name), views[name]))
         shared: dict[str, nn.Module] = {}
+        before = {key: value.clone() for key, value in self.edges.state_dict().items()}
         self.edges = nn.ModuleDict()
         for edge in self.unbound:
             bound = BoundEdge(
@@ -142,12 +146,17 @@ class Graph(nn.Module):
                 seed=self.seed,
                 shared=shared,
             )
-            self._check_batch(bound, example)
+            checks.check_batch(bound, example)
+            checks.check_classifier(bound, self.nodes)
             if any(p.dtype == torch.float64 for call in bound.calls for p in self.models[call.target].parameters()):
                 bound.double()
             self.edges[edge.name] = bound
+        checks.check_owners({name: self.parameters_of(name) for name in self.trained})
+        again = self.edges.state_dict()
+        if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):
+            self.edges.load_state_dict(before)  # a second fit goes on with the heads and banks of the first
         self._decays = {
-            name: Schedule.parse(node.decay).bind(epochs) for name, node in self.nodes.items() if node.kind == "ema"
+            name: checks.decay(name, node, epochs) for name, node in self.nodes.items() if node.kind == "ema"
         }
         spans = {name: self.nodes[name].when.bind(epochs) for name in self.trained}
         moments = {0.0, *(s for s, _ in spans.values()), *(e for _, e in spans.values())}
@@ -161,15 +170,6 @@ class Graph(nn.Module):
             return tapping.Taps(self.model(node), list(names), view)
         except KdkitError as error:
             raise type(error)(f"model {node!r} (models: {', '.join(self.nodes)}): {error}") from error
-
-    def _check_batch(self, edge: BoundEdge, example: Batch) -> None:
-        missing = {"index": example.index is None, "labels": example.labels is None or bool((example.labels < 0).all())}
-        for word, absent in missing.items():
-            if word in edge.reads and absent and not edge.optional(word):
-                form = "(x, y, index)" if word == "index" else "(x, y)"
-                raise KdkitError(
-                    f"edge {edge.name!r}: the loss needs each sample's {word}; let the training batches be {form}"
-                )
 
     def _phase(self, t: float, spans: Mapping[str, tuple[float, float]], views: Mapping[str, Any]) -> Phase:
         active = [name for name, (start, end) in spans.items() if start <= t < end]
@@ -196,9 +196,10 @@ class Graph(nn.Module):
             for phase in self.phases:
                 self.set_time(phase.start)
                 try:
-                    self.terms(self.now.updates, self.outputs(example), example)
-                except (RuntimeError, ValueError, TypeError) as error:
+                    terms = self.terms(self.now.updates, self.outputs(example), example)
+                except (RuntimeError, ValueError, TypeError, IndexError) as error:
                     raise KdkitError(f"the losses do not fit the models: {error}") from error
+                checks.check_terms(terms)
             drew = not torch.equal(before, torch.get_rng_state())
         self.set_time(0.0)
         return drew
@@ -208,13 +209,15 @@ class Graph(nn.Module):
         """Whatever runs inside leaves buffers, modes and random numbers as they were."""
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         modes = {module: module.training for module in self.modules()}
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            yield
-        for name, buffer in self.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                yield
+        finally:
+            for name, buffer in self.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+            for module, mode in modes.items():
+                module.training = mode
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -238,6 +241,8 @@ class Graph(nn.Module):
     def train(self: Self, mode: bool = True) -> Self:
         """Set the mode; what does not learn now stays in eval mode."""
         super().train(mode)
+        for part in self._asleep:
+            part.training = False
         for name in self.models:
             if self.nodes[name].kind == "ema" or (self.phase is not None and name not in self.phase.updates):
                 self.models[name].eval()
@@ -260,7 +265,7 @@ class Graph(nn.Module):
         """Unweighted value of each active edge that teaches one of `nodes`."""
         found = {}
         for edge in self.now.edges:
-            if (value := edge(nodes, outputs, batch, self.progress)) is not None:
+            if (value := edge(nodes, outputs, batch, self.progress, self.loss_scale)) is not None:
                 found[edge.name] = value
         return found
 

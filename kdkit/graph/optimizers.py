@@ -1,4 +1,4 @@
-"""Optimisers by name: torch's own, in lower case."""
+"""Optimisers by name: torch's own, in lower case, but for LBFGS, which wants to call the model itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdkit.registry import KdkitError, Registry, constructor, nearest
 
 OPTIMIZERS: Registry[type[torch.optim.Optimizer]] = Registry("optimizer")
 for _name, _cls in sorted(vars(torch.optim).items()):
-    if inspect.isclass(_cls) and issubclass(_cls, torch.optim.Optimizer) and _cls is not torch.optim.Optimizer:
+    if inspect.isclass(_cls) and issubclass(_cls, torch.optim.Optimizer) and _name not in ("Optimizer", "LBFGS"):
         OPTIMIZERS.add(_name.lower(), _cls)
 
 

@@ -49,4 +49,6 @@ class Span:
         start, end = (time * epochs if time is not None and time < 1 else time for time in (self.start, self.end))
         if start is None or start >= epochs:
             raise KdkitError(f"when.from: epoch {self.start:g} never comes in a run of {epochs:g} epochs")
+        if end is not None and end <= start:
+            raise KdkitError(f"when: must end after it starts, got epochs {start:g} to {end:g} of {epochs:g}")
         return start, float("inf") if end is None else end

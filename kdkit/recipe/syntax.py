@@ -89,7 +89,7 @@ def read(path: Path) -> Item:
     if raw is None:
         raise _error(file, None, f"must be a recipe of at most {SIZE >> 10} kB, got a larger file")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise _error(file, line, f"must be UTF-8 text, got byte 0x{raw[error.start]:02x}; save it as UTF-8") from None

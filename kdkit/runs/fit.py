@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kdkit import models
 from kdkit.recipe import Experiment, Recipe, build, content_key, fingerprint, resolved
+from kdkit.registry import KdkitError
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.folder import RunFolder, write_json, write_text
 from kdkit.runs.progress import progress_callback
@@ -53,6 +54,8 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
         KdkitError: the recipe, the data or the folder do not allow it, or a loss became non-finite.
     """
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
+    if resume and folder.provenance.exists():
+        _check_same(recipe, folder)
     if resume and folder.complete:
         return read_result(folder)
     experiment = build(recipe, weights=lambda inner: trained_weights(inner, fit))
@@ -77,6 +80,16 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
         write_json(folder.result, {**_figures(rows), "epochs": len(rows.rows), "minutes": minutes})
     trainer.strategy.barrier()
     return read_result(folder)
+
+
+def _check_same(recipe: Recipe, folder: RunFolder) -> None:
+    """A run goes on with the recipe that it began with."""
+    began = json.loads(folder.provenance.read_text(encoding="utf-8"))["content"]
+    if began != content_key(recipe):
+        raise KdkitError(
+            f"{folder.path} was begun with another recipe ({folder.recipe} tells which); give --resume the same words, "
+            "or start anew with --overwrite or another --out"
+        )
 
 
 def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tuple[Distiller, pl.Trainer]:

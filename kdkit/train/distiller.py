@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ from kdkit.graph.node import Node
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
+from kdkit.taps.trace import logits_of
 from kdkit.train.example import example_batch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer
 from kdkit.train.scores import Scores
-from kdkit.train.sync import average_gradients, share_buffers
+from kdkit.train.still import still
+from kdkit.train.sync import average_gradients, share_buffers, unshared_buffers
 
 SGD: dict[str, Any] = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 STEPS: dict[str, Any] = {"multistep": {"start": 0.05, "at": [0.625, 0.75, 0.875]}}
@@ -62,9 +65,6 @@ class Distiller(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        for name in nodes:
-            if hasattr(pl.LightningModule, name):
-                raise KdkitError(f"model {name!r}: Lightning uses this name; choose another")
         if update not in ("simultaneous", "sequential"):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
         self.graph = Graph(nodes, edges, seed)
@@ -79,6 +79,9 @@ class Distiller(pl.LightningModule):
         self.clip_value: float | None = None
         self.clip_algorithm: str | None = None
         self.accumulate = 1
+        for name in nodes:
+            if hasattr(type(self), name) or name in self.__dict__ or name in self._modules:
+                raise KdkitError(f"model {name!r}: Lightning or the Distiller uses this name; choose another")
 
     def __getattr__(self, name: str) -> Any:
         """`distiller.student` is the module that was passed in."""
@@ -89,18 +92,25 @@ class Distiller(pl.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the first trained node."""
-        name = self.graph.trained[0]
-        logits: Tensor = self.graph.model(name)(self.graph.adapters[name](x) if name in self.graph.adapters else x)
-        return logits
+        return self._logits(self.graph.trained[0], x)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits of the first trained node for a batch's x."""
+        return self._logits(self.graph.trained[0], Batch.of(batch).x)
 
     # -- before training -------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Take clipping and accumulation over from the Trainer, which refuses them in manual optimisation."""
-        trainer = self.trainer
-        self.clip_value, self.clip_algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-        self.accumulate = trainer.accumulate_grad_batches
-        trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+        trainer: Any = self.trainer
+        if not hasattr(trainer, "kdkit_took"):  # asked again at every fit, validate and test of one Trainer
+            trainer.kdkit_took = (
+                trainer.gradient_clip_val,
+                trainer.gradient_clip_algorithm,
+                trainer.accumulate_grad_batches,
+            )
+            trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+        self.clip_value, self.clip_algorithm, self.accumulate = trainer.kdkit_took
         return []
 
     def setup(self, stage: str) -> None:
@@ -114,23 +124,30 @@ class Distiller(pl.LightningModule):
                 name: Schedule.parse(self.lr if (own := graph.nodes[name].lr) is None else own).bind(graph.epochs)
                 for name in graph.trained
             }
-            self._ddp_params_and_buffers_to_ignore = _unshared_buffers(self)
+            for name in graph.trained:
+                rate = Schedule.parse(self.lr if (own := graph.nodes[name].lr) is None else own)
+                if rate.extremes(graph.epochs)[0] < 0:
+                    raise KdkitError(f"lr of {name!r}: must never be negative, got {rate}")
+            self._ddp_params_and_buffers_to_ignore = unshared_buffers(self)
         elif not graph.adapters:
             graph.facts = facts
             graph.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in graph.nodes.items()})
         if self.channels_last:
-            for name in graph.nodes:
-                graph.model(name).to(memory_format=torch.channels_last)
-        self.scores = Scores(list(graph.nodes), list(graph.frozen))
+            for parameter in (p for name in graph.nodes for p in graph.model(name).parameters() if p.ndim == 4):
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.scores = Scores(list(graph.nodes), list(graph.frozen), facts.num_classes)
 
     def _epochs(self) -> float:
-        trainer = self.trainer
+        trainer, found = self.trainer, []
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            return float(trainer.max_epochs)
+            found.append(float(trainer.max_epochs))
         if trainer.max_steps > 0:
             trainer.fit_loop.setup_data()  # counts the batches
-            return trainer.max_steps / trainer.num_training_batches
-        raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
+            turns = len(self.graph.trained) if self.update == "sequential" else 1
+            found.append(trainer.max_steps / (turns * math.ceil(trainer.num_training_batches / self.accumulate)))
+        if not found:
+            raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
+        return min(found)
 
     def configure_optimizers(self) -> NodeOptimizers:
         """One optimiser for each trained node, with the heads and losses that learn with it."""
@@ -142,6 +159,11 @@ class Distiller(pl.LightningModule):
         return NodeOptimizers(made)
 
     # -- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Time is counted in shares of an epoch, so an epoch needs a length."""
+        if not math.isfinite(self.trainer.num_training_batches):
+            raise KdkitError("the training loader has no length; give the Trainer limit_train_batches")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Images in the models' memory format."""
@@ -159,24 +181,35 @@ class Distiller(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step: forward once, then for each turn: losses, backward, update."""
-        graph, last = self.graph, self.trainer.num_training_batches
+        graph, last = self.graph, int(self.trainer.num_training_batches)
         t, step = self.current_epoch + batch_idx / last, int(self.current_epoch * last + batch_idx)
         graph.set_time(t)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
             torch.manual_seed(draws.key(self.seed, "step", step, self.global_rank) & 0x7FFFFFFF)
         data = Batch.of(batch)
         outputs = graph.outputs(data)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        graph.loss_scale.fill_(1 / self.accumulate)
+        if scaler is not None and scaler._scale is not None:
+            graph.loss_scale.mul_(scaler._scale)
         turns = [graph.now.updates] if self.update == "simultaneous" else [(name,) for name in graph.now.updates]
         due = (batch_idx + 1) % self.accumulate == 0 or batch_idx + 1 == last
+        whole: dict[str, Tensor] = {}
         for turn in turns:
-            terms = graph.terms(turn, outputs, data)
+            try:
+                terms = graph.terms(turn, outputs, data)
+            except ValueError as error:  # a last batch that is too small for a head, an index out of range
+                raise KdkitError(f"step {step}: {error}") from error
+            if not terms:  # nobody teaches in this phase
+                continue
             self.watch.look(terms, step)
             self._backward(graph.weighted(terms) / self.accumulate)
-            self.sums.add(terms)
+            whole = {**whole, **{name: whole.get(name, 0) + value.detach() for name, value in terms.items()}}
             if due:
                 self._update(turn, t)
             if turn is not turns[-1]:
                 self._refresh(turn[0], data, outputs)
+        self.sums.add(whole)
         if due:
             graph.move_ema(t)
 
@@ -192,25 +225,24 @@ class Distiller(pl.LightningModule):
             raw.set_lr(name, self.rates[name](t))
         average_gradients(p for group in raw.param_groups for p in group["params"])
         optimizer.step()
-        raw.active = tuple(raw.of)
         optimizer.zero_grad()
+        raw.active = tuple(raw.of)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip as the Trainer was told to; gradients are unscaled by now."""
+        """Clip as the Trainer was told to, each node by itself; gradients are unscaled by now."""
         if self.clip_value:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            if str(self.clip_algorithm or "norm").endswith("value"):
-                nn.utils.clip_grad_value_(parameters, self.clip_value)
-            else:
-                nn.utils.clip_grad_norm_(parameters, self.clip_value)
+            raw: Any = getattr(optimizer, "optimizer", optimizer)
+            raw.clip(self.clip_value, by_value=str(self.clip_algorithm).endswith("value"))
 
     def _refresh(self, name: str, data: Batch, outputs: dict[Any, Tensor]) -> None:
         """An updated peer predicts again for those after it; its running statistics saw this batch already."""
-        with torch.no_grad(), _still(self.graph.model(name)):
+        with torch.no_grad(), still(self.graph.model(name)):
             self.graph.read(name, data, outputs, grad=False)
 
     def on_train_epoch_end(self) -> None:
-        """The epoch's mean of every term, and the learning rates."""
+        """The epoch's mean of every term, and the learning rates; what is not finite is never checkpointed."""
+        self.watch.drain()
+        self.watch.look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)
         means = {f"loss/{name}": value for name, value in self.sums.means().items()}
         rates = {f"lr/{name}": curve(self.current_epoch) for name, curve in self.rates.items()}
         self.log_dict({**means, **rates}, sync_dist=True)
@@ -232,14 +264,24 @@ class Distiller(pl.LightningModule):
 
     def _score(self, batch: Any) -> None:
         data = Batch.of(batch)
-        if self.scores is None or data.labels is None:
+        if self.scores is None or data.labels is None or bool((data.labels < 0).any()):
             return
-        for name in self.scores.wanted:
-            self.scores.update(name, self.graph.model(name)(self.graph.adapters[name](data.x)), data.labels)
+        for name in list(self.scores.wanted):
+            self.scores.update(name, self._logits(name, data.x), data.labels)
+
+    def _logits(self, name: str, x: Any) -> Tensor:
+        if name in self.graph.adapters:
+            x = self.graph.adapters[name](x)
+        logits: Tensor = logits_of(self.graph.model(name)(x))
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log under `val/<node>/<metric>`."""
         self._log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Every rank evaluates the same models."""
+        share_buffers(self.graph.models)
 
     def on_test_epoch_end(self) -> None:
         """Log under `test/<node>/<metric>`."""
@@ -259,32 +301,11 @@ class Distiller(pl.LightningModule):
         checkpoint["kdkit"] = {"sums": self.sums.state_dict(), "wanted": wanted}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on in the middle of an epoch."""
+        """Go on in the middle of an epoch; outside fit, what only training needs is left in the file."""
+        if not self.graph.phases:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("graph.edges.")}
+            return
         self.sums.load_state_dict(checkpoint["kdkit"]["sums"], self.device)
         if self.scores and checkpoint["kdkit"]["wanted"] is not None:
             self.scores.wanted = checkpoint["kdkit"]["wanted"]
-
-
-def _unshared_buffers(module: nn.Module) -> list[str]:
-    """Full names of buffers that every rank keeps for itself (banks: DDP would broadcast them at each forward)."""
-    return [
-        f"{prefix}.{name}"
-        for prefix, child in module.named_modules()
-        for name in set(getattr(child, "ddp_ignore", ())) & dict(child.named_buffers()).keys()
-    ]
-
-
-class _still:  # noqa: N801
-    """BatchNorm inside takes the batch's statistics and leaves its running ones alone."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-    def __enter__(self) -> None:
-        self.momenta = [norm.momentum for norm in self.norms]
-        for norm in self.norms:
-            norm.momentum = 0.0
-
-    def __exit__(self, *_: object) -> None:
-        for norm, momentum in zip(self.norms, self.momenta, strict=True):
-            norm.momentum = momentum

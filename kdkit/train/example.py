@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,8 +25,14 @@ def example_batch(trainer: pl.Trainer) -> Any:
     if not source.is_defined():
         raise KdkitError("there are no training data; pass a data module or a loader to fit()")
     loader = source.dataloader()
-    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        size = min(SIZE, loader.batch_size or SIZE, len(loader.dataset))  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):  # a data set that augments draws from the same generator as everybody
+        return _read(loader)
+
+
+def _read(loader: Any) -> Any:
+    by_index = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    if by_index and loader.batch_size is not None:
+        size = min(SIZE, loader.batch_size, len(loader.dataset))
         if size == 0:
             raise KdkitError("the training data are empty")
         return loader.collate_fn([loader.dataset[i] for i in range(size)])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdkit.registry import KdkitError
 
@@ -78,6 +78,27 @@ class FiniteWatch:
             event = torch.cuda.Event()
             event.record()
             self._pending = (event, here, list(terms), step)
+
+    def drain(self) -> None:
+        """Wait for flags that are still on their way; once an epoch, before its checkpoint is written."""
+        if self._pending is not None:
+            self._pending[0].synchronize()
+            pending, self._pending = self._pending, None
+            self._judge(*pending[1:])
+
+    @staticmethod
+    def look_at_weights(models: Mapping[str, nn.Module], epoch: int) -> None:
+        """Look at every weight, once an epoch: a finite loss can have a gradient that is not.
+
+        Raises:
+            NonFiniteLossError: a weight is NaN or infinite.
+        """
+        for name, model in models.items():
+            if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+                raise NonFiniteLossError(
+                    f"the weights of {name!r} are not finite after epoch {epoch + 1}, though every loss was; "
+                    "training has stopped, the last checkpoint is untouched"
+                )
 
     @staticmethod
     def _judge(flags: Tensor, names: list[str], step: int) -> None:

@@ -57,9 +57,15 @@ class NodeOptimizers(torch.optim.Optimizer):
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of every node, so that what is inactive has none."""
-        for optimizer in self.of.values():
-            optimizer.zero_grad(set_to_none)
+        """Forget the gradients of the active nodes, which have just moved."""
+        for name in self.active:
+            self.of[name].zero_grad(set_to_none)
+
+    def clip(self, limit: float, *, by_value: bool = False) -> None:
+        """Clip the gradients of each active node, by their norm or one by one."""
+        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+        for name in self.active:
+            clip([p for group in self.of[name].param_groups for p in group["params"]], limit)
 
     def set_lr(self, name: str, lr: float) -> None:
         """Set a node's learning rate."""

@@ -16,16 +16,21 @@ class Scores(nn.Module):
     Args:
         nodes: every node.
         once: nodes that do not change and are scored only once.
+        num_classes: of the labels; a node with another number is left out. `None` where it is not known.
     """
 
-    def __init__(self, nodes: Sequence[str], once: Sequence[str]) -> None:
+    def __init__(self, nodes: Sequence[str], once: Sequence[str], num_classes: int | None = None) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.wanted, self.once = list(nodes), set(once)
         self.accuracy = nn.ModuleDict()
         self.nll = nn.ModuleDict()
 
     def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch; a node whose classes are not the labels' is left out."""
+        """Count one batch."""
+        if self.num_classes and logits.shape[-1] != self.num_classes:
+            self.wanted.remove(name)
+            return
         if name not in self.accuracy:
             self._make(name, logits)
         logits = logits.float()

@@ -37,3 +37,12 @@ def share_buffers(module: nn.Module) -> None:
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def unshared_buffers(module: nn.Module) -> list[str]:
+    """Full names of buffers that every rank keeps for itself (banks: DDP would broadcast them at each forward)."""
+    return [
+        f"{prefix}.{name}"
+        for prefix, child in module.named_modules()
+        for name in set(getattr(child, "ddp_ignore", ())) & dict(child.named_buffers()).keys()
+    ]

@@ -55,6 +55,8 @@ def test_a_folder_is_never_overwritten_by_accident():
     with pytest.raises(KdkitError, match=r"already holds a run, which is complete; --resume"):
         fit(recipe)
     assert fit(recipe, resume=True).last == first.last
+    with pytest.raises(KdkitError, match="was begun with another recipe"):
+        fit(small("student_digits", "lr=0.5"), resume=True)
     torch.testing.assert_close(fit(recipe, overwrite=True).last, first.last)
 
 

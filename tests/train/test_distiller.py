@@ -258,7 +258,10 @@ def test_resume_is_exact(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: kdkit.Distiller({"trainer": net()}, ["ce"]), "Lightning uses this name"),
+        (lambda: kdkit.Distiller({"trainer": net()}, ["ce"]), "uses this name"),
+        (lambda: kdkit.Distiller({"scores": net()}, ["ce"]), "uses this name"),
+        (lambda: kdkit.Distiller({"student": net()}, [kdkit.Edge("ce", name="keys")]), "Python's own names"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "lbfgs"}), "unknown optimizer 'lbfgs'"),
         (lambda: kdkit.Distiller({"teacher": kdkit.frozen(net())}, ["ce"]), "no model is trained"),
         (lambda: kdkit.Distiller(pair(), ["kd"], update="both"), "simultaneous"),
         (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sdg"}), "did you mean 'sgd'"),
@@ -304,3 +307,129 @@ def test_banks_are_kept_out_of_ddps_broadcast():
     assert big
     assert big <= ignored
     assert ignored <= dict(distiller.named_buffers()).keys()
+
+
+def test_clip_and_accumulation_survive_a_validation_before():
+    distiller = kdkit.Distiller(pair(), ["ce"], lr=0.1)
+    run = trainer(epochs=1, gradient_clip_val=0.5, accumulate_grad_batches=2)
+    run.validate(distiller, loader(), verbose=False)
+    run.fit(distiller, loader())
+    assert (distiller.clip_value, distiller.accumulate, run.global_step) == (0.5, 2, 2)
+
+
+def test_peers_without_a_bond_move_alike_in_any_order():
+    runs = []
+    for update in ("simultaneous", "sequential"):
+        nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
+        distiller = kdkit.Distiller(nodes, ["ce"], lr=0.1, update=update)
+        run = fit(distiller, epochs=1, accumulate_grad_batches=2, gradient_clip_val=0.3)
+        runs.append([distiller.graph.model(name).fc.weight for name in "ab"])
+        assert run.callback_metrics["loss/ce"] > 2  # of both peers together, in either order
+    torch.testing.assert_close(*runs)
+
+
+def test_steps_are_the_optimizers():
+    distiller = kdkit.Distiller({"student": net()}, ["ce"], lr={"linear": [0.1, 0.0]})
+    run = trainer(epochs=None, max_steps=4, accumulate_grad_batches=2)
+    run.fit(distiller, loader())
+    assert (run.global_step, distiller.graph.epochs) == (4, 2.0)
+
+
+def test_an_edges_clip_means_unscaled_gradients():
+    weights = []
+    for accumulate, batch_size in ((1, 32), (2, 16)):
+        edges = [kdkit.Edge("mse", weight=1000.0, clip=0.01)]
+        nodes = {"teacher": kdkit.frozen(net(12, seed=1)), "student": NoNorm()}
+        distiller = kdkit.Distiller(nodes, edges, lr=0.1, optimizer={"name": "sgd"})
+        fit(distiller, loader(batch_size, n=32), epochs=1, accumulate_grad_batches=accumulate)
+        weights.append((distiller.student.fc.bias - NoNorm().fc.bias).detach())
+    assert float(weights[0].norm()) > 1e-5
+    assert 0.3 < float(weights[1].norm() / weights[0].norm()) < 3  # and not half of it, or a half of a half
+
+
+class NoNorm(nn.Module):
+    """Its gradient does not depend on who else is in the batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.fc = nn.Linear(192, 5)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_what_the_user_put_to_sleep_sleeps_on():
+    student = net(8, seed=2)
+    student.bn1.eval()
+    before = student.bn1.running_mean.clone()
+    fit(kdkit.Distiller({"student": student}, ["ce"], lr=0.1), epochs=1)
+    assert torch.equal(student.bn1.running_mean, before)
+    assert not torch.equal(student.bn2.running_mean, torch.zeros(8))
+
+
+def test_a_phase_in_which_nobody_teaches_passes():
+    distiller = kdkit.Distiller({"student": net(8)}, [kdkit.Edge("ce", when={"to": 1})], lr=0.1)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(module.student.fc.weight.detach().clone())
+
+    fit(distiller, epochs=2, callbacks=[Watch()])
+    assert torch.equal(*seen)
+
+
+def test_a_loss_that_is_no_number_is_refused_before_training():
+    class Rows(nn.Module):
+        def forward(self, student):
+            return student.mean(1)
+
+    with pytest.raises(KdkitError, match=r"must return one number as a 0-dim tensor, got shape \(4,\)"):
+        fit(kdkit.Distiller({"student": net()}, [kdkit.Edge(Rows(), name="rows")]))
+
+
+def test_a_failed_rehearsal_leaves_no_trace_either():
+    class Fails(nn.Module):
+        def forward(self, student):
+            raise RuntimeError("no")
+
+    student = net(8)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(KdkitError, match="do not fit the models: no"):
+        fit(kdkit.Distiller({"student": student}, [kdkit.Edge(Fails(), name="fails", taps="stage1")]))
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_a_second_fit_goes_on_with_heads_and_banks():
+    distiller = kdkit.Distiller(pair(), [kdkit.Edge("crd", num_samples=64, num_negatives=8, embed_dim=4)], lr=1e-9)
+    fit(distiller, epochs=1)
+    bank = distiller.graph.edges["crd"].losses[0].student_bank.clone()
+    fit(distiller, epochs=1)
+    again = distiller.graph.edges["crd"].losses[0]
+    assert int(again.step) == 8
+    assert not torch.equal(bank, again.student_bank)
+
+
+def test_a_checkpoint_is_tested_by_a_fresh_distiller(tmp_path):
+    edges = ["ce", kdkit.Edge("cosine", taps="embedding", head="linear")]
+    run = fit(kdkit.Distiller(pair(), edges, lr=0.1), val=loader(), epochs=2)
+    run.save_checkpoint(tmp_path / "c.ckpt")
+    got = trainer().test(kdkit.Distiller(pair(), edges), loader(), ckpt_path=tmp_path / "c.ckpt", verbose=False)
+    assert got[0]["test/student/top1"] == pytest.approx(float(run.callback_metrics["val/student/top1"]))
+
+
+def test_models_of_two_students_share_no_head():
+    nodes = {"teacher": kdkit.frozen(net(12, seed=1)), "a": net(8, seed=2), "b": net(8, seed=3)}
+    edge = kdkit.Edge("mse", taps="embedding", head={"linear": {"share": "p"}})
+    with pytest.raises(KdkitError, match="share parameters; give each its own head"):
+        fit(kdkit.Distiller(nodes, [edge]))
+
+
+def test_an_ema_node_reads_what_its_model_reads():
+    student = kdkit.Node(net(8), image_size=4)
+    distiller = kdkit.Distiller({"student": student, "slow": kdkit.ema("student")}, ["ce"], lr=0.1)
+    fit(distiller, epochs=1)
+    assert distiller.graph.adapters["slow"].image_size == 4
+    with pytest.raises(KdkitError, match=r"decay must lie in \[0, 1\]"):
+        fit(kdkit.Distiller({"student": net(8), "slow": kdkit.ema("student", 1.5)}, ["ce"]))

@@ -1,0 +1,75 @@
+"""What a graph refuses before training, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdkit.graph.batch import Batch
+from kdkit.graph.bound import BoundEdge
+from kdkit.graph.edge import Edge
+from kdkit.graph.node import Node
+from kdkit.graph.schedule import Curve, Schedule
+from kdkit.registry import KdkitError
+
+
+def check_names(nodes: Mapping[str, Node], edges: Sequence[Edge]) -> None:
+    """Names are plain words, and an edge's is its own."""
+    if not edges:
+        raise KdkitError("a graph needs at least one loss")
+    for name in nodes:
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise KdkitError(f"model {name!r}: a model's name must be a plain word and none of Python's own")
+    seen: set[str] = set()
+    for edge in edges:
+        if hasattr(nn.ModuleDict, edge.name):
+            raise KdkitError(f"edge {edge.name!r}: this is one of Python's own names; give it another `name`")
+        if edge.name in seen:
+            raise KdkitError(f"two losses are called {edge.name!r}; give one of them a `name`")
+        seen.add(edge.name)
+
+
+def check_batch(edge: BoundEdge, example: Batch) -> None:
+    """The batches hold what the loss cannot do without."""
+    missing = {"index": example.index is None, "labels": example.labels is None or bool((example.labels < 0).all())}
+    for word, absent in missing.items():
+        if word in edge.reads and absent and not edge.optional(word):
+            form = "(x, y, index)" if word == "index" else "(x, y)"
+            raise KdkitError(
+                f"edge {edge.name!r}: the loss needs each sample's {word}; let the training batches be {form}"
+            )
+
+
+def check_classifier(edge: BoundEdge, nodes: Mapping[str, Node]) -> None:
+    """A classifier that a loss sends gradients through belongs to a model that does not learn."""
+    sources = {end.node for call in edge.calls for link in call.links for end in link.sources}
+    if "teacher_classifier" in edge.reads and any(nodes[name].kind == "trained" for name in sources):
+        raise KdkitError(f"edge {edge.name!r}: reads its teacher's classifier, which must not learn; freeze it")
+
+
+def check_owners(parameters: Mapping[str, tuple[Iterable[nn.Parameter], ...]]) -> None:
+    """A parameter learns with one node."""
+    owner: dict[int, str] = {}
+    for name, several in parameters.items():
+        for parameter in (p for some in several for p in some):
+            if (other := owner.setdefault(id(parameter), name)) != name:
+                raise KdkitError(f"models {other!r} and {name!r} share parameters; give each its own head")
+
+
+def check_terms(terms: Mapping[str, Any]) -> None:
+    """A loss is one number."""
+    for name, value in terms.items():
+        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+            kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise KdkitError(f"edge {name!r}: a loss must return one number as a 0-dim tensor, got {kind}")
+
+
+def decay(name: str, node: Node, epochs: float) -> Curve:
+    """An EMA node's decay over time."""
+    schedule = Schedule.parse(node.decay)
+    least, most = schedule.extremes(epochs)
+    if not 0 <= least <= most <= 1:
+        raise KdkitError(f"model {name!r}: decay must lie in [0, 1], got {schedule}")
+    return schedule.bind(epochs)
