@@ -57,6 +57,8 @@ def test_the_initial_weights_follow_from_seed_and_name_alone():
     alone += "losses: [ce]\ntrainer: {max_epochs: 1}\nseed: 3\n"
     assert torch.equal(weights(TEXT), weights(alone))
     assert not torch.equal(weights(TEXT), weights(TEXT, "seed=4"))
+    peers = build(load("dml_cifar100"), weights=None).nodes
+    assert not torch.equal(peers["student"].module.conv1.weight, peers["peer"].module.conv1.weight)
 
 
 def test_a_teachers_weights_are_asked_for_by_recipe(tmp_path: Path):
@@ -89,8 +91,9 @@ def test_a_teachers_weights_are_asked_for_by_recipe(tmp_path: Path):
 def test_without_weights_nothing_is_asked_for():
     build(load("kd_digits"), weights=None)
     assert build(load("kd_digits"), weights=lambda recipe: None).nodes["teacher"].mean is None
-    teacher = build(load("kd_imagenet"), weights=None).nodes["teacher"]  # and nothing is fetched
-    assert teacher.module.fc.out_features == 1000
+    other = load("kd_imagenet", ["data.name=cifar100"])
+    teacher = build(other, weights=None).nodes["teacher"]  # and nothing is fetched
+    assert teacher.module.fc.out_features == 1000  # its own, whatever the data
     assert teacher.mean == (0.485, 0.456, 0.406)
 
 

@@ -80,6 +80,21 @@ def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypat
     )  # and where it lies does not
 
 
+def test_a_file_beside_the_recipe_goes_before_one_in_the_working_directory(tmp_path: Path, monkeypatch):
+    for folder in ("beside", "here"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "both.pth").write_bytes(b"x")
+    (tmp_path / "here" / "one.pth").write_bytes(b"x")
+    (tmp_path / "beside" / "r.yaml").write_text(TEXT)
+    monkeypatch.chdir(tmp_path / "here")
+
+    def weights(name: str) -> str | None:
+        return load("../beside/r.yaml", [f"models.teacher.weights={name}"]).models["teacher"].weights
+
+    assert weights("both.pth") == str(tmp_path / "beside" / "both.pth")
+    assert weights("one.pth") == str(tmp_path / "here" / "one.pth")
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -113,6 +128,7 @@ def test_no_hash_sees_the_machine(override):
 def test_how_a_number_is_written_does_not_matter():
     assert content_key(changed("lr=1")) == content_key(changed("lr=1.0"))
     assert content_key(changed("lr=1e-1")) == content_key(changed())
+    assert content_key(changed("lr={linear: [1, 0]}")) == content_key(changed("lr={linear: [1.0, 0e0]}"))
 
 
 def test_machine_and_data_folder_pass_down_to_a_teachers_recipe_and_nothing_else():

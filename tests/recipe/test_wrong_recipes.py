@@ -74,6 +74,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("temperature: 4", "temperature: -1", 9, "losses.kd.temperature: must be a number above 0, got -1.0"),
         ("temperature: 4", "temperature: 0", 9, "losses.kd.temperature: must be a number above 0, got 0.0"),
         ("temperature: 4", "temperature: {linear: [4, -1]}", 9, "losses.kd.temperature: must be a number above 0, got -1.0"),
+        ("- ce", "- ce: {label_smoothing: {linear: [0, 2]}}", 6, "losses.ce.label_smoothing: must lie in [0, 1], got 2.0"),
         ("lr: 0.1", "lr: {multistep: {start: 1, at: [5, 20]}}", 11, "lr: at: epoch 20 never comes in a run of 10 epochs"),
         ("weight: 0.9", "weight: {cosine: {start: 1, end: 0, over: 30}}", 8, "losses.kd.weight: over: epoch 30 never comes"),
         ("weight: 0.9", "when: {from: 12}", 8, "losses.kd.when: when.from: epoch 12 never comes in a run of 10 epochs"),
