@@ -1,8 +1,9 @@
-"""Writes the tables of losses from the registry: `python docs/catalogue.py`. A test fails where they are stale."""
+"""Writes the tables of losses and of results: `python docs/catalogue.py`. A test fails where they are stale."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kdkit.registry import LOSSES, LossInfo, constructor
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- losses: made by docs/catalogue.py -->", "<!-- /losses -->"
+ROWS_BEGIN, ROWS_END = "<!-- results: made by docs/catalogue.py -->", "<!-- /results -->"
 
 
 def summary_table() -> str:
@@ -49,7 +51,27 @@ def _sorted() -> list[LossInfo]:
 def readme() -> str:
     """The README with its table renewed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{summary_table()}\n{END}", text, flags=re.DOTALL)
+    for begin, table, end in ((BEGIN, summary_table(), END), (ROWS_BEGIN, results_table(), ROWS_END)):
+        made = f"{begin}\n{table}\n{end}"
+        text = re.sub(f"{begin}.*?{end}", lambda _, made=made: made, text, flags=re.DOTALL)
+    return text
+
+
+def results_table() -> str:
+    """A line for each row of the shortened CIFAR-100 runs."""
+    lines = [
+        "| run | epochs | seed | last-epoch top-1 (%) | threads | minutes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = (ROOT / "benchmarks" / "results" / "cifar100_short.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, rows):
+        node = "student" if "student" in row["last"] else next(iter(row["last"]))
+        name = row["run"].rsplit("-seed", 1)[0]
+        lines.append(
+            f"| `{name}` | {row['epochs']} | {row['seed']} | {100 * row['last'][node]['top1']:.2f} | "
+            f"{row['machine']['threads']} | {row['minutes']:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
