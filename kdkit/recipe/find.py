@@ -46,21 +46,18 @@ def is_file(name: str | os.PathLike[str]) -> bool:
     return isinstance(name, os.PathLike) or "/" in name or os.sep in name or name.endswith(ENDINGS)
 
 
-def find(name: str | os.PathLike[str], beside: Path | None = None) -> Path:
+def find(name: str | os.PathLike[str]) -> Path:
     """The file of a recipe.
 
     Args:
-        name: a path, or the bare name of a recipe in the folder `beside` or packaged with kdkit.
-        beside: folder of the recipe that asks, if one does; relative paths start there.
+        name: a path, or the bare name of a packaged recipe.
 
     Raises:
         RecipeError: no recipe has that name; the nearest ones are offered.
     """
     if is_file(name):
-        return (beside or Path()) / name
+        return Path(name)
     name = str(name)
-    if beside and (path := beside / f"{name}.yaml").is_file():
-        return path
     known = {info.name: info.path for info in packaged()}
     if name in known:
         return known[name]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kdkit.recipe.errors import Problem, RecipeError
-from kdkit.recipe.find import find, home
+from kdkit.recipe.find import find
 from kdkit.recipe.load import load, loads
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.write import document, dump
@@ -28,8 +28,7 @@ def source(recipe: Recipe, model: str, above: tuple[Path, ...] = ()) -> Recipe:
         RecipeError: no such recipe, a wrong one, or one that waits for itself.
     """
     name = str(recipe.models[model].weights)
-    folder = None if recipe.origin.folder.resolve() == home() else recipe.origin.folder
-    path = find(name, folder)
+    path = find(name)
     if path.resolve() in above:
         chain = " → ".join(p.stem for p in (*above[above.index(path.resolve()) :], path))
         raise RecipeError([Problem(name, None, "", f"waits for itself: {chain}")])

@@ -125,9 +125,7 @@ def test_what_a_model_or_the_data_refuse_is_told_with_its_line(tmp_path: Path):
     assert second.startswith("r:4: models.student.arch: unknown torchvision model 'resnet81'; did you mean 'resnet18'")
     with pytest.raises(RecipeError, match=r"r:4: models\.student\.arch: resnet8: .*depht.*"):
         build(loads(TEXT.replace("resnet8,", "resnet8, options: {depht: 3},"), name="r"), weights=None)
-    with pytest.raises(
-        RecipeError, match=r"override 'data.batch_size=0': data\.batch_size: must be at least 1, got 0|batch_size"
-    ):
+    with pytest.raises(RecipeError, match=r"override 'data.batch_size=0': data\.batch_size: .*must be .*got 0"):
         build(loads(TEXT, overrides=["data.batch_size=0"]), weights=None)
     folder = TEXT.replace(
         "{name: fake, classes: 4, shape: [3, 16, 16]}", f"{{name: folder, root: {tmp_path / 'none'}}}"
@@ -150,7 +148,7 @@ def test_own_code_is_built_from_its_file(tmp_path: Path):
         "def net(num_classes, width=4):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(768, width), nn.Linear(width, num_classes))\n"
         "class Gap(nn.Module):\n"
-        "    def __init__(self, power: float = 1.0):\n"
+        "    def __init__(self, power: float | None = None):\n"
         "        super().__init__()\n"
         "        self.power = power\n"
         "    def forward(self, student, teacher): return (student - teacher).abs().pow(self.power).mean()\n"

@@ -50,6 +50,10 @@ def test_a_resolved_recipe_stands_alone():
     assert (loss["weight"], loss["temperature"], loss["embed_dim"]) == (0.8, 0.1, 128)  # defaults are written out
 
 
+def test_packaged_recipes_keep_their_bare_names():
+    assert "weights: teacher_digits}" in resolved(load("kd_digits"))
+
+
 def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
