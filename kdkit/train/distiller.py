@@ -21,7 +21,7 @@ from kdkit.registry import KdkitError
 from kdkit.taps.trace import logits_of
 from kdkit.train.example import example_batch
 from kdkit.train.meters import FiniteWatch, TermSums
-from kdkit.train.optim import NodeOptimizers, build_optimizer
+from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
 from kdkit.train.still import still
 from kdkit.train.sync import average_gradients, share_buffers, unshared_buffers
@@ -120,14 +120,7 @@ class Distiller(pl.LightningModule):
         if stage == "fit":
             batch = self._layout(example_batch(self.trainer))
             graph.bind(Batch.of(batch), facts, self._epochs())
-            self.rates = {
-                name: Schedule.parse(self.lr if (own := graph.nodes[name].lr) is None else own).bind(graph.epochs)
-                for name in graph.trained
-            }
-            for name in graph.trained:
-                rate = Schedule.parse(self.lr if (own := graph.nodes[name].lr) is None else own)
-                if rate.extremes(graph.epochs)[0] < 0:
-                    raise KdkitError(f"lr of {name!r}: must never be negative, got {rate}")
+            self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self._ddp_params_and_buffers_to_ignore = unshared_buffers(self)
         elif not graph.adapters:
             graph.facts = facts
@@ -279,9 +272,7 @@ class Distiller(pl.LightningModule):
         """Log under `val/<node>/<metric>`."""
         self._log_scores("val")
 
-    def on_test_epoch_start(self) -> None:
-        """Every rank evaluates the same models."""
-        share_buffers(self.graph.models)
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
         """Log under `test/<node>/<metric>`."""
@@ -292,8 +283,6 @@ class Distiller(pl.LightningModule):
             self.log_dict(
                 {f"{stage}/{name}": v for name, v in self.scores.compute(keep=self.trainer.sanity_checking).items()}
             )
-
-    # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The running means go with it, and who still has to be scored."""

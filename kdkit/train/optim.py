@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdkit.graph.optimizers import OPTIMIZERS, check_optimizer
+from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
 
 
@@ -80,3 +81,11 @@ class NodeOptimizers(torch.optim.Optimizer):
         """Restore every node's state."""
         for name, optimizer in self.of.items():
             optimizer.load_state_dict(state_dict[name])
+
+
+def rate(name: str, own: Spec | None, common: Spec, epochs: float) -> Curve:
+    """A node's learning rate over time, its own or the run's, which is never negative."""
+    schedule = Schedule.parse(common if own is None else own)
+    if schedule.extremes(epochs)[0] < 0:
+        raise KdkitError(f"lr of {name!r}: must never be negative, got {schedule}")
+    return schedule.bind(epochs)
