@@ -168,18 +168,25 @@ class CRDLoss(nn.Module):
         K = self.pairs.num_negatives
         student = Side(s, self.teacher_bank, positive, negatives, K, self.temperature)
         teacher = Side(t, self.student_bank, positive, negatives, K, self.temperature)
-        sums = torch.stack([student.log_sums(), teacher.log_sums()], 1)
-        if self.training:
-            index, s, t, sums = of_all_ranks(index, s, t, sums)
-        log_z = torch.where(self.log_z.isnan(), sums.logsumexp(0) - math.log(len(sums) * (1 + K)), self.log_z)
+        log_z = self.log_z
+        if self._looks_open():
+            sums = torch.stack([student.log_sums(), teacher.log_sums()], 1)
+            if self.training:
+                (sums,) = of_all_ranks(sums)
+            log_z = torch.where(log_z.isnan(), sums.logsumexp(0) - math.log(len(sums) * (1 + K)), log_z)
         shift = log_z + math.log(K)
         (value_s, to_s), (value_t, to_t) = student.close(shift[0]), teacher.close(shift[1])
         if self.training:
+            index, s, t = of_all_ranks(index, s, t)
             self.log_z.copy_(log_z)
             refresh(self.student_bank, index, s, self.momentum)
             refresh(self.teacher_bank, index, t, self.momentum)
             self.step.add_(1)
         return value_s + value_t, to_s, to_t
+
+    def _looks_open(self) -> bool:
+        """Whether Z may still have to be made: seen on a CPU; to ask an accelerator would be to wait."""
+        return self.log_z.device.type != "cpu" or torch.compiler.is_compiling() or bool(self.log_z.isnan().any())
 
     def _negatives(self, index: Tensor, label: Tensor) -> Negatives:
         if self.negatives == "all":

@@ -32,11 +32,15 @@ class Negatives(Protocol):
         """Numbers that one anchor's scores take on their way."""
         ...
 
-    def scores(self, anchor: Tensor, bank: Tensor, part: slice) -> Tensor:
+    def block(self, bank: Tensor) -> Tensor:
+        """What of the bank the other two methods take."""
+        ...
+
+    def scores(self, anchor: Tensor, block: Tensor, part: slice) -> Tensor:
         """Inner products of a part of the anchors, (r, d), with their rows: (r, width), the caller's to change."""
         ...
 
-    def pull(self, weight: Tensor, bank: Tensor, part: slice) -> Tensor:
+    def pull(self, weight: Tensor, block: Tensor, part: slice) -> Tensor:
         """Weighted sums of their rows: (r, width) → (r, d)."""
         ...
 
@@ -44,32 +48,47 @@ class Negatives(Protocol):
 class Drawn:
     """Rows of its own for each anchor: `index` (B, K) out of n.
 
-    Up to n = 40·K the product with the whole bank costs less than gathering K rows of d numbers for every anchor.
+    Up to n = 40·K the product with the whole bank costs less than gathering K rows of d numbers for every anchor. All
+    such products are made in one piece of memory: fresh pages would cost as much again as what is written to them.
     """
 
     def __init__(self, index: Tensor, num_samples: int) -> None:
         self.index, self.width, self.num_samples = index, index.shape[1], num_samples
         self.product = num_samples <= GATHER_BEYOND * self.width
         self.kept = index.new_full((index.shape[0],), self.width)
+        self._whole: Tensor | None = None
 
     def cost(self, dim: int) -> int:
         """The products with all rows, or the gathered rows."""
         return self.num_samples if self.product else self.width * dim
 
-    def scores(self, anchor: Tensor, bank: Tensor, part: slice) -> Tensor:
+    def block(self, bank: Tensor) -> Tensor:
+        """All of it."""
+        return bank
+
+    def scores(self, anchor: Tensor, block: Tensor, part: slice) -> Tensor:
         """Picked out of the products with all rows, or made from gathered ones."""
-        index, a = self.index[part], anchor.to(bank.dtype)
-        x = (a @ bank.T).gather(1, index) if self.product else torch.bmm(bank[index], a[:, :, None])[:, :, 0]
+        index, a = self.index[part], anchor.to(block.dtype)
+        if self.product:
+            x = torch.mm(a, block.T, out=self._room(block, len(a))).gather(1, index)
+        else:
+            x = torch.bmm(block[index], a[:, :, None])[:, :, 0]
         return x.to(anchor.dtype)
 
-    def pull(self, weight: Tensor, bank: Tensor, part: slice) -> Tensor:
+    def pull(self, weight: Tensor, block: Tensor, part: slice) -> Tensor:
         """The product of the weights, written out as a sparse (r, n), with the bank, or with gathered rows."""
-        index, w = self.index[part], weight.to(bank.dtype)
+        index, w = self.index[part], weight.to(block.dtype)
         if self.product:
-            x = w.new_zeros(w.shape[0], self.num_samples).scatter_add_(1, index, w) @ bank
+            x = self._room(block, len(w)).zero_().scatter_add_(1, index, w) @ block
         else:
-            x = torch.bmm(w[:, None], bank[index])[:, 0]
+            x = torch.bmm(w[:, None], block[index])[:, 0]
         return x.to(weight.dtype)
+
+    def _room(self, like: Tensor, rows: int) -> Tensor:
+        """Numbers for `rows` anchors and the whole bank, which the next call may overwrite."""
+        if self._whole is None or len(self._whole) < rows:
+            self._whole = like.new_empty(rows, self.num_samples)
+        return self._whole[:rows]
 
 
 class Common:
@@ -90,14 +109,15 @@ class Common:
         """The products with all rows."""
         return self.width
 
-    def scores(self, anchor: Tensor, bank: Tensor, part: slice) -> Tensor:
+    def block(self, bank: Tensor) -> Tensor:
+        """The rows."""
+        return bank if self.rows is None else bank[self.rows]
+
+    def scores(self, anchor: Tensor, block: Tensor, part: slice) -> Tensor:
         """Products with all rows, the own class's at −∞."""
-        x = (anchor.to(bank.dtype) @ self._block(bank).T).to(anchor.dtype)
+        x = (anchor.to(block.dtype) @ block.T).to(anchor.dtype)
         return x.masked_fill_(self.label[part][:, None] == self.row_label, -torch.inf)
 
-    def pull(self, weight: Tensor, bank: Tensor, part: slice) -> Tensor:
+    def pull(self, weight: Tensor, block: Tensor, part: slice) -> Tensor:
         """The product of the weights with the rows."""
-        return (weight.to(bank.dtype) @ self._block(bank)).to(weight.dtype)
-
-    def _block(self, bank: Tensor) -> Tensor:
-        return bank if self.rows is None else bank[self.rows]
+        return (weight.to(block.dtype) @ block).to(weight.dtype)

@@ -30,7 +30,7 @@ class Side:
         num_negatives: int,
         temperature: float | Tensor,
     ) -> None:
-        self.bank = bank if bank.dtype == torch.bfloat16 else bank.to(anchor.dtype)
+        self.block = negatives.block(bank if bank.dtype == torch.bfloat16 else bank.to(anchor.dtype))
         self.negatives, self.temperature = negatives, temperature
         self.anchor, self.own = anchor / temperature, bank[positive].to(anchor.dtype)
         self.score = (self.anchor * self.own).sum(1)
@@ -52,7 +52,7 @@ class Side:
         for i, part in enumerate(self.parts):
             x = self._scores(i).sub_(shift)
             values.append(functional.softplus(x).sum(1))
-            pulls.append(self.negatives.pull(x.sigmoid_(), self.bank, part))
+            pulls.append(self.negatives.pull(x.sigmoid_(), self.block, part))
         missing = shift - self.score
         value = functional.softplus(missing) + self.scale * torch.cat(values)
         gradient = self.scale[:, None] * torch.cat(pulls) - missing.sigmoid()[:, None] * self.own
@@ -63,4 +63,4 @@ class Side:
         return self._compute(self.parts[i]) if self.memory is None else self.memory[i]
 
     def _compute(self, part: slice) -> Tensor:
-        return self.negatives.scores(self.anchor[part], self.bank, part)
+        return self.negatives.scores(self.anchor[part], self.block, part)

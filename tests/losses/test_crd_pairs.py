@@ -82,7 +82,7 @@ def test_shared_rows_leave_out_the_own_class(replace):
     found = p.shared(STEP, label)
     assert found.rows.shape == (300,)
     assert (found.rows.unique().numel() == 300) == (not replace)
-    scores = found.scores(torch.ones(4, 3), torch.ones(N, 3), slice(0, 4))
+    scores = found.scores(torch.ones(4, 3), found.block(torch.ones(N, 3)), slice(0, 4))
     assert torch.equal(scores.isinf(), label[:, None] == LABELS[found.rows])
     assert torch.equal(found.kept, scores.isfinite().sum(1))
 
@@ -90,7 +90,7 @@ def test_shared_rows_leave_out_the_own_class(replace):
 def test_all_rows():
     p = pairs()
     found = p.all(LABELS[:4])
-    scores = found.scores(torch.ones(4, 3), torch.ones(N, 3), slice(0, 4))
+    scores = found.scores(torch.ones(4, 3), found.block(torch.ones(N, 3)), slice(0, 4))
     assert torch.equal(scores.isfinite(), LABELS[:4, None] != LABELS)
     assert torch.equal(found.kept, scores.isfinite().sum(1))
 
