@@ -14,6 +14,7 @@ from kdkit.losses.contrastive import InBatchCRDLoss, NTXentLoss
 from kdkit.losses.crd import CRDLoss
 from kdkit.losses.dml import DMLLoss
 from kdkit.losses.kd import KDLoss
+from kdkit.losses.nst import NSTLoss
 from kdkit.losses.pkt import PKTLoss
 from kdkit.losses.pointwise import CosineLoss, HintLoss, MSELoss
 from kdkit.losses.rkd import RKDAngleLoss, RKDDistanceLoss, RKDLoss
@@ -29,6 +30,7 @@ __all__ = [
     "InBatchCRDLoss",
     "KDLoss",
     "MSELoss",
+    "NSTLoss",
     "NTXentLoss",
     "PKTLoss",
     "RKDAngleLoss",

@@ -13,6 +13,7 @@ NAMES = [
     "kd_cifar100",
     "hint_cifar100",
     "at_cifar100",
+    "nst_cifar100",
     "pkt_cifar100",
     "rkd_cifar100",
     "crd_cifar100",
@@ -35,7 +36,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 24
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 25
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
@@ -76,6 +77,7 @@ def test_methods_under_one_protocol_are_compared_fairly():
         ("kd_cifar100", {"ce": 0.1, "kd": 0.9}),
         ("hint_cifar100", {"ce": 1, "hint": 100}),
         ("at_cifar100", {"ce": 1, "at": 1000}),
+        ("nst_cifar100", {"ce": 1, "nst": 50}),
         ("pkt_cifar100", {"ce": 1, "pkt": 30000 / 64}),
         ("rkd_cifar100", {"ce": 1, "rkd": 1}),
         ("crd_cifar100", {"ce": 1, "crd": 0.8}),
