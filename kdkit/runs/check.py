@@ -17,7 +17,7 @@ from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
-from kdkit.recipe import Experiment, Recipe, build, source, tuning
+from kdkit.recipe import Experiment, Recipe, blaming, build, source, tuning
 from kdkit.runs.check_report import CheckReport, EdgeRow, NodeRow
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.distiller import Distiller
@@ -38,7 +38,8 @@ def check(recipe: Recipe) -> CheckReport:
     experiment = build(recipe, weights=None if fetched else _finished)
     data, facts = experiment.datamodule, experiment.datamodule.facts
     batch, stand_in = _fake_batch(facts, data.batch_size), _stand_in(facts)
-    graph = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
+    with blaming(recipe):
+        graph = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
     with graph.untouched():
         nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
         kept = activation_bytes(graph, batch) * data.batch_size / len(batch.x)
