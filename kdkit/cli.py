@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from kdkit.registry import KdkitError
 
 if TYPE_CHECKING:
     from kdkit.registry import LossInfo
-    from kdkit.runs.fit import Result
+    from kdkit.runs.result import Result
 
 Overrides = Annotated[
     list[str] | None,
@@ -85,7 +84,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run's folder; left out: runs/RECIPE-seedN.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what the folder holds and start anew.")
+        bool, typer.Option("--overwrite", help="Delete the run that the folder holds and start anew.")
     ] = False,
     no_custom_code: NoCustomCode = False,
 ) -> None:
@@ -93,19 +92,23 @@ def fit(
 
     A folder with weights, metrics and their provenance comes out; a teacher that is a recipe itself is trained first.
     """
+    from kdkit.runs.folder import RunFolder, first_rank
+
+    if out is not None and first_rank():  # before the seconds that everything else costs
+        RunFolder(out).check(resume=resume, overwrite=overwrite)
     from kdkit.recipe import load
 
     loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
     from kdkit.runs.fit import fit as run  # seconds, which a recipe that is not there need not cost
+    from kdkit.runs.interrupt import Interrupted, interruptible
 
-    folder = out or Path("runs") / f"{loaded.name}-seed{loaded.seed}"
+    folder = RunFolder(out or Path("runs") / f"{loaded.name}-seed{loaded.seed}")
     try:
-        result = run(loaded, out=folder, resume=resume, overwrite=overwrite)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise  # Lightning answers Ctrl-C by leaving Python; everybody else means it
-        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # with several devices each has this command run for itself
+        with interruptible(folder):
+            result = run(loaded, out=folder.path, resume=resume, overwrite=overwrite)
+    except Interrupted as stop:
+        raise KeyboardInterrupt(f"{stop}; {_go_on(stop.folder.teacher)}") from None
+    if first_rank():  # with several devices each has this command run for itself
         _show_result(result)
 
 
@@ -214,30 +217,30 @@ def schema() -> None:
 
 def _say(word: str, style: str, text: str) -> None:
     """A message on standard error, whole and unwrapped."""
-    from rich.text import Text
+    from kdkit.console import tell
 
-    from kdkit.console import console
-
-    console(sys.stderr).print(Text.assemble((word, f"bold {style}"), " ", text), soft_wrap=True)
+    tell(text, sys.stderr, word, f"bold {style}")
 
 
-def _how_to_go_on(folder: Path) -> str:
-    from kdkit.runs.folder import RunFolder
-
-    saved = RunFolder(folder).checkpoint
-    state = f"{saved} holds the run so far" if saved.exists() else f"{folder} has no checkpoint yet"
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
-    return f"{state}; go on with: kdkit {shlex.join([*words, '--resume'])}"
+def _go_on(of_a_teacher: bool) -> str:
+    """The command that goes on: the same one; `--resume` is for the run itself, a teacher needs no word."""
+    words = sys.argv[1:]
+    if not of_a_teacher:
+        words = [*(word for word in words if word not in ("--resume", "--overwrite")), "--resume"]
+    return f"go on with: kdkit {shlex.join(words)}"
 
 
 def _show_result(result: Result) -> None:
     from kdkit.console import show
     from kdkit.runs.evaluate import results_table
+    from kdkit.runs.result import NOT_FINITE
 
     show(results_table(result.last, "after the last epoch"), sys.stdout)
     for node, metrics in result.best.items():
         if result.folder.weights(node).exists():
             typer.echo(f"{node}: best epoch {metrics['epoch']:.0f}, top-1 {100 * metrics['top1']:.2f} %")
+    for name in result.not_finite:
+        _say("warning:", "yellow", f"{name} is not finite, {NOT_FINITE}; it is null in {result.folder.result}")
     typer.echo(f"everything is in {result.folder.path}")
 
 

@@ -30,6 +30,11 @@ def show(part: Any, file: TextIO) -> None:
     print("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")), file=file)
 
 
+def tell(text: str, file: TextIO, word: str = "", style: str = "") -> None:
+    """Print a line whole and unwrapped, after a word that stands out: `error:`, `warning:`."""
+    console(file).print(Text.assemble((f"{word} " if word else "", style), text), soft_wrap=True)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Group:
     """A titled table; a column whose name begins with `>` is set flush right, one without content left out."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, collapse_padding=True)

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 
-def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) -> None:
+def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str, frozen: Collection[str] = ()) -> None:
     """Save a PNG with the mean of each loss term (log scale) and top-1 by epoch.
 
     Args:
         rows: metrics by epoch, as `MetricRows` keeps them.
         path: the PNG.
         title: what stands above it.
+        frozen: nodes that do not change, whose accuracy is a level and no curve.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    columns = sorted({key for row in rows.values() for key in row})
+    positive = all(not v <= 0 for row in rows.values() for key, v in row.items() if key.startswith("loss/"))
+    left.set(title="loss terms, unweighted", yscale="log" if positive else "linear")
+    right.set(title="top-1 (%)")
     for axes, prefix, suffix, factor in ((left, "loss/", "", 1.0), (right, "val/", "/top1", 100.0)):
-        for column in columns:
-            if column.startswith(prefix) and column.endswith(suffix):
-                points = [(epoch + 1, row[column] * factor) for epoch, row in sorted(rows.items()) if column in row]
-                label = column.removeprefix(prefix).removesuffix(suffix)
-                if len(points) == 1 and suffix:
-                    axes.axhline(points[0][1], linestyle="--", color="0.5", label=label)
-                else:
-                    axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=label)
-        axes.set_xlabel("epoch")
+        for column in _columns(rows, prefix, suffix):
+            epochs = sorted(at for at, row in rows.items() if column in row)
+            values = [rows[at][column] * factor for at in epochs]
+            label = column.removeprefix(prefix).removesuffix(suffix)
+            if suffix and label in frozen:
+                axes.axhline(values[0], linestyle="--", color="0.5", label=label)
+            else:
+                axes.plot(epochs, values, marker="o" if len(epochs) < 40 else "", markersize=4, label=label)
+        axes.set(xlabel="epoch", xlim=(min(rows) - 0.5, max(rows) + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    left.set_title("loss terms, unweighted")
-    if all(line.get_ydata().min() > 0 for line in left.lines):
-        left.set_yscale("log")
-    right.set_title("top-1 (%)")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def _columns(rows: Mapping[int, Mapping[str, float]], prefix: str, suffix: str) -> list[str]:
+    found = {key for row in rows.values() for key in row}
+    return sorted(key for key in found if key.startswith(prefix) and key.endswith(suffix))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdkit.registry import KdkitError
+
+OURS = ".kdkit."  # how the names of what is not yet a file, and of the lock, begin
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,11 @@ class RunFolder:
 
     Attributes:
         path: the folder itself.
+        teacher: whether it is kept under `KDKIT_HOME`, and not named by the user.
     """
 
     path: Path
+    teacher: bool = False
 
     @property
     def recipe(self) -> Path:
@@ -30,7 +35,7 @@ class RunFolder:
 
     @property
     def provenance(self) -> Path:
-        """Versions, commit, seed, machine, fingerprint."""
+        """Versions, commit, seed, machine, fingerprint; it makes the folder a run's."""
         return self.path / "provenance.json"
 
     @property
@@ -53,6 +58,11 @@ class RunFolder:
         """The picture of `metrics`."""
         return self.path / "curves.png"
 
+    @property
+    def lock(self) -> Path:
+        """Held while somebody trains here."""
+        return self.path / f"{OURS}lock"
+
     def weights(self, node: str) -> Path:
         """A node's final weights."""
         return self.path / f"{node}.safetensors"
@@ -62,33 +72,88 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.result.exists()
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder.
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on with, or to lose."""
+        return self.complete or self.checkpoint.exists()
+
+    @property
+    def elsewhere(self) -> str:
+        """How another place is named."""
+        return "set KDKIT_HOME to a folder that can be" if self.teacher else "give another folder with --out"
+
+    @property
+    def anew(self) -> str:
+        """How the run is begun anew."""
+        return f"delete {self.path}, and it is trained anew" if self.teacher else "--overwrite begins anew"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Whether a run may be written here; nothing is.
 
         Raises:
-            KdkitError: it holds another run and nothing was said about that, or it cannot be written.
+            KdkitError: the folder holds another run and nothing was said about that, or what is no run, or it cannot
+                be written; or both words are given.
         """
+        if resume and overwrite:
+            raise KdkitError("--resume goes on with the run, --overwrite deletes it; give one of them")
         if self.path.exists() and not self.path.is_dir():
-            raise KdkitError(f"{self.path} is a file; give a folder with --out")
-        used = self.provenance.exists() or self.checkpoint.exists() or self.complete
-        if used and not (resume or overwrite):
+            raise KdkitError(f"{self.path} is a file; {self.elsewhere}")
+        there = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            why = "is no folder" if not there.is_dir() else "cannot be written"
+            raise KdkitError(f"{self.path} cannot be made, for {there} {why}; {self.elsewhere}")
+        if self.path.exists() and (alien := self._alien()):
+            raise KdkitError(f"{self.path} is not a run's folder, and not empty ({alien}, …); {self.elsewhere}")
+        if self.begun and not (resume or overwrite):
             state = "is complete" if self.complete else "was interrupted"
             raise KdkitError(
                 f"{self.path} already holds a run, which {state}; --resume continues it, --overwrite starts it anew, "
                 "--out DIR writes elsewhere"
             )
-        if used and overwrite:
-            shutil.rmtree(self.path)
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """`check`, and make way for a run that begins anew: kdkit's own files go, whatever else lies there stays."""
+        self.check(resume=resume, overwrite=overwrite)
+        if not (resume and self.begun):
+            for path in list(self._own()):
+                path.unlink(missing_ok=True)
+            if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
+                self.checkpoint.parent.rmdir()
+
+    def _own(self) -> Iterator[Path]:
+        """What kdkit writes; the provenance last, for without it the rest would be nobody's."""
+        from kdkit.models import read_metadata
+
+        for path in self.path.glob("*.safetensors"):
+            try:
+                told = read_metadata(path)
+            except KdkitError:  # damaged: not known to be ours
+                continue
+            if "recipe" in told and told.get("node") == path.stem:
+                yield path
+        yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
+        yield from (self.result, self.checkpoint, self.curves, self.metrics, self.recipe, self.provenance)
+
+    def _alien(self) -> str | None:
+        """A file in a folder that no run began in."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise KdkitError(f"{self.path} cannot be made: {error.strerror}; give another folder with --out") from error
+            if "content" in json.loads(self.provenance.read_text(encoding="utf-8")):
+                return None
+        except (OSError, ValueError, TypeError):  # no provenance, or somebody else's
+            pass
+        return next((name for name in sorted(os.listdir(self.path)) if not name.startswith(OURS)), None)
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes: Lightning, torchrun and SLURM say so in the environment."""
+    ranks = (os.environ.get(word) for word in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary name, flushed, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=OURS)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -102,5 +167,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """`write_text` of indented JSON; a number that is not finite, which JSON has no word for, becomes null."""
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        KdkitError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KdkitError(f"{path} cannot be read ({error}); --overwrite begins the run anew") from None

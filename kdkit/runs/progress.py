@@ -15,6 +15,7 @@ from rich.table import Column
 from torch import Tensor
 
 from kdkit.console import console, duration
+from kdkit.runs.result import NOT_FINITE
 
 INTERVAL = 0.25  # seconds between two looks at the device while a bar is shown
 
@@ -40,6 +41,7 @@ class _Progress(pl.Callback):
         self.out = console(file)
         self.bar: Progress | None = None
         self.told: set[str] = set()  # nodes that do not change: their accuracy stands in the first line only
+        self.warned: set[str] = set()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note where the run begins, which is not at 0 where it is resumed."""
@@ -97,6 +99,10 @@ class _Progress(pl.Callback):
             out = self.bar.console if self.bar is not None else self.out
             out.print(line, markup=False, soft_wrap=True)
             self.told.update(_frozen_nodes(pl_module))
+            for name in _not_finite(trainer.callback_metrics) - self.warned:
+                text = f"warning: {name} is not finite after epoch {self.epoch + 1}, {NOT_FINITE}"
+                out.print(text, markup=False, soft_wrap=True)
+                self.warned.add(name)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the lines and take the bar away."""
@@ -137,6 +143,12 @@ def _terms(distiller: Any) -> dict[str, float]:
 def _accuracies(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     keys = (key.split("/") for key in metrics)
     return {key[1]: float(metrics["/".join(key)]) for key in keys if (key[0], key[-1]) == ("val", "top1")}
+
+
+def _not_finite(metrics: Mapping[str, Tensor]) -> set[str]:
+    """`student nll` for `val/student/nll`, where it is NaN or infinite."""
+    keys = [key for key in metrics if key.startswith("val/") and not math.isfinite(metrics[key])]
+    return {key.removeprefix("val/").replace("/", " ") for key in keys}
 
 
 def _frozen_nodes(distiller: Any) -> list[str]:

@@ -16,18 +16,19 @@ from kdkit.runs.folder import write_text
 class MetricRows(Logger):
     """Lightning logger that merges what is logged in one epoch into one row and rewrites the file atomically.
 
+    Epochs and steps count those that are over: epoch 1 is after the first pass over the data.
+
     Args:
-        path: the CSV file; rows that it holds already are kept.
+        path: the CSV file.
+
+    Attributes:
+        rows: metrics by epoch.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    self.rows[int(float(row["epoch"]))] = {key: float(value) for key, value in row.items() if value}
 
     @property
     def name(self) -> str:
@@ -39,16 +40,20 @@ class MetricRows(Logger):
         """There is one file."""
         return 0
 
-    def cut(self, epoch: int) -> None:
-        """Forget what was logged from `epoch` on: the run goes on from there."""
-        self.rows = {at: row for at, row in self.rows.items() if at < epoch}
+    def restore(self, epochs: int) -> None:
+        """Take the first `epochs` rows of the file up again and forget the others: the run goes on from there."""
+        if self.path.exists():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                read = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            self.rows = {int(row["epoch"]): row for row in read if row["epoch"] <= epochs}
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Merge into the epoch's row."""
         if "epoch" in metrics:
-            row = self.rows.setdefault(int(metrics["epoch"]), {})
-            row.update({"step": float(step or 0), **{key: float(value) for key, value in metrics.items()}})
+            row = self.rows.setdefault(epoch := int(metrics["epoch"]) + 1, {})
+            values = {key: float(value) for key, value in metrics.items()}
+            row.update({**values, "epoch": float(epoch), "step": float((step or 0) + 1)})
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

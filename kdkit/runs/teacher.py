@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from pytorch_lightning.utilities import rank_zero_only
-
+from kdkit.console import tell
 from kdkit.recipe import Recipe, content_key
 from kdkit.registry import KdkitError
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, first_rank
+from kdkit.runs.lock import only_here
 
 
 def home() -> Path:
@@ -23,35 +22,37 @@ def home() -> Path:
 
 def teacher_folder(recipe: Recipe) -> RunFolder:
     """The folder that a recipe's result has for ever: its name holds a hash of all that the result depends on."""
-    return RunFolder(home() / "teachers" / f"{recipe.name}-{content_key(recipe)[:12]}")
+    return RunFolder(home() / "teachers" / f"{recipe.name}-{content_key(recipe)[:12]}", teacher=True)
 
 
-def first_rank() -> bool:
-    """Whether this process is the one that writes: Lightning, torchrun and SLURM say so in the environment."""
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def trained_weights(recipe: Recipe, fit: Callable[..., Any]) -> Path:
+def trained_weights(recipe: Recipe, fit: Callable[[Recipe, RunFolder], Any]) -> Path:
     """The weights file of a recipe that trains one model; fitted here and now where nobody has done so before.
 
-    A second process that wants the same weights waits for the first; a lock dies with its process.
+    A second process that wants the same weights waits for the first.
 
     Args:
         recipe: the teacher's own.
-        fit: `kdkit.runs.fit.fit`.
+        fit: trains a recipe into a folder, or goes on with what was begun there.
 
     Raises:
-        KdkitError: the recipe trains several models.
+        KdkitError: the recipe trains several models, or `KDKIT_HOME` cannot be written.
     """
-    trained = [name for name in recipe.models if recipe.kind(name) == "trained"]
-    if len(trained) != 1:
+    if len(recipe.trained) != 1:
         raise KdkitError(
-            f"weights: recipe {recipe.name!r} trains {len(trained)} models, and must train one; give a weights file"
+            f"weights: recipe {recipe.name!r} trains {len(recipe.trained)} models, and must train one; "
+            "give a weights file"
         )
     folder = teacher_folder(recipe)
-    folder.path.parent.mkdir(parents=True, exist_ok=True)
-    # The other ranks of one run train together with the first, which holds the lock for all of them.
-    with FileLock(f"{folder.path}.lock") if first_rank() else nullcontext():
-        if not folder.complete:
-            fit(recipe, out=folder.path, resume=True)
-    return folder.weights(trained[0])
+    if not folder.complete:
+        if first_rank():
+            folder.check(resume=True, overwrite=False)
+        with only_here(folder, waiting=lambda who: _tell(f"waiting for another run that trains {recipe.name} ({who})")):
+            if not folder.complete:
+                fit(recipe, folder)
+    _tell(f"using {recipe.name} from {folder.path}")
+    return folder.weights(recipe.trained[0])
+
+
+def _tell(text: str) -> None:
+    if first_rank():
+        tell(text, sys.stdout)

@@ -145,7 +145,7 @@ def test_a_batch_of_one_with_a_batchnorm_head(wrong, tmp_path):
 
 def test_a_loss_that_needs_labels_where_there_are_none(wrong):
     spoiled = wrong("classes: 5", "classes: 0")
-    assert "edge 'ce': the loss needs each sample's labels" in refused("check", spoiled, *SIZED)
+    assert "wrong.yaml:6: losses.ce: the loss needs each sample's labels" in refused("check", spoiled, *SIZED)
 
 
 NAN = """\
@@ -183,6 +183,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(wrong, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "result.json").write_text(json.dumps({"last": {}, "best": {}}))
+    (run / "provenance.json").write_text(json.dumps({"content": "0123456789abcdef"}))
     error = refused("fit", wrong(), "--out", run)
     assert "--resume" in error
     assert "--overwrite" in error

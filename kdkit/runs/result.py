@@ -1,0 +1,67 @@
+"""What a finished run came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdkit.runs.folder import RunFolder, read_json
+
+NOT_FINITE = "which makes the accuracy meaningless too; a lower learning rate usually helps"
+
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run came to.
+
+    Attributes:
+        folder: where everything lies.
+        last: metrics of each node after the last epoch: `{"student": {"top1": 0.71, …}}`.
+        best: likewise at the epoch of the best top-1, to be named so; nothing was selected by it.
+    """
+
+    folder: RunFolder
+    last: Metrics
+    best: Metrics
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of metrics after the last epoch that are no numbers: `student nll`."""
+        return [
+            f"{node} {name}" for node, found in self.last.items() for name, v in found.items() if not math.isfinite(v)
+        ]
+
+
+def read_result(folder: RunFolder) -> Result:
+    """The figures of a finished run."""
+    figures = read_json(folder.result)
+    return Result(folder, _numbers(figures["last"]), _numbers(figures["best"]))
+
+
+def figures(rows: Mapping[int, Mapping[str, float]], nodes: Collection[str]) -> dict[str, Any]:
+    """Last and best of each node, in the recipe's order, out of `val/<node>/<metric>`."""
+    last: Metrics = {}
+    best: Metrics = {}
+    for node in nodes:
+        for epoch, row in sorted(rows.items()):
+            names = {key.rpartition("/")[2]: key for key in row if key.startswith(f"val/{node}/")}
+            metrics = {name: row[names[name]] for name in sorted(names, key=_place)}
+            if metrics:
+                last[node] = metrics
+                if node not in best or metrics["top1"] > best[node]["top1"]:
+                    best[node] = {**metrics, "epoch": epoch}
+    return {"last": last, "best": best}
+
+
+def _place(name: str) -> tuple[bool, str]:
+    """Accuracies first."""
+    return not name.startswith("top"), name
+
+
+def _numbers(found: Mapping[str, Mapping[str, float | None]]) -> Metrics:
+    """JSON's null is what was no number."""
+    return {node: {k: math.nan if v is None else v for k, v in metrics.items()} for node, metrics in found.items()}

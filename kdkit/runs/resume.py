@@ -1,0 +1,82 @@
+"""Going on with a run: whether it is the same one, and where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kdkit.recipe import Recipe, content_key, resolved
+from kdkit.recipe.syntax import parse, read
+from kdkit.recipe.tree import edge_name, normalise
+from kdkit.recipe.write import MACHINE, READING
+from kdkit.registry import KdkitError
+from kdkit.runs.folder import RunFolder, read_json
+
+FREE = {*(f"trainer.{word}" for word in MACHINE), *(f"data.{word}" for word in READING)}
+
+
+def check_same(recipe: Recipe, folder: RunFolder) -> None:
+    """A run goes on with the recipe that it began with.
+
+    Raises:
+        KdkitError: it has another one; what differs is named.
+    """
+    if read_json(folder.provenance).get("content") == content_key(recipe):
+        return
+    old, new = _words(normalise(read(folder.recipe))), _words(normalise(parse(resolved(recipe), recipe.name)))
+    found = list(_differences(old, new, ""))
+    what = ", ".join(found) or "a file that it names (weights, code, a teacher's recipe) has other content by now"
+    longer = any(line.startswith("trainer.max_epochs ") for line in found)
+    why = (
+        ". Schedules are shares of the run: in a longer or shorter one the epochs behind it would have had other rates"
+    )
+    raise KdkitError(
+        f"{folder.path} was begun with another recipe: {what}{why if longer else ''}; give --resume the recipe that it "
+        f"began with ({folder.recipe}), or start anew with --overwrite or another --out"
+    )
+
+
+def epochs_done(folder: RunFolder) -> int:
+    """Whole epochs behind a run's last checkpoint.
+
+    Raises:
+        KdkitError: the checkpoint is damaged, or it is none of kdkit's.
+    """
+    import torch
+
+    path = folder.checkpoint
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:  # a broken file can fail in any way
+        why = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise KdkitError(f"{path} is damaged and cannot be read ({why}); {_mend(folder)}") from error
+    if not isinstance(content, dict) or not {"epoch", "state_dict", "kdkit"} <= content.keys():
+        raise KdkitError(f"{path} is no checkpoint of a kdkit run; {_mend(folder)}")
+    return int(content["epoch"]) + 1
+
+
+def _mend(folder: RunFolder) -> str:
+    return f"put a copy of this run's checkpoint in its place, or {folder.anew}"
+
+
+def _words(root: Any) -> dict[str, Any]:
+    """A recipe's words, its losses by name."""
+    edges = root.value["losses"]
+    return {**root.plain, "losses": {edge_name(edge): edge.plain for edge in edges.value}}
+
+
+def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
+    if where in FREE:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+    elif old != new:
+        yield f"{where} {_shown(old)} → {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = str(value).replace("'", "")
+    return text if len(text) <= 60 else f"{text[:57]}…"
