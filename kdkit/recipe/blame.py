@@ -25,9 +25,19 @@ def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
         raise
     except KdkitError as error:
         text = str(error).removeprefix(f"{loc[0]}: ") if loc else str(error)
-        word = re.match(r"\w+(?= must )", text) if loc == ("data",) else None  # an argument of the data module
-        place = (*loc, word[0]) if word else loc or _guess(recipe, text)
+        place = (*loc, *_word(recipe, loc, text)) or _guess(recipe, text)
         raise RecipeError([recipe.origin.problem(place, without_edge(text))]) from error
+
+
+def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """The word below `loc` that a sentence about it is about, if it can be told."""
+    if loc == ("data",) and (word := re.match(r"\w+(?= must )", text)):  # an argument of the data module
+        return (word[0],)
+    if loc[:1] == ("models",) and loc[2:] == ():
+        options = recipe.models[loc[1]].options
+        quoted = [word for word, value in options.items() if f"'{word}'" in text or f"'{value}'" in text]
+        return ("options", *quoted[:1]) if quoted or (options and not text.startswith("unknown ")) else ("arch",)
+    return ()
 
 
 def without_edge(text: str) -> str:

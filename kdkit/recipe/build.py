@@ -105,7 +105,7 @@ def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.M
             theirs = source(recipe, name).data
             with blaming(recipe, "models", name, "weights"):
                 width = data.facts(theirs.name, **theirs.arguments).num_classes
-    with blaming(recipe, "models", name, "arch"), models.seeded(recipe.seed, name):
+    with blaming(recipe, "models", name), models.seeded(recipe.seed, name):
         return models.build(
             str(spec.arch),
             num_classes=width,

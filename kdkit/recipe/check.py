@@ -10,7 +10,7 @@ from typing import Any
 
 from kdkit.recipe.blame import without_edge
 from kdkit.recipe.errors import Problem, RecipeError
-from kdkit.recipe.named import EdgeSpec, find_loss
+from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.schema import ModelSpec, Recipe
 from kdkit.recipe.words import Moving
 from kdkit.registry import FILLED_WORDS, KdkitError, constructor, nearest
@@ -189,7 +189,7 @@ def _refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
     def at(end: int, value: Any) -> Any:
         return float(f"{Schedule.parse(value).extremes(epochs)[end]:.6g}") if isinstance(value, Moving) else value
 
-    cls = find_loss(spec.loss)[0]
+    cls = spec.cls
     options = {word: FILLED[word] for word in constructor(cls) if word in FILLED_WORDS} | spec.arguments
     if spec.head is not None and "head" in constructor(cls):
         options["head"] = spec.head

@@ -17,6 +17,16 @@ class Mark:
     file: str
     line: int | None = None
 
+    @classmethod
+    def of_override(cls, text: str) -> Mark:
+        """The mark of every part of an override's value."""
+        return cls(f"override {text!r}")
+
+    @property
+    def is_override(self) -> bool:
+        """Whether the word comes from an override."""
+        return self.line is None and self.file.startswith("override ")
+
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}"
 

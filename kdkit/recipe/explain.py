@@ -37,6 +37,8 @@ RIGHT = {
     "too_long": "at most {max_length} long",
     "literal_error": "{expected}",
 }
+# Where a recipe ends and Python begins.
+BEYOND = "; loggers, callbacks and Lightning's other words: in Python, a Trainer of your own around kdkit.Distiller"
 EXAMPLES = {
     "models": ", such as {student: {arch: resnet20}}",
     "losses": ", such as [ce]",
@@ -96,8 +98,22 @@ def unknown_key(key: str, parent: Loc, origin: Origin) -> str:
     """The sentence about a key that is no word here."""
     if key == "lr" and parent and parent[-1] == "optimizer":
         return "unknown key 'lr'; the learning rate stands beside the optimizer, as `lr`"
+    if parent and parent[-1] in ("optimizer", "data") and (whole := _renamed((*parent, key), origin)):
+        return whole
     known = list(_known(parent, origin))
-    return f"unknown key {key!r}{nearest(key, known) or '; known: ' + ', '.join(known)}"
+    beyond = BEYOND if parent == ("trainer",) else ""
+    return f"unknown key {key!r}{nearest(key, known) or '; known: ' + ', '.join(known) + beyond}"
+
+
+def _renamed(loc: Loc, origin: Origin) -> str:
+    """The sentence about a word that an override's new `name` knows nothing of."""
+    *parent, key = loc
+    here = origin.tree.deepest(parent)
+    name = here.child("name")
+    if name is None or not name.mark.is_override or here.at([key]).is_override:
+        return ""
+    whole = f"{'.'.join(map(str, parent))}={{name: {name.value}}}"
+    return f'{name.value} has no {key!r} ({name.mark}); give the whole in one override: "{whole}"'
 
 
 def _known(parent: Loc, origin: Origin) -> Iterable[str]:
@@ -114,7 +130,7 @@ def _known(parent: Loc, origin: Origin) -> Iterable[str]:
             case ("models", _, "tune"):
                 model = TuneSpec
             case ("losses", _):
-                model = edge_model(here.value["loss"].value)
+                model = edge_model(here.value["loss"].value, origin.folder)
             case ("data",):
                 model = data_model(here.value["name"].value)
             case (*_, "optimizer"):

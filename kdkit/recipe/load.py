@@ -57,7 +57,7 @@ def _read(
     if not allow_custom and (found := _custom(origin)):
         raise RecipeError(found)
     try:
-        recipe = Recipe.model_validate(root.plain)
+        recipe = Recipe.model_validate(root.plain, context={"folder": folder})
     except ValidationError as error:
         raise RecipeError(problems(error, origin)) from None
     recipe._origin = origin

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from kdkit.recipe.words import Ends, Flag, Moving, NumberOrSchedule, Options, Time, Word, Words, options_model
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from kdkit.graph import Edge as GraphEdge
 
 
-def _by(word: str, base: type[Words], model_of: Callable[[str], type[Words]]) -> BeforeValidator:
+def _by(word: str, base: type[Words], model_of: Callable[[str, Path], type[Words]]) -> BeforeValidator:
     """Validate a mapping by the model of what its `word` names; without one by `base`, which says what is missing."""
 
-    def validate(value: Any) -> Any:
+    def validate(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Words):
             return value
         if not isinstance(value, dict):
@@ -30,7 +30,7 @@ def _by(word: str, base: type[Words], model_of: Callable[[str], type[Words]]) ->
         if not isinstance(name := value.get(word), str):
             return base.model_validate({word: name} if word in value else {})
         try:
-            model = model_of(name)
+            model = model_of(name, (info.context or {}).get("folder", Path()))
         except KdkitError as error:
             wrong = PydanticCustomError("name", "{why}", {"why": str(error)})
             raise ValidationError.from_exception_data(word, [{"type": wrong, "loc": (word,), "input": name}]) from None
@@ -78,6 +78,7 @@ class EdgeSpec(Words):
     """One loss; beside these words it takes the arguments of its constructor, every float a number or a schedule.
 
     Attributes:
+        cls: the class behind it.
         loss: a registered name, or one's own: `my_loss.py:MyLoss`, `package.module:MyLoss`.
         name: how the log and overrides call it; left out: the loss.
         weight: left out: the weight that goes with the loss.
@@ -92,6 +93,7 @@ class EdgeSpec(Words):
         ensemble: several sources as one.
     """
 
+    cls: ClassVar[type[nn.Module]]
     loss: Word
     name: Word | None = None
     weight: NumberOrSchedule = 1.0
@@ -142,7 +144,7 @@ class EdgeSpec(Words):
 
         arguments = {w: Schedule.parse(v) if isinstance(v, Moving) else v for w, v in self.arguments.items()}
         return Edge(
-            find_loss(self.loss)[0] if ":" in self.loss else self.loss,
+            self.cls if ":" in self.loss else self.loss,
             source=self.source,
             target=self.to,
             among=self.among,
@@ -167,8 +169,12 @@ class OwnHeadSpec(EdgeSpec):
         return head
 
 
-def find_loss(word: str) -> tuple[type[nn.Module], LossInfo | None]:
+def find_loss(word: str, folder: Path | None = None) -> tuple[type[nn.Module], LossInfo | None]:
     """The class behind a loss's word, and what the registry knows of it.
+
+    Args:
+        word: a registered name, `file.py:Class` or `package.module:Class`.
+        folder: where the two latter are looked up before the working directory: the recipe's.
 
     Raises:
         KdkitError: no such loss, file or class, or a class that breaks the contract.
@@ -181,17 +187,17 @@ def find_loss(word: str) -> tuple[type[nn.Module], LossInfo | None]:
 
     from kdkit.models.custom import load_factory
 
-    cls = load_factory(word, Path())
+    cls = load_factory(word, folder)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise KdkitError(f"{word}: a loss must be a class made from nn.Module, got {cls!r}")
     check_contract(cls)
     return cls, next((info for info in LOSSES.values() if info.cls is cls), None)
 
 
-def edge_model(word: str) -> type[EdgeSpec]:
+def edge_model(word: str, folder: Path | None = None) -> type[EdgeSpec]:
     """The words of one loss: the edge's, and its constructor's without those that the graph fills in."""
     found: Any
-    found, info = find_loss(word)
+    found, info = find_loss(word, folder)
     return _edge_model(found, info.weight if info else 1.0)
 
 
@@ -199,9 +205,11 @@ def edge_model(word: str) -> type[EdgeSpec]:
 def _edge_model(cls: type, weight: float) -> type[EdgeSpec]:
     words = {"weight": (NumberOrSchedule, weight)}
     base = OwnHeadSpec if "head" in constructor(cls) else EdgeSpec
-    return options_model(base, cls.__name__, cls, skip={*FILLED_WORDS, "head"}, scheduled=True, **words)
+    made = options_model(base, cls.__name__, cls, skip={*FILLED_WORDS, "head"}, scheduled=True, **words)
+    made.cls = cls
+    return made
 
 
-Optimizer = Annotated[SerializeAsAny[OptimizerSpec], _by("name", OptimizerSpec, optimizer_model)]
-Data = Annotated[SerializeAsAny[DataSpec], _by("name", DataSpec, data_model)]
+Optimizer = Annotated[SerializeAsAny[OptimizerSpec], _by("name", OptimizerSpec, lambda name, _: optimizer_model(name))]
+Data = Annotated[SerializeAsAny[DataSpec], _by("name", DataSpec, lambda name, _: data_model(name))]
 Edge = Annotated[SerializeAsAny[EdgeSpec], _by("loss", EdgeSpec, edge_model)]

@@ -135,9 +135,13 @@ class Origin:
     tree: Item = field(default_factory=lambda: Item({}, Mark("recipe")))
 
     def problem(self, loc: tuple[int | str, ...], message: str) -> Problem:
-        """A problem at the words that `loc` leads to."""
-        mark = self.tree.at(loc) if loc else Mark(self.tree.mark.file)
-        return Problem.at(mark, self.where(loc), message)
+        """A problem at the words that `loc` leads to, with the overrides that changed a part of them."""
+        if not loc:
+            return Problem.at(Mark(self.tree.mark.file), "", message)
+        item = self.tree.deepest(loc)
+        changed = sorted(item.overrides() - {item.mark.file})
+        where = f"{self.where(loc)} (with {', '.join(changed)})" if changed else self.where(loc)
+        return Problem.at(item.mark, where, message)
 
     def where(self, loc: tuple[int | str, ...]) -> str:
         """`("losses", 1, "weight")` as `losses.kd.weight`."""

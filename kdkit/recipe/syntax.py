@@ -50,12 +50,23 @@ class Item:
         listed = isinstance(self.value, list) and isinstance(step, int) and step < len(self.value)
         return self.value[step] if listed else None
 
-    def at(self, loc: Sequence[int | str]) -> Mark:
-        """The mark of the deepest item that `loc` leads to; what leads nowhere is skipped."""
+    def deepest(self, loc: Sequence[int | str]) -> Item:
+        """The deepest item that `loc` leads to; what leads nowhere is skipped."""
         item = self
         for step in loc:
             item = item.child(step) or item
-        return item.mark
+        return item
+
+    def at(self, loc: Sequence[int | str]) -> Mark:
+        """The mark of that item."""
+        return self.deepest(loc).mark
+
+    def overrides(self) -> set[str]:
+        """The overrides that it and its parts come from."""
+        value = self.value
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        own = {self.mark.file} if self.mark.is_override else set()
+        return own.union(*(part.overrides() for part in parts))
 
 
 def scalar(text: str) -> Any:

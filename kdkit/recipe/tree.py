@@ -63,7 +63,7 @@ def override(root: Item, texts: Sequence[str]) -> Item:
 
 def split(text: str) -> tuple[list[str], Item]:
     """`losses.kd.weight=0.5` as its path and its value."""
-    mark = Mark(f"override {text!r}")
+    mark = Mark.of_override(text)
     key, equals, value = text.partition("=")
     path = [step.strip() for step in key.split(".")]
     if not equals or not all(path):
@@ -104,7 +104,7 @@ def _put(node: Item, path: list[str], value: Item, trail: list[str]) -> Item:
     child = node.value.get(step, Item(None, mark))
     others = node.value
     if _schedule_word(others) and _schedule_word({step: value}) and step not in others:
-        others = {}  # another word makes another schedule
+        node, others = Item({}, mark), {}  # another word makes another schedule
     return Item({**others, step: _put(child, rest, value, [*trail, step])}, node.mark)
 
 
@@ -116,8 +116,8 @@ def _find(edges: list[Item], name: str, mark: Mark) -> int:
     if found:
         raise RecipeError([Problem.at(mark, where, f"{len(found)} losses are called {name!r}; give each a `name`")])
     names = [edge_name(edge) for edge in edges]
-    hint = nearest(name, names) or f"; it has: {', '.join(names)}"
-    raise RecipeError([Problem.at(mark, where, f"the recipe has no loss {name!r}{hint}")])
+    known = f" (it has: {', '.join(names)}; another one is added in the file, under `losses`)"
+    raise RecipeError([Problem.at(mark, where, f"the recipe has no loss {name!r}{nearest(name, names)}{known}")])
 
 
 def _edges(losses: Item) -> Item:

@@ -123,7 +123,7 @@ def test_what_a_model_or_the_data_refuse_is_told_with_its_line(tmp_path: Path):
     first, second = map(str, caught.value.problems)
     assert first.startswith("r:3: models.teacher.arch: unknown timm model 'resnet18x'; did you mean 'resnet18")
     assert second.startswith("r:4: models.student.arch: unknown torchvision model 'resnet81'; did you mean 'resnet18'")
-    with pytest.raises(RecipeError, match=r"r:4: models\.student\.arch: resnet8: .*depht.*"):
+    with pytest.raises(RecipeError, match=r"r:4: models\.student\.options\.depht: resnet8: .*depht.*"):
         build(loads(TEXT.replace("resnet8,", "resnet8, options: {depht: 3},"), name="r"), weights=None)
     with pytest.raises(RecipeError, match=r"override 'data.batch_size=0': data\.batch_size: .*must be .*got 0"):
         build(loads(TEXT, overrides=["data.batch_size=0"]), weights=None)
@@ -162,6 +162,52 @@ def test_own_code_is_built_from_its_file(tmp_path: Path):
     assert built.edges[1].cls.__name__ == "Gap"
     assert built.edges[1].name == "Gap"
     assert built.edges[1].options["power"] == Schedule.parse({"linear": [8, 4]})
+
+
+def test_own_code_in_a_package_is_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch):
+    package = tmp_path / "recipes" / "own_things"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "nets.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, num_classes))\n"
+    )
+    (package / "losses.py").write_text(
+        "from torch import nn\n"
+        "class Gap(nn.Module):\n"
+        "    def __init__(self, power: float = 2.0):\n"
+        "        super().__init__()\n"
+        "        self.power = power\n"
+        "    def forward(self, student, teacher): return (student - teacher).abs().pow(self.power).mean()\n"
+    )
+    text = TEXT.replace("arch: resnet8", "arch: own_things.nets:net").replace("- kd: {", "- own_things.losses:Gap: {")
+    recipe = tmp_path / "recipes" / "r.yaml"
+    recipe.write_text(text.replace("temperature", "power"))
+    monkeypatch.chdir(tmp_path)
+    built = build(load(recipe), weights=None)
+    assert built.edges[1].cls.__module__ == "own_things.losses"
+    assert built.edges[1].options["power"] == Schedule.parse({"linear": [8, 4]})
+    recipe.write_text(text.replace("temperature", "pwer"))
+    with pytest.raises(RecipeError, match=r"r\.yaml:8: losses\.Gap\.pwer: unknown key 'pwer'; did you mean 'power'"):
+        load(recipe)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "right"),
+    [
+        (["models.student.options.widths=3"], r"^override '.*widths=3': models.student.options.*: r"),
+        (["models.student.options={depht: 3}"], r"^override '.*{depht: 3}': .*options.depht: resnet8"),
+        (
+            ["models.teacher.options.widths=[1]"],
+            r"^r:3: models.teacher.options \(with override 'models.teacher.options.widths=\[1\]'\): resnet14",
+        ),
+        (["models.teacher.options.in_chanels=3"], r"^override '.*in_chanels=3': models.teacher.options.in_chanels: r"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_suit_an_architecture_are_told_with_their_override(overrides, right):
+    text = TEXT.replace("weights: random", "weights: random, options: {in_channels: 3}")
+    with pytest.raises(RecipeError, match=right):
+        build(loads(text, name="r", overrides=overrides), weights=None)
 
 
 @pytest.mark.parametrize(

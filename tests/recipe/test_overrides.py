@@ -133,6 +133,12 @@ def test_overrides_replace_whole_mappings_lists_and_schedules():
         ("seed=", "seed: must be a whole number, got nothing"),
         ("seed=-1", "seed: must be at least 0, got -1"),
         ("losses.crd.weight=1", r"losses.crd: the recipe has no loss 'crd'; did you mean .*'kd'|it has: ce, kd, warm"),
+        (
+            "losses.nope.weight=1",
+            r"no loss 'nope' \(it has: ce, kd, warm; another one is added in the file, under `losses`\)",
+        ),
+        ("trainer.logger=csv", "trainer.logger: unknown key 'logger'; known: max_epochs.*a Trainer of your own around"),
+        ("lr.cosine=0.1", "override 'lr.cosine=0.1': lr: cosine: must be a mapping"),
         ("losses.warm.name=kd", "losses.kd.name: two losses are called 'kd'; give one of them a `name`"),
         ("losses.kd=3", r"losses.kd: must be options such as \{weight: 0.9\}, got 3"),
         ("losses.kd.weight.a=3", "losses.kd.weight: is 0.9 and has no 'a'; give it as a whole"),
@@ -156,6 +162,30 @@ def test_overrides_that_are_wrong(override, right):
     with pytest.raises(RecipeError, match=right) as caught:
         changed(override)
     assert all(problem.line is None and override in problem.file for problem in caught.value.problems)
+
+
+def test_a_new_name_that_knows_less_is_told_with_the_override_that_gives_the_whole():
+    right = r"momentum: adamw has no 'momentum' \(override 'optimizer.name=adamw'\).*\"optimizer=\{name: adamw\}\""
+    with pytest.raises(RecipeError, match=right):
+        changed("optimizer.name=adamw")
+    assert changed("optimizer={name: adamw}").optimizer.arguments == {}
+    own = "models.student.optimizer"
+    with pytest.raises(RecipeError, match=rf"\"{own}=\{{name: adamw\}}\""):
+        loads(
+            TEXT.replace("resnet20", "resnet20, optimizer: {name: sgd, momentum: 0.9}"), overrides=[f"{own}.name=adamw"]
+        )
+    with pytest.raises(RecipeError, match=r"optimizer\.momentum: unknown key 'momentum'; known: name, betas"):
+        changed("optimizer={name: adamw, momentum: 0.9}")
+
+
+def test_what_is_wrong_with_a_whole_names_the_overrides_that_changed_a_part():
+    text = TEXT.replace("temperature: 8", "weight: {linear: {start: 1, end: 0}}")
+    with pytest.raises(
+        RecipeError, match=r"^recipe:8: losses.warm.weight \(with override '.*over=300'\): over: epoch 300"
+    ):
+        loads(text, overrides=["losses.warm.weight.linear.over=300"])
+    with pytest.raises(RecipeError, match=r"^recipe:2: models \(with override 'models.student.frozen=true'"):
+        changed("models.student.frozen=true", "models.student.weights=random")
 
 
 def test_a_loss_named_twice_cannot_be_overridden_until_it_has_a_name():
