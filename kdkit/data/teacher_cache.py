@@ -1,0 +1,164 @@
+"""What a frozen model says of every view of every image: computed once, kept in a file, read ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdkit.data.row_file import CHECK, RowFile
+from kdkit.registry import KdkitError
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the values at several taps lie in one row.
+
+    Attributes:
+        shapes: of each tap, without the batch.
+        dtype: `float16`, exact for a teacher that runs in bf16, or `float32`.
+        top_k: keep only so many of the logits, as log-probabilities; the rest of the mass is spread evenly over the
+            other classes (Shen, Xing, ECCV 2022, arXiv 2112.01528). `None`: all of them, as they are.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str = "float16"
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise KdkitError(f"cache: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        classes = prod(self.shapes.get("logits", (0,)))
+        if self.top_k is not None and not 1 <= self.top_k < min(classes, 2**15):
+            raise KdkitError(f"cache: top_k must lie in [1, {classes}), the number of classes, got {self.top_k}")
+
+    def words(self, tap: str) -> int:
+        """16-bit words that a tap takes in a row."""
+        each = DTYPES[self.dtype].itemsize // 2
+        if tap == "logits" and self.top_k is not None:
+            return self.top_k * (each + 1)
+        return prod(self.shapes[tap]) * each
+
+    @property
+    def width(self) -> int:
+        """Words in a row."""
+        return sum(self.words(tap) for tap in self.shapes)
+
+    def encode(self, values: Values) -> Tensor:
+        """Values (m, …) of each tap → rows (m, width) of int16."""
+        return torch.cat([self._pack(tap, values[tap].detach()) for tap in self.shapes], 1)
+
+    def decode(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows (m, width) → values (m, …) of each tap, in fp32."""
+        parts = rows.split([self.words(tap) for tap in self.shapes], 1)
+        return {tap: self._unpack(tap, part.contiguous()) for tap, part in zip(self.shapes, parts, strict=True)}
+
+    def _pack(self, tap: str, value: Tensor) -> Tensor:
+        kept = DTYPES[self.dtype]
+        if tap != "logits" or self.top_k is None:
+            return value.reshape(len(value), -1).to(kept).view(torch.int16)
+        best = value.float().log_softmax(1).topk(self.top_k, 1)
+        return torch.cat([best.values.to(kept).view(torch.int16), best.indices.to(torch.int16)], 1)
+
+    def _unpack(self, tap: str, words: Tensor) -> Tensor:
+        kept = DTYPES[self.dtype]
+        if tap != "logits" or self.top_k is None:
+            return words.view(kept).float().view(-1, *self.shapes[tap])
+        best, classes = words[:, : -self.top_k].contiguous().view(kept).float(), self.shapes[tap][0]
+        rest = (1 - best.exp().sum(1, keepdim=True)).clamp_min(1e-7) / (classes - self.top_k)
+        return rest.log().repeat(1, classes).scatter(1, words[:, -self.top_k :].long(), best)
+
+
+class TeacherCache:
+    """A teacher's values, row by row: those that are there are read, all others computed and written.
+
+    Args:
+        folder: where caches lie; each has its own folder in it, named by what its numbers depend on.
+        name: what the teacher is called.
+        depends: all that the numbers follow from: weights, images, views, precision, … Anything else is another cache.
+        layout: of a row.
+        rows: number of rows.
+
+    Raises:
+        KdkitError: the disk has no room for it.
+    """
+
+    def __init__(self, folder: Path, name: str, depends: Mapping[str, Any], layout: Layout, rows: int) -> None:
+        taps = {tap: list(shape) for tap, shape in layout.shapes.items()}
+        told = {**depends, "taps": taps, "dtype": layout.dtype, "top_k": layout.top_k}
+        text = json.dumps(told, sort_keys=True, indent=1)
+        self.layout = layout
+        self.folder = folder / f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+        size = 2 * rows * (layout.width + CHECK)
+        _check_room(folder, layout, rows, size)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "cache.json").write_text(text + "\n", encoding="utf-8")
+            self.file = RowFile(self.folder / "rows.bin", rows, layout.width)
+        except OSError as problem:
+            raise KdkitError(
+                f"cache: {self.folder} cannot be written ({problem.strerror}); set KDKIT_HOME"
+            ) from problem
+        self._device_rows: Tensor | None = None
+
+    def __call__(self, rows: Tensor, live: Callable[[], Values]) -> dict[str, Tensor]:
+        """Values of the given rows (m,); `live` computes them where one is missing.
+
+        What was just computed is handed out as it will be read later, so that it does not matter who filled the cache.
+        """
+        if self._device_rows is not None:
+            return self.layout.decode(self._device_rows.index_select(0, rows))
+        words, there = self.file.read(rows.cpu())
+        if not bool(there.all()):
+            words = self.write(rows, live())
+        return {tap: value.to(rows.device) for tap, value in self.layout.decode(words).items()}
+
+    def write(self, rows: Tensor, values: Values) -> Tensor:
+        """Keep values of the given rows; returns them as words.
+
+        Raises:
+            KdkitError: a value is beyond the range of the kept type.
+        """
+        for tap, value in values.items():
+            if bool((value.detach().abs() > torch.finfo(DTYPES[self.layout.dtype]).max).any()):
+                raise KdkitError(f"cache: {tap} has values beyond the range of float16; say cache: {{dtype: float32}}")
+        words = self.layout.encode(values).cpu()
+        try:
+            self.file.write(rows.cpu(), words)
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
+        return words
+
+    def _unwritable(self, problem: OSError) -> KdkitError:
+        return KdkitError(f"cache: {self.folder} cannot be written ({problem.strerror}); set KDKIT_HOME elsewhere")
+
+    def missing(self, start: int, stop: int) -> Tensor:
+        """Which of the rows from `start` to `stop` are not there, or are spoilt."""
+        ids = torch.arange(start, min(stop, self.file.rows))
+        return ids[~self.file.there(ids)]
+
+    def live_on(self, device: torch.device) -> None:
+        """Hold all rows on an accelerator, from where they are read without a wait; all must be there."""
+        self._device_rows = self.file.words[:, : self.layout.width].to(device)
+
+
+def _check_room(folder: Path, layout: Layout, rows: int, size: int) -> None:
+    """Refuse what the disk cannot hold, telling what takes the room."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if size > (free := shutil.disk_usage(there).free):
+        parts = ", ".join(f"{tap} {2 * rows * layout.words(tap) / 1e9:.1f} GB" for tap in layout.shapes)
+        raise KdkitError(
+            f"cache: {size / 1e9:.1f} GB ({parts}) do not fit into the {free / 1e9:.1f} GB left at {there}; "
+            "let this model run live (leave `cache` out), or tap it at its logits and embedding"
+        )

@@ -1,0 +1,135 @@
+"""Rows on disk: what was written is read, what is missing or spoilt is computed again, and nothing is made up."""
+
+import json
+
+import pytest
+import torch
+
+from kdkit.data.row_file import RowFile
+from kdkit.data.teacher_cache import Layout, TeacherCache
+from kdkit.registry import KdkitError
+
+SHAPES = {"logits": (10,), "embedding": (4, 2)}
+
+
+def values(rows):
+    generator = torch.Generator().manual_seed(int(rows.sum()))
+    return {tap: torch.randn(len(rows), *shape, generator=generator) for tap, shape in SHAPES.items()}
+
+
+def cache(folder, depends=None, rows=50, **layout):
+    return TeacherCache(folder, "teacher", depends or {"weights": "a"}, Layout(SHAPES, **layout), rows)
+
+
+def never():
+    raise AssertionError("these rows are there")
+
+
+def test_rows_come_back_from_another_process(tmp_path):
+    path, ids = tmp_path / "rows", torch.tensor([3, 0, 7])
+    words = torch.randint(-(2**15), 2**15, (3, 5)).to(torch.int16)
+    RowFile(path, 9, 5).write(ids, words)
+    found, there = RowFile(path, 9, 5).read(torch.tensor([7, 1, 3]))
+    assert there.tolist() == [True, False, True]
+    assert torch.equal(found[[0, 2]], words[[2, 0]])
+
+
+@pytest.mark.parametrize("word", range(7))
+def test_a_flipped_bit_is_seen_in_every_word(tmp_path, word):
+    file = RowFile(tmp_path / "rows", 4, 5)
+    file.write(torch.arange(4), torch.randint(-(2**15), 2**15, (4, 5)).to(torch.int16))
+    for bit in (1, 64, 2**14):
+        file.words[2, word] ^= bit
+        assert file.there(torch.arange(4)).tolist() == [True, True, False, True]
+        file.words[2, word] ^= bit
+
+
+def test_neither_zeros_nor_another_row_pass_for_a_row(tmp_path):
+    file = RowFile(tmp_path / "rows", 3, 5)
+    file.write(torch.tensor([0]), torch.zeros(1, 5, dtype=torch.int16))
+    file.words[1] = file.words[0]
+    assert file.there(torch.arange(3)).tolist() == [True, False, False]
+
+
+def test_a_file_grows_and_keeps_its_rows(tmp_path):
+    RowFile(tmp_path / "rows", 3, 5).write(torch.tensor([2]), torch.ones(1, 5, dtype=torch.int16))
+    assert RowFile(tmp_path / "rows", 8, 5).there(torch.arange(8)).tolist() == [False, False, True] + [False] * 5
+
+
+def test_computed_once_and_equal_to_its_first_answer(tmp_path):
+    rows = torch.tensor([5, 2, 40])
+    first = cache(tmp_path)(rows, lambda: values(rows))
+    again = cache(tmp_path)(rows, never)
+    for tap, value in values(rows).items():
+        assert torch.equal(again[tap], first[tap])
+        torch.testing.assert_close(again[tap], value, rtol=2**-11, atol=1e-7)
+
+
+def test_bfloat16_is_kept_exactly_in_half_the_words_of_float32(tmp_path):
+    rows = torch.arange(6)
+    live = {tap: value.bfloat16() for tap, value in values(rows).items()}
+    found = cache(tmp_path)(rows, lambda: live)
+    assert all(torch.equal(found[tap], live[tap].float()) for tap in SHAPES)
+    assert torch.equal(cache(tmp_path, dtype="float32")(rows, lambda: values(rows))["logits"], values(rows)["logits"])
+    assert Layout(SHAPES, "float32").width == 2 * Layout(SHAPES).width == 36
+
+
+def test_one_spoilt_row_is_made_again(tmp_path):
+    rows, kept = torch.arange(3), cache(tmp_path)
+    kept(rows, lambda: values(rows))
+    kept.file.words[1, 0] ^= 1
+    assert kept.missing(0, 4).tolist() == [1, 3]
+    found = kept(rows, lambda: values(rows))
+    torch.testing.assert_close(found["logits"], values(rows)["logits"], rtol=2**-11, atol=1e-7)
+    assert kept.missing(0, 3).tolist() == []
+
+
+def test_other_weights_are_another_cache(tmp_path):
+    a, b = cache(tmp_path), cache(tmp_path, {"weights": "b"})
+    assert a.folder != b.folder
+    assert json.loads((b.folder / "cache.json").read_text())["weights"] == "b"
+
+
+def test_top_k_keeps_the_best_and_spreads_the_rest(tmp_path):
+    rows = torch.arange(4)
+    live = values(rows)
+    found = cache(tmp_path, top_k=3, dtype="float32")(rows, lambda: live)["logits"].softmax(1)
+    p = live["logits"].softmax(1)
+    best = p.topk(3, 1)
+    torch.testing.assert_close(found.gather(1, best.indices), best.values, rtol=1e-5, atol=1e-6)
+    rest = found.scatter(1, best.indices, torch.nan)
+    expected = ((1 - best.values.sum(1)) / 7)[:, None].expand(4, 10)
+    torch.testing.assert_close(rest[~rest.isnan()].view(4, 7), expected[:, :7], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [0, 10])
+def test_top_k_within_the_classes(top_k):
+    with pytest.raises(KdkitError, match=r"top_k must lie in \[1, 10\)"):
+        Layout(SHAPES, top_k=top_k)
+
+
+def test_what_the_disk_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(KdkitError, match=r"GB \(logits .* GB, embedding .* GB\) do not fit"):
+        cache(tmp_path, rows=10**14)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path):
+    rows = torch.arange(2)
+    with pytest.raises(KdkitError, match="beyond the range of float16"):
+        cache(tmp_path)(rows, lambda: {tap: 1e6 * value for tap, value in values(rows).items()})
+
+
+def test_held_whole_it_gives_the_same(tmp_path):
+    rows, kept = torch.arange(50), cache(tmp_path)
+    expected = kept(rows, lambda: values(rows))
+    kept.live_on(torch.device("cpu"))
+    found = kept(torch.tensor([7, 3]), never)
+    assert all(torch.equal(found[tap], expected[tap][[7, 3]]) for tap in SHAPES)
+
+
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path, monkeypatch):
+    rows, kept = torch.arange(2), cache(tmp_path)
+    monkeypatch.setattr(kept.file, "path", type(tmp_path)("/dev/full"))
+    with pytest.raises(KdkitError, match="No space left on device"):
+        kept(rows, lambda: values(rows))
