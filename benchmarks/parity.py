@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -84,12 +85,12 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for method in args.methods:
         torch.manual_seed(args.seed)
-        runs = contestants(method, repdistiller, labels)
+        runs = contestants(method, repdistiller, labels, args.lr)
         found = compare(runs, teacher, batches(data.data, labels, args.steps, args.seed))
         with args.out.open("a") as file:
             for steps in sorted({min(s, args.steps) for s in (1, 10, 50, 100, args.steps)}):
                 worst = {name: float(f"{max(values[:steps]):.3g}") for name, values in found.items()}
-                row = {"method": method, "dtype": args.dtype, "steps": steps} | worst
+                row = {"method": method, "dtype": args.dtype, "lr": args.lr, "steps": steps} | worst
                 file.write(json.dumps(row | {"seed": args.seed} | provenance(args.repdistiller)) + "\n")
 
 
@@ -145,10 +146,11 @@ class Run:
         cross_entropy: nn.Module,
         term: Term,
         weights: tuple[float, float],
+        lr: float,
     ) -> None:
         self.student, self.cross_entropy, self.term, self.weights = student, cross_entropy, term, weights
         self.parameters = [p for module in (student, *heads) for p in module.parameters()]
-        self.optimizer = torch.optim.SGD(self.parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(self.parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
 
     def step(self, x: Tensor, taught: Outputs, y: Tensor, index: Tensor) -> float:
         learnt = self.student(x, is_feat=True)
@@ -170,7 +172,7 @@ class Run:
 Runs = tuple[Run, Run, Run, Run]
 
 
-def contestants(method: str, repdistiller: SimpleNamespace, labels: Tensor) -> Runs:
+def contestants(method: str, repdistiller: SimpleNamespace, labels: Tensor, lr: float) -> Runs:
     """kdkit; RepDistiller led by it and by itself; and, to see what rounding does, kdkit from one bit away."""
     student = repdistiller.nets["resnet20"](num_classes=100)
     head: list[nn.Module] = []
@@ -185,7 +187,7 @@ def contestants(method: str, repdistiller: SimpleNamespace, labels: Tensor) -> R
         term = our_term(method, heads) if ours else their_term(method, repdistiller, heads, labels)
         weights = CROSS_ENTROPY.get(method, 1.0), (OUR_WEIGHTS if ours else THEIR_WEIGHTS)[method]
         cross_entropy = CrossEntropyLoss() if ours else nn.CrossEntropyLoss()
-        return Run(copy.deepcopy(student), heads, cross_entropy, term, weights)
+        return Run(copy.deepcopy(student), heads, cross_entropy, term, weights, lr)
 
     runs = run(True), run(False), run(False), run(True)
     with torch.no_grad():
