@@ -6,17 +6,16 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdkit import draws
+from kdkit.fault import what, where
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 
 
@@ -69,10 +68,23 @@ def call(factory: Callable[..., Any], arch: str, keywords: dict[str, Any]) -> nn
     except KdkitError:
         raise
     except Exception as error:
-        raise KdkitError(f"{arch}: could not be built\n  {_place(error)}") from error
+        raise KdkitError(f"{arch}: could not be built{given(keywords)}{told(error)}") from error
     if not isinstance(net, nn.Module):
         raise KdkitError(f"{arch}: must give an nn.Module, got {type(net).__name__}")
     return net
+
+
+def given(keywords: Mapping[str, Any]) -> str:
+    """` with depth=3`: what a recipe's options gave to a factory that failed."""
+    shown = {w: type(v).__name__ if isinstance(v, nn.Module) else repr(v) for w, v in keywords.items()}
+    said = [f"{word}={value}" for word, value in shown.items() if word != "num_classes"]
+    return f" with {', '.join(said)}" if said else ""
+
+
+def told(error: Exception) -> str:
+    """`: ValueError: …`, after the user's own line where there is one."""
+    line = where(error)
+    return f"\n  {line}\n  {what(error)}" if line else f": {what(error)}"
 
 
 def _from_package(place: str, folder: Path) -> ModuleType:
@@ -82,9 +94,9 @@ def _from_package(place: str, folder: Path) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name and (place == error.name or place.startswith(f"{error.name}.")):
                 raise KdkitError(f"{place}: no such module, looked in {folder} and in the installed packages") from None
-            raise KdkitError(f"{place}: could not be imported\n  {_place(error)}") from error
+            raise KdkitError(f"{place}: could not be imported{told(error)}") from error
         except Exception as error:
-            raise KdkitError(f"{place}: could not be imported\n  {_place(error)}") from error
+            raise KdkitError(f"{place}: could not be imported{told(error)}") from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -103,7 +115,7 @@ def _from_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise KdkitError(f"{path}: could not be imported\n  {_place(error)}") from error
+            raise KdkitError(f"{path}: could not be imported{told(error)}") from error
     return module
 
 
@@ -116,14 +128,3 @@ def _search(*folders: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def _place(error: Exception) -> str:
-    """The deepest line that is neither torch's nor the import machinery's, and the error."""
-    ours = ("<frozen", str(Path(__file__).parent), str(Path(torch.__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    if isinstance(error, SyntaxError):
-        where = f"{error.filename}:{error.lineno}: {(error.text or '').strip()}\n  "
-    else:
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}\n  " if frames else ""
-    return f"{where}{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from kdkit.models.custom import given
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 
 
@@ -29,9 +30,13 @@ def build_timm(name: str, num_classes: int | None, pretrained: bool, options: di
         raise UnknownNameError(f"unknown timm model {name!r}{nearest(stem, timm.list_models())}")
     if tag and name not in (tagged := timm.list_pretrained(f"{stem}.*")):
         raise UnknownNameError(f"unknown weights {name!r} of timm; known: {', '.join(tagged) or 'none'}")
-    if num_classes is not None:
-        options = {**options, "num_classes": num_classes}
-    return _run(f"timm/{name}", pretrained, lambda: timm.create_model(name, pretrained=pretrained, **options))
+    width = {} if num_classes is None else {"num_classes": num_classes}
+
+    def make() -> nn.Module:
+        net: nn.Module = timm.create_model(name, pretrained=pretrained, **width, **options)
+        return net
+
+    return _run(f"timm/{name}", pretrained, options, make)
 
 
 def build_torchvision(name: str, num_classes: int | None, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -55,7 +60,7 @@ def build_torchvision(name: str, num_classes: int | None, pretrained: bool, opti
         net: nn.Module = models.get_model(stem, weights=weights if pretrained else None, **width, **options)
         return net
 
-    net = _run(f"torchvision/{name}", pretrained, make)
+    net = _run(f"torchvision/{name}", pretrained, options, make)
     if pretrained and num_classes is not None:
         _replace_classifiers(net, len(weights.meta["categories"]), num_classes)
     views = weights.transforms()
@@ -80,18 +85,16 @@ def _replace_classifiers(net: nn.Module, old: int, new: int) -> None:
             net.set_submodule(path, nn.Conv2d(module.in_channels, new, kernel_size=1))
 
 
-def _run(arch: str, pretrained: bool, make: Callable[[], nn.Module]) -> nn.Module:
+def _run(arch: str, pretrained: bool, options: dict[str, Any], make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
-    except OSError as error:
-        if not pretrained:
-            raise
-        raise KdkitError(
-            f"{arch}: the pretrained weights could not be fetched ({_brief(error)})"
-            "\n  without a network give a file that holds them: `weights: model.safetensors`"
-        ) from error
     except Exception as error:  # whatever a factory makes of options that do not suit it
-        raise KdkitError(f"{arch}: could not be built: {_brief(error)}") from error
+        if pretrained and isinstance(error, OSError):
+            raise KdkitError(
+                f"{arch}: the pretrained weights could not be fetched ({_brief(error)})"
+                "\n  without a network give a file that holds them: `weights: model.safetensors`"
+            ) from error
+        raise KdkitError(f"{arch}: could not be built{given(options)}: {_brief(error)}") from error
 
 
 def _brief(error: Exception) -> str:

@@ -35,8 +35,12 @@ def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:
         return (word[0],)
     if loc[:1] == ("models",) and loc[2:] == ():
         options = recipe.models[loc[1]].options
-        quoted = [word for word, value in options.items() if f"'{word}'" in text or f"'{value}'" in text]
-        return ("options", *quoted[:1]) if quoted or (options and not text.startswith("unknown ")) else ("arch",)
+        quoted = [word for word, value in options.items() if f"'{word}'" in text or f"{word}={value!r}" in text]
+        return (
+            ("options", *(quoted if len(quoted) == 1 else []))
+            if quoted or (options and not text.startswith("unknown "))
+            else ("arch",)
+        )
     return ()
 
 

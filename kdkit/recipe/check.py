@@ -11,6 +11,7 @@ from typing import Any
 from kdkit.recipe.blame import without_edge
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.named import EdgeSpec
+from kdkit.recipe.options import check_options
 from kdkit.recipe.schema import ModelSpec, Recipe
 from kdkit.recipe.words import Moving
 from kdkit.registry import FILLED_WORDS, KdkitError, constructor, nearest
@@ -64,6 +65,7 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
         yield problem(f"tune fits a frozen model, and {name} is trained anyway; leave it out", "tune")
     if spec.arch is not None:
         yield from _arch(recipe, name, spec)
+        yield from check_options(recipe.origin, name, spec)
     if spec.tune is not None:
         yield from _schedule(recipe, ("models", name, "tune", "lr"), spec.tune.lr, 0, epochs=spec.tune.epochs)
     if spec.source == "file" and not Path(str(spec.weights)).is_file():

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from kdkit.recipe.errors import Problem
 from kdkit.recipe.named import data_model, edge_model, optimizer_model
+from kdkit.recipe.options import arch_words
 from kdkit.recipe.schema import ModelSpec, Origin, Recipe, TrainerSpec, TuneSpec
 from kdkit.recipe.words import Words
 from kdkit.registry import KdkitError, nearest
@@ -48,11 +49,17 @@ EXAMPLES = {
 }
 
 
-def problems(error: ValidationError, origin: Origin) -> list[Problem]:
-    """Every error as a problem; what the members of a union say of one value is said in one sentence."""
+def problems(error: ValidationError, origin: Origin, under: Loc = ()) -> list[Problem]:
+    """Every error as a problem; what the members of a union say of one value is said in one sentence.
+
+    Args:
+        error: of the recipe, or of a part of it.
+        origin: of the recipe.
+        under: the words that lead to that part.
+    """
     found: dict[Loc, list[dict[str, Any]]] = {}
     for one in error.errors(include_url=False):
-        found.setdefault(_in_tree(one["loc"], one["type"], origin), []).append(dict(one))
+        found.setdefault(_in_tree((*under, *one["loc"]), one["type"], origin, len(under)), []).append(dict(one))
     deepest = {loc: v for loc, v in found.items() if not any(len(o) > len(loc) and o[: len(loc)] == loc for o in found)}
     kept = {loc: v for loc, v in found.items() if loc in deepest or any(e["type"] not in RIGHT for e in v)}
     unknown = {loc for loc, errors in kept.items() if errors[0]["type"] == "extra_forbidden"}
@@ -68,12 +75,12 @@ def _misspelt(loc: Loc, unknown: Iterable[Loc]) -> bool:
     return any(near[:-1] == loc[:-1] and nearest(str(near[-1]), [str(loc[-1])]) for near in unknown)
 
 
-def _in_tree(loc: Loc, kind: str, origin: Origin) -> Loc:
-    """Without the steps that pydantic adds for the members of unions; they lead nowhere in the recipe."""
+def _in_tree(loc: Loc, kind: str, origin: Origin, sure: int) -> Loc:
+    """Without the steps, after the `sure` ones, that pydantic adds for members of unions; they lead nowhere."""
     item, steps = origin.tree, []
     for i, step in enumerate(loc):
         child = item.child(step)
-        if child or (kind == "missing" and i == len(loc) - 1):
+        if child or i < sure or (kind == "missing" and i == len(loc) - 1):
             item = child or item
             steps.append(step)
     return tuple(steps)
@@ -127,6 +134,8 @@ def _known(parent: Loc, origin: Origin) -> Iterable[str]:
                 model = TrainerSpec
             case ("models", _):
                 model = ModelSpec
+            case ("models", _, "options"):
+                model = arch_words(origin.tree.value["models"].value[parent[1]].value["arch"].value)
             case ("models", _, "tune"):
                 model = TuneSpec
             case ("losses", _):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdkit.fault import what, where
 from kdkit.registry import KdkitError
 
 
@@ -148,11 +149,15 @@ def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
             handles.append(module.register_forward_hook(leave))
         with _untouched(model):
             output = model(*example) if isinstance(example, tuple) else model(example)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except KdkitError:
+        raise
+    except Exception as error:  # anybody's code fails in any way
         given = example if isinstance(example, tuple) else (example,)
         shapes = ", ".join(str(tuple(v.shape)) for v in given if isinstance(v, Tensor))
-        what = f"{type(model).__name__} must run on an input of shape {shapes}"
-        raise KdkitError(f"model: {what}, got {type(error).__name__}: {error}") from error
+        line = f"\n  {where(error)}".rstrip()
+        raise KdkitError(
+            f"model: {type(model).__name__} must run on an input of shape {shapes}, got {what(error)}{line}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -74,8 +74,12 @@ def test_an_unknown_name_offers_the_nearest(arch, message):
         ("resnet8", {"pretrained": True}, "resnet8: there are no published weights to fetch; give a file"),
         ("", {}, "arch must be a model's name, got ''"),
         (None, {}, "arch must be a model's name, got None"),
-        ("timm/test_resnet", {"depht": 3}, "timm/test_resnet: could not be built: TypeError: .*'depht'"),
-        ("torchvision/resnet18", {"depht": 3}, "torchvision/resnet18: could not be built: TypeError: .*'depht'"),
+        ("timm/test_resnet", {"depht": 3}, "timm/test_resnet: could not be built with depht=3: TypeError: .*'depht'"),
+        (
+            "torchvision/resnet18",
+            {"depht": 3},
+            "torchvision/.* could not be built with depht=3: TypeError: .*'depht'",
+        ),
     ],
 )
 def test_wrong_options_end_in_one_clear_error(arch, options, message):

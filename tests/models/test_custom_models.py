@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.graph import Graph
 from kdkit.models import build
 from kdkit.models.custom import load_factory
 from kdkit.registry import KdkitError, UnknownNameError
@@ -163,3 +165,46 @@ def test_code_is_not_run_where_it_is_not_allowed(folder):
 def test_a_missing_name_is_a_look_up_error(folder):
     with pytest.raises(UnknownNameError):
         load_factory("my_net.py:Nett", folder)
+
+
+FORWARDS = """
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(3, num_classes)
+
+class Attribute(Net):
+    def forward(self, x):
+        return self.classifier(x)
+
+class Key(Net):
+    def forward(self, x):
+        return {}["logits"]
+
+class Shape(Net):
+    def forward(self, x):
+        return self.fc(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "Attribute",
+            r"AttributeError: .* has no attribute 'classifier'\n.*forwards\.py:12: return self\.classifier\(x\)",
+        ),
+        ("Key", r"KeyError: 'logits'\n.*forwards\.py:16: return {}\[\"logits\"\]"),
+        ("Shape", r"RuntimeError: .*\n.*forwards\.py:20: return self\.fc\(x\)"),
+    ],
+)
+def test_a_forward_that_fails_is_named_with_its_line_before_training(tmp_path, name, line):
+    (tmp_path / "forwards.py").write_text(FORWARDS)
+    net = build(f"forwards.py:{name}", num_classes=2, base=tmp_path)
+    graph = Graph({"student": net}, ["ce"])
+    batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
+    with pytest.raises(KdkitError, match=rf"model 'student'.*: {name} must run .*\(2, 3, 8, 8\), got {line}$"):
+        graph.bind(batch, Facts(num_classes=2), 1)
