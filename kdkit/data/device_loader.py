@@ -45,6 +45,11 @@ class DeviceLoader(Loader):
         self.device = device
         self.normalise = Normalise(mean, std, device)
 
+    def numbered(self, index: Tensor, number: Tensor) -> Tensor:
+        """The images `index` (B,) in the views of those numbers, as a batch would hold them."""
+        images = self.images.index_select(0, index)
+        return self.normalise(images if self.views is None else self.views.numbered(images, number))
+
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         order = self.batch_sampler
         for position, index in order.batches(self.device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -130,6 +131,14 @@ class Folder(DataModule):
         if train and not self.sets[0].names:
             raise KdkitError(f"data: {self.folder / 'train'} must hold the training images, got nothing")
         return self.sets[0 if train else 1].labels
+
+    def checksum(self) -> str:
+        """Of the files' names and sizes, and of what decodes them."""
+        import torchvision
+
+        names = [self.sets[0].names[i] for i in self.parts[0].tolist()]
+        sizes = [os.stat(path).st_size for path in self.sets[0].paths(self.parts[0])]
+        return blake2b(repr((torchvision.__version__, names, sizes)).encode(), digest_size=8).hexdigest()
 
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> WorkerLoader:
         """See `DataModule.loader`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,25 @@ class DataModule(LightningDataModule, ABC):
         first, _ = stratified(strata[train], self.num_samples, keys[train])
         return train[first], val
 
+    @property
+    def num_views(self) -> int | None:
+        """How many views each training image has, or `None` where they cannot be counted."""
+        return None if self.augment else 1
+
+    def view_number(self, epoch: int, index: Tensor) -> Tensor:
+        """Which of its views each sample has in one epoch: (B,) in [0, num_views)."""
+        return torch.zeros_like(index)
+
+    def identity(self) -> dict[str, Any]:
+        """All that the training images and their views follow from; not where, and in what batches, they are read."""
+        without = {"root", "batch_size", "eval_batch_size", "drop_last", "label_noise", "num_workers", "download"}
+        words = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in without}
+        return {"data": type(self).__name__, **words, "content": self.checksum()}
+
+    @abstractmethod
+    def checksum(self) -> str:
+        """Of the training images, in the order of `index`."""
+
     def target_device(self) -> torch.device:
         """`device` where it is set, else the Trainer's, else the CPU."""
         if self.device is not None:
@@ -215,19 +235,37 @@ class DeviceData(DataModule):
         """All labels of the training or the test set."""
         return self.tensors(train)[1]
 
+    @property
+    def crops(self) -> CropFlip | None:
+        """The random views of training."""
+        return CropFlip(self.seed, self.padding, self.flip) if self.augment else None
+
+    @property
+    def num_views(self) -> int | None:
+        """162 for the CIFAR protocols: 9 × 9 crops, mirrored or not."""
+        return 1 if self.crops is None else self.crops.count
+
+    def view_number(self, epoch: int, index: Tensor) -> Tensor:
+        """See `DataModule.view_number`."""
+        return torch.zeros_like(index) if self.crops is None else self.crops.number(epoch, index)
+
+    def checksum(self) -> str:
+        """Of the pixels."""
+        images = self.tensors(True)[0].index_select(0, self.parts[0])
+        return blake2b(images.numpy().data, digest_size=8).hexdigest()
+
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> DeviceLoader:
         """See `DataModule.loader`."""
         images = self.tensors(train)[0]
         if ids is not None and len(ids) < len(images):
             images = images[ids]
-        crops = CropFlip(self.seed, self.padding, self.flip) if views and self.augment else None
         return DeviceLoader(
             images,
             labels,
             order,
             mean=self.mean,
             std=self.std,
-            views=crops,
+            views=self.crops if views else None,
             with_index=views,
             device=self.target_device(),
         )

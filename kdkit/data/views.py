@@ -60,6 +60,23 @@ class CropFlip:
         )
         return top, left, flip.bool()
 
+    @property
+    def count(self) -> int:
+        """How many views an image has: 162 with 4 pixels of padding and mirroring."""
+        return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
+
+    def number(self, epoch: int, index: Tensor) -> Tensor:
+        """Which of its views each sample has in one epoch: (B,) in [0, count)."""
+        top, left, flip = self.draw(epoch, index)
+        offset = top * (2 * self.padding + 1) + left
+        return 2 * offset + flip if self.flip else offset
+
+    def numbered(self, images: Tensor, number: Tensor) -> Tensor:
+        """The views of those numbers of `images` (B, C, H, W)."""
+        offset, flip = (number // 2, number % 2) if self.flip else (number, torch.zeros_like(number))
+        side = 2 * self.padding + 1
+        return crop_flip(images, offset // side, offset % side, flip.bool(), self.padding)
+
     def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
         """The views of `images` (B, C, H, W) in one epoch."""
         return crop_flip(images, *self.draw(epoch, index), self.padding)

@@ -238,3 +238,36 @@ def test_wrong_options(name, options, message):
 def test_an_unknown_data_set_offers_the_nearest():
     with pytest.raises(UnknownNameError, match="unknown data set 'cifar-100'; did you mean 'cifar100'"):
         data.build("cifar-100")
+
+
+def test_numbered_views_are_what_a_batch_holds():
+    module = fake(seed=3, subset=60)
+    loader = module.train_dataloader()
+    loader.set_epoch(2)
+    for x, _, index in loader:
+        number = module.view_number(2, index)
+        assert int(number.max()) < module.num_views == 162
+        assert torch.equal(loader.numbered(index, number), x)
+
+
+def test_identity_tells_other_images_apart_and_no_more():
+    one = fake().identity()
+    assert one == fake(drop_last=True, label_noise=0.1, eval_batch_size=7).identity()
+    assert one != fake(subset=60).identity()
+    assert one != fake(padding=2).identity()
+    assert one["content"] == fake(padding=2).checksum() != fake(subset=60).checksum()
+
+
+def test_views_that_cannot_be_counted_are_none(tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    module = data.build("folder", root=tmp_path, holdout=0, image_size=8)
+    assert module.num_views is None
+    assert data.build("folder", root=tmp_path, holdout=0, image_size=8, augment=False).num_views == 1
+    before = module.checksum()
+    Image.new("RGB", (200, 200), (9, 9, 9)).save(tmp_path / "a" / "1.png")
+    assert data.build("folder", root=tmp_path, holdout=0, image_size=8).checksum() != before

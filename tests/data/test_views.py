@@ -49,3 +49,19 @@ def test_a_view_follows_from_seed_epoch_and_sample_alone():
 
 def test_without_flip_nothing_is_mirrored():
     assert not CropFlip(seed=0, padding=4, flip=False).draw(0, INDEX)[2].any()
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_views_number_makes_the_view_again(flip):
+    views = CropFlip(seed=3, padding=2, flip=flip)
+    number = views.number(4, INDEX)
+    assert (int(number.min()), int(number.max())) == (0, views.count - 1)
+    assert views.count == (50 if flip else 25)
+    assert torch.equal(views.numbered(IMAGES, number[:64]), views(IMAGES, 4, INDEX[:64]))
+
+
+def test_every_number_is_another_view():
+    views = CropFlip(seed=0, padding=1, flip=True)
+    image = IMAGES[:1].expand(views.count, -1, -1, -1)
+    made = views.numbered(image, torch.arange(views.count))
+    assert len({view.numpy().tobytes() for view in made}) == views.count == 18
