@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +13,18 @@ from torch.nn import functional as F
 
 from kdkit import draws
 from kdkit.graph.batch import Batch, Facts
-from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
+from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
+from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached, ranks
 from kdkit.graph.edge import Edge
+from kdkit.graph.exact import apply_exactly
 from kdkit.graph.heads import bind_head
 from kdkit.graph.links import End, Link
 from kdkit.graph.schedule import Curve, Schedule
 from kdkit.registry import KdkitError, constructor, reads
 
-Shape = tuple[int, ...]
+Self = TypeVar("Self", bound="BoundEdge")
 Outputs = Mapping[End, Tensor]
 LISTS = {"students", "teachers"}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the loss: one link, or all layer pairs between two models for a loss that reads lists."""
-
-    links: tuple[Link, ...]
-
-    @property
-    def target(self) -> str:
-        """The node that learns from it."""
-        return self.links[0].target.node
-
-    @property
-    def share(self) -> float:
-        """Its factor inside the edge."""
-        return self.links[0].share
 
 
 class BoundEdge(nn.Module):
@@ -75,25 +59,34 @@ class BoundEdge(nn.Module):
         super().__init__()
         self.edge, self.name, self.reads = edge, edge.name, reads(edge.cls)
         self.start, self.end = edge.when.bind(epochs)
-        self.calls = _calls(found, bool(LISTS & set(self.reads)))
+        self.calls = calls(found, bool(LISTS & set(self.reads)))
         self._classifiers = classifiers  # a plain dict: a teacher's classifier is not this module's child
+        self.numbers: list[tuple[nn.Module, str]] = []
         self.curves: list[tuple[nn.Module, str, Curve]] = []
+        self.silent = _least_and_most("weight", edge, edge.weight, epochs) == (0.0, 0.0)
         self._schedule(self, "weight", edge.weight, epochs)
         if edge.clip is not None:
+            _least_and_most("clip", edge, edge.clip, epochs)
             self._schedule(self, "clip", edge.clip, epochs)
         self.heads, self.losses = nn.ModuleList(), nn.ModuleList()
         for i, call in enumerate(self.calls):
-            pairs = [(shapes[link.target], _source_shape(link, shapes)) for link in call.links]
-            bound = [
-                bind_head(edge.head, *pair, key=draws.key(seed, edge.name, "head", i, j), shared=shared)
-                for j, pair in enumerate(pairs)
-            ]
+            pairs = [(shapes[link.target], source_shape(link, shapes)) for link in call.links]
+            keys = [draws.key(seed, edge.name, "head", i, j) for j in range(len(pairs))]
+            bound = [self._head(*pair, key, shared) for pair, key in zip(pairs, keys, strict=True)]
             if edge.head is None:
-                _check_classes(edge, call.links[0], *pairs[0])
+                check_classes(edge, call.links[0], *pairs[0])
             else:
                 self.heads.extend(head for head, *_ in bound if head is not None)
             student, teacher = bound[0][1:]
             self.losses.append(self._loss(i, student, teacher, facts, draws.key(seed, edge.name, i), epochs))
+
+    def _head(
+        self, student: Shape, teacher: Shape | None, key: int, shared: dict[str, nn.Module]
+    ) -> tuple[nn.Module | None, Shape, Shape | None]:
+        try:
+            return bind_head(self.edge.head, student, teacher, key=key, shared=shared)
+        except KdkitError as error:
+            raise KdkitError(f"edge {self.name!r}: {error}") from error
 
     def _loss(self, i: int, student: Shape, teacher: Shape | None, facts: Facts, key: int, epochs: float) -> nn.Module:
         edge = self.edge
@@ -102,9 +95,9 @@ class BoundEdge(nn.Module):
             return copy.deepcopy(edge.loss) if i and stateful else edge.loss
         known: dict[str, Any] = {
             "student_shape": student,
-            "student_dim": _dim(student),
+            "student_dim": width(student),
             "teacher_shape": teacher,
-            "teacher_dim": teacher and _dim(teacher),
+            "teacher_dim": teacher and width(teacher),
             "num_samples": facts.num_samples,
             "num_classes": facts.num_classes,
             "sample_labels": facts.sample_labels,
@@ -117,9 +110,7 @@ class BoundEdge(nn.Module):
                 if known[word] is not None:
                     options[word] = known[word]
                 elif parameter.default is inspect.Parameter.empty:
-                    raise KdkitError(
-                        f"edge {edge.name!r}: the loss needs `{word}`, which the data do not tell; give it as an option"
-                    )
+                    raise KdkitError(f"edge {edge.name!r}: the loss needs `{word}`; give it as an option")
         with torch.random.fork_rng(devices=[]):
             for pick in (max, min):  # the constructor judges both ends of every schedule; the last one is kept
                 torch.manual_seed(key)
@@ -138,6 +129,7 @@ class BoundEdge(nn.Module):
         """A scheduled number is a 0-dim tensor on the device: compiled code and CUDA graphs see it move."""
         curve = schedule.bind(epochs)
         module.register_buffer(word, torch.tensor(curve(0.0)), persistent=False)
+        self.numbers.append((module, word))
         if not schedule.constant:
             self.curves.append((module, word, curve))
 
@@ -145,10 +137,6 @@ class BoundEdge(nn.Module):
         """Move every schedule to time `t` in epochs."""
         for module, word, curve in self.curves:
             getattr(module, word).fill_(curve(t))
-
-    def optional(self, word: str) -> bool:
-        """Whether the loss can do without a word of the batch."""
-        return inspect.signature(self.edge.cls.forward).parameters[word].default is None
 
     def active(self, t: float) -> bool:
         """Whether it takes part at time `t`."""
@@ -159,17 +147,24 @@ class BoundEdge(nn.Module):
     ) -> Tensor | None:
         """Unweighted value over the links whose target is among `nodes`; `None` where there is none.
 
+        A batch of fewer samples than the loss compares (an epoch's last one) gives `None` too: the edge sits it out.
         `loss_scale` is what the loss will be multiplied with before backward, so that `clip` means unscaled gradients.
         """
         total: Tensor | None = None
         for i, call in enumerate(self.calls):
-            if call.target in nodes:
-                value = self._call(i, call, outputs, batch, progress, loss_scale)
+            if call.target in nodes and self.samples(call, outputs) >= self.edge.min_batch:
+                value = self.value(i, outputs, batch, progress, loss_scale)
                 value = value if call.share == 1.0 else value * call.share
                 total = value if total is None else total + value
         return total
 
-    def _call(self, i: int, call: Call, outputs: Outputs, batch: Batch, progress: Tensor, loss_scale: Tensor) -> Tensor:
+    def samples(self, call: Call, outputs: Outputs) -> int:
+        """How many samples the loss sees."""
+        return len(outputs[call.links[0].target]) * (ranks() if self.edge.gather else 1)
+
+    def value(self, i: int, outputs: Outputs, batch: Batch, progress: Tensor, loss_scale: Tensor) -> Tensor:
+        """Value of the i-th call alone; the words are those of `forward`."""
+        call = self.calls[i]
         students, teachers, penalties = [], [], []
         for j, link in enumerate(call.links):
             student, teacher = outputs[link.target], self._teacher(link, outputs)
@@ -239,6 +234,10 @@ class BoundEdge(nn.Module):
                 found |= {End(end.node, "logits") for end in call.links[0].sources}
         return found
 
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        apply_exactly(self.numbers, lambda: super(BoundEdge, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        return self
+
     def parameters_of(self, node: str) -> list[nn.Parameter]:
         """Parameters of the heads and losses that belong to a node's turn."""
         found: dict[int, nn.Parameter] = {}
@@ -250,41 +249,16 @@ class BoundEdge(nn.Module):
         return list(found.values())
 
 
-def _calls(found: list[Link], lists: bool) -> list[Call]:
-    if not lists:
-        return [Call((link,)) for link in found]
-    groups: dict[tuple[Any, ...], list[Link]] = {}
-    for link in found:
-        groups.setdefault((tuple(e.node for e in link.sources), link.target.node), []).append(link)
-    return [Call(tuple(group)) for group in groups.values()]
-
-
-def _source_shape(link: Link, shapes: Mapping[End, Shape]) -> Shape | None:
-    if not link.sources:
-        return None
-    first, *others = (shapes[end] for end in link.sources)
-    for end, shape in zip(link.sources[1:], others, strict=True):
-        if shape != first:
-            raise KdkitError(f"an ensemble needs equal shapes, got {first} at {link.sources[0]} and {shape} at {end}")
-    return first
-
-
-def _dim(shape: Shape) -> int:
-    """Channels of a map (C, H, W), width of tokens (N, D) or of a vector (D,)."""
-    return shape[0] if len(shape) == 3 else shape[-1]
-
-
-def _check_classes(edge: Edge, link: Link, student: Shape, teacher: Shape | None) -> None:
-    taps = {link.target.tap, *(end.tap for end in link.sources)}
-    if teacher is not None and taps == {"logits"} and student != teacher:
-        raise KdkitError(
-            f"edge {edge.name!r}: {link.sources[0].node} has {teacher[-1]} classes, {link.target.node} {student[-1]}; "
-            "fit the teacher to the data first with `tune: {epochs: …, lr: …}`, or tap it below its logits"
-        )
-
-
 def _construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
     try:
         return edge.cls(**options)
     except (ValueError, TypeError) as error:
         raise KdkitError(f"edge {edge.name!r}: {error}") from error
+
+
+def _least_and_most(word: str, edge: Edge, schedule: Schedule, epochs: float) -> tuple[float, float]:
+    """The extremes of a number that is never negative."""
+    least, most = schedule.extremes(epochs)
+    if least < 0:
+        raise KdkitError(f"edge {edge.name!r}: {word} must never be negative, got {schedule}")
+    return least, most

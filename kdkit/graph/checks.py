@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from kdkit.graph.batch import Batch
+from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.edge import Edge
+from kdkit.graph.links import listed
 from kdkit.graph.node import Node
 from kdkit.graph.schedule import Curve, Schedule
-from kdkit.registry import KdkitError
+from kdkit.registry import KdkitError, constructor, nearest
+
+_FORMS = {
+    "labels": "let the training batches be (x, y)",
+    "index": "let the training batches be (x, y, index): a data set whose item i is (*item, i)",
+}
 
 
 def check_names(nodes: Mapping[str, Node], edges: Sequence[Edge]) -> None:
@@ -31,15 +39,49 @@ def check_names(nodes: Mapping[str, Node], edges: Sequence[Edge]) -> None:
         seen.add(edge.name)
 
 
-def check_batch(edge: BoundEdge, example: Batch) -> None:
-    """The batches hold what the loss cannot do without."""
-    missing = {"index": example.index is None, "labels": example.labels is None or bool((example.labels < 0).all())}
-    for word, absent in missing.items():
-        if word in edge.reads and absent and not edge.optional(word):
-            form = "(x, y, index)" if word == "index" else "(x, y)"
-            raise KdkitError(
-                f"edge {edge.name!r}: the loss needs each sample's {word}; let the training batches be {form}"
-            )
+def check_data(edge: Edge, example: Batch, facts: Facts) -> None:
+    """The batches, and what is known of the data, hold what the loss cannot do without."""
+    lacks = []
+    absent = {"index": example.index is None, "labels": example.labels is None or bool((example.labels < 0).all())}
+    for word, parameter in inspect.signature(edge.cls.forward).parameters.items():
+        if absent.get(word) and parameter.default is not None:
+            lacks.append(f"needs each sample's {word}; {_FORMS[word]}")
+    if isinstance(edge.loss, type):
+        for word, parameter in constructor(edge.cls).items():
+            told = word in edge.options or getattr(facts, word, ...) is not None
+            if not told and parameter.default is inspect.Parameter.empty:
+                lacks.append(f"needs `{word}`, which the data do not tell; give it as an option")
+    if lacks:
+        raise KdkitError(f"edge {edge.name!r}: the loss {'; and it '.join(lacks)}")
+
+
+def check_frozen(nodes: Mapping[str, Node]) -> None:
+    """What is frozen shares no trained weight with what learns."""
+    learns = {
+        id(parameter): name
+        for name, node in nodes.items()
+        if node.kind == "trained" and node.module is not None
+        for parameter in node.module.parameters()
+        if parameter.requires_grad
+    }
+    for name, node in nodes.items():
+        if node.kind == "frozen" and node.module is not None:
+            for parameter in node.module.parameters():
+                if other := learns.get(id(parameter)):
+                    raise KdkitError(
+                        f"models {name!r} and {other!r} share weights, so that freezing one would freeze both; "
+                        "give each its own (copy.deepcopy)"
+                    )
+
+
+def check_ends(edges: Sequence[Edge], nodes: Mapping[str, Node], taps: Sequence[str], error: KdkitError) -> None:
+    """A tap that does not exist, but nearly has a model's name, was meant as one."""
+    for edge in edges:
+        for end in (*listed(edge.source), *listed(edge.target)):
+            word = end.partition(".")[0]
+            close = difflib.get_close_matches(word, list(nodes), cutoff=0.75)
+            if end in taps and close and f"{end.partition(':')[0]!r}" in str(error):
+                raise KdkitError(f"edge {edge.name!r}: no model is called {word!r}{nearest(word, close)}") from error
 
 
 def check_classifier(edge: BoundEdge, nodes: Mapping[str, Node]) -> None:

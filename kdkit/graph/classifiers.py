@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
+from kdkit import taps
+
 
 class Classifiers(dict[str, nn.Module]):
-    """Each node's classifier, looked up when a loss first asks for it."""
+    """Each node's classifier, looked up when a loss first asks for it.
 
-    def __init__(self, find: Callable[[str], nn.Module]) -> None:
+    Args:
+        models: the nodes' modules.
+        views: an example input of each.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], views: Mapping[str, Any]) -> None:
         super().__init__()
-        self.find = find
+        self.models, self.views = models, views
 
     def __missing__(self, name: str) -> nn.Module:
-        self[name] = self.find(name)
+        self[name] = taps.classifier(self.models[name], self.views[name])
         return self[name]

@@ -27,7 +27,7 @@ class Edge:
         taps: where both ends are read, a name or a list; left out: the loss's natural tap.
         weight: a number or a schedule; left out: the weight that goes with the loss's reduction.
         head: projection on the student's side, a name or `{name: {options}}`; a loss that has heads of its own (`crd`)
-            takes the word itself.
+            takes the word itself. `none` is no head.
         when: `{from: …, to: …}`, the time in which it is active.
         gather: gather both ends over all ranks before the loss (in-batch losses under DDP).
         clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
@@ -59,6 +59,7 @@ class Edge:
     ) -> None:
         self.loss: type[nn.Module] | nn.Module
         self.info: LossInfo | None = None
+        _check_loss(loss)
         if isinstance(loss, str):
             import kdkit.losses  # noqa: F401  fills the registry
 
@@ -85,7 +86,7 @@ class Edge:
         self.weight = Schedule.parse(default if weight is None else weight)
         self.clip = None if clip is None else Schedule.parse(clip)
         own = "head" in constructor(self.cls)
-        self.head = None if own else head
+        self.head = None if own or head == "none" else head
         self.options = self._check_options({**options, "head": head} if own and head is not None else options)
 
     @property
@@ -98,6 +99,11 @@ class Edge:
         """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`."""
         return self.info.tap if self.info else str(getattr(self.cls, "tap", "logits"))
 
+    @property
+    def min_batch(self) -> int:
+        """The fewest samples that the loss can compare; it says so by an attribute `min_batch`."""
+        return int(getattr(self.loss, "min_batch", 1))
+
     def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         known = constructor(self.cls)
         if options and not isinstance(self.loss, type):
@@ -105,11 +111,27 @@ class Edge:
                 f"edge {self.name!r}: {sorted(options)} given beside a ready module; give its class instead"
             )
         for word in options:
+            if word not in known and word in ("from", "from_", "to"):
+                right = "target" if word == "to" else "source"
+                raise KdkitError(f"edge {self.name!r}: in Python a recipe's `{word.strip('_')}` is called `{right}`")
             if word not in known:
                 raise KdkitError(
                     f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, list(known))}"
                 )
         return {word: _scheduled(known[word], value) for word, value in options.items()}
+
+
+def _check_loss(loss: Any) -> None:
+    """A name, a module or its class, and nothing else that Python can call."""
+    if isinstance(loss, (str, nn.Module)) or (isinstance(loss, type) and issubclass(loss, nn.Module)):
+        return
+    if isinstance(loss, Mapping):
+        name = next(iter(loss), "kd")
+        raise KdkitError(f"a loss must be a name or an nn.Module, got a mapping; in Python: Edge({name!r}, weight=…)")
+    raise KdkitError(
+        f"a loss must be a name, an nn.Module or its class, got {getattr(loss, '__name__', repr(loss))!r}; write a "
+        "class whose forward(self, student, teacher) returns one number"
+    )
 
 
 def _scheduled(parameter: inspect.Parameter, value: Any) -> Any:

@@ -17,8 +17,10 @@ from kdkit.graph.batch import Adapter, Batch, Facts
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.classifiers import Classifiers
 from kdkit.graph.edge import Edge
+from kdkit.graph.exact import apply_exactly
 from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
+from kdkit.graph.rehearse import rehearse
 from kdkit.registry import KdkitError
 
 Self = TypeVar("Self", bound="Graph")
@@ -64,6 +66,7 @@ class Graph(nn.Module):
         self.unbound = [edge if isinstance(edge, Edge) else Edge(edge) for edge in edges]
         self.seed = seed
         checks.check_names(self.nodes, self.unbound)
+        checks.check_frozen(self.nodes)
         self.models = nn.ModuleDict()
         self.frozen: dict[str, nn.Module] = {}
         for name, node in self.nodes.items():
@@ -106,6 +109,11 @@ class Graph(nn.Module):
         """Names of the trained nodes."""
         return tuple(name for name, node in self.nodes.items() if node.kind == "trained")
 
+    @property
+    def min_batch(self) -> int:
+        """The fewest samples that every loss can compare."""
+        return max(edge.min_batch for edge in self.unbound)
+
     # -- binding ---------------------------------------------------------------------------------------------------
 
     def bind(self, example: Batch, facts: Facts, epochs: float) -> None:
@@ -131,11 +139,12 @@ class Graph(nn.Module):
             name: self._taps(name, sorted(e.tap for e in ends if e.node == name), views[name]) for name in self.nodes
         }
         shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
-        classifiers = Classifiers(lambda name: tapping.classifier(self.model(name), views[name]))
+        classifiers = Classifiers({name: self.model(name) for name in self.nodes}, views)
         shared: dict[str, nn.Module] = {}
         before = {key: value.clone() for key, value in self.edges.state_dict().items()}
         self.edges = nn.ModuleDict()
         for edge in self.unbound:
+            checks.check_data(edge, example, facts)
             bound = BoundEdge(
                 edge,
                 found[edge.name],
@@ -146,7 +155,6 @@ class Graph(nn.Module):
                 seed=self.seed,
                 shared=shared,
             )
-            checks.check_batch(bound, example)
             checks.check_classifier(bound, self.nodes)
             if any(p.dtype == torch.float64 for call in bound.calls for p in self.models[call.target].parameters()):
                 bound.double()
@@ -163,12 +171,13 @@ class Graph(nn.Module):
         moments |= {moment for edge in self.bound for moment in (edge.start, edge.end)}
         self.phases = [self._phase(t, spans, views) for t in sorted(m for m in moments if m < epochs)]
         self.set_time(0.0)
-        self.stochastic = self._rehearse(example)
+        self.stochastic = rehearse(self, example)
 
     def _taps(self, node: str, names: Sequence[str], view: Tensor) -> tapping.Taps:
         try:
             return tapping.Taps(self.model(node), list(names), view)
         except KdkitError as error:
+            checks.check_ends(self.unbound, self.nodes, names, error)
             raise type(error)(f"model {node!r} (models: {', '.join(self.nodes)}): {error}") from error
 
     def _phase(self, t: float, spans: Mapping[str, tuple[float, float]], views: Mapping[str, Any]) -> Phase:
@@ -187,22 +196,6 @@ class Graph(nn.Module):
     def bound(self) -> list[BoundEdge]:
         """The edges, bound."""
         return list(self.edges.values())  # type: ignore[arg-type]
-
-    def _rehearse(self, example: Batch) -> bool:
-        """One step without update in every phase: what can fail fails here. Returns whether it drew random numbers."""
-        with self.untouched():
-            before = torch.get_rng_state()
-            self.train()
-            for phase in self.phases:
-                self.set_time(phase.start)
-                try:
-                    terms = self.terms(self.now.updates, self.outputs(example), example)
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                    raise KdkitError(f"the losses do not fit the models: {error}") from error
-                checks.check_terms(terms)
-            drew = not torch.equal(before, torch.get_rng_state())
-        self.set_time(0.0)
-        return drew
 
     @contextmanager
     def untouched(self):  # type: ignore[no-untyped-def]
@@ -289,7 +282,8 @@ class Graph(nn.Module):
         return own, list(beside.values())
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        numbers = [(self, "progress"), (self, "loss_scale")]
+        apply_exactly(numbers, lambda: super(Graph, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
         for module in self.frozen.values():
             module._apply(fn)
         return self

@@ -11,6 +11,7 @@ from kdkit.graph.edge import Edge, Ends
 from kdkit.graph.node import Node
 from kdkit.registry import KdkitError, nearest, reads
 
+FREEZE = "`frozen: true` (in Python kdkit.frozen)"
 TEACHER_WORDS = frozenset({"teacher", "teachers", "teacher_logits", "teacher_classifier"})
 
 
@@ -80,7 +81,7 @@ def _among(edge: Edge, nodes: Mapping[str, Node], expand: Expand) -> list[Link]:
     if len(set(peers)) < 2 or len(set(peers)) != len(peers):
         raise KdkitError(f"edge {edge.name!r}: among must name at least two different models, got {peers}")
     share = 1.0 / (len(peers) - 1)
-    taps = _listed(edge.taps) or [edge.natural_tap]
+    taps = listed(edge.taps) or [edge.natural_tap]
     found = []
     for source, target in permutations(peers, 2):
         ours = [End(source, t) for tap in taps for t in expand(source, tap)]
@@ -94,16 +95,22 @@ def _ends(
 ) -> list[list[End]]:
     """One group of ends for each word given (a plural tap makes a group of several)."""
     groups = []
-    for word in _listed(given) or [""]:
+    for word in listed(given) or [""]:
         head, _, tail = word.partition(".")
         where, tap = ([head], tail) if head in nodes else (default(), word)
+        if tap and edge.taps is not None:
+            raise KdkitError(
+                f"edge {edge.name!r}: `taps` says where both ends are read, and {word!r} names a tap of its own; "
+                "leave out one of the two"
+            )
         for node in where:
-            taps = [tap] if tap else _listed(edge.taps) or [edge.natural_tap]
+            taps = [tap] if tap else listed(edge.taps) or [edge.natural_tap]
             groups.append([End(node, t) for name in taps for t in expand(node, name)])
     return groups
 
 
-def _listed(given: Ends) -> list[str]:
+def listed(given: Ends) -> list[str]:
+    """None, a name or several as a list."""
     if given is None:
         return []
     return [given] if isinstance(given, str) else list(given)
@@ -148,12 +155,20 @@ def _teacher(edge: Edge, nodes: Mapping[str, Node]) -> str:
             return of_kind[0]
     raise KdkitError(
         f"edge {edge.name!r}: who teaches? none of the models ({', '.join(nodes)}) is called 'teacher' or is the only "
-        "frozen one; say `from`"
+        f"frozen one; say `from`, or freeze the teacher: {FREEZE}"
     )
 
 
 def _check(edge: Edge, link: Link, nodes: Mapping[str, Node]) -> None:
     if nodes[link.target.node].kind != "trained":
         raise KdkitError(f"edge {edge.name!r}: {link.target.node!r} is {nodes[link.target.node].kind} and cannot learn")
+    if link.target in link.sources and edge.target is None:
+        node = link.target.node
+        others = [name for name, other in nodes.items() if other.kind == "trained" and name != node]
+        raise KdkitError(
+            f"edge {edge.name!r}: {link.target} cannot teach itself, for {node!r} is trained too; if it is a teacher, "
+            f"freeze it: {FREEZE}; if it learns, say whom it teaches: `to: {others[0] if others else node + '.TAP'}` "
+            "(in Python target=…)"
+        )
     if link.target in link.sources:
         raise KdkitError(f"edge {edge.name!r}: {link.target} cannot teach itself; name another tap or model in `from`")

@@ -48,6 +48,10 @@ class Node:
     spec: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        given: Any = self.module
+        if not isinstance(given, (nn.Module, type(None))):
+            made = "; kdkit.models.build(name, num_classes=…) makes one" if isinstance(given, str) else ""
+            raise KdkitError(f"node: a model must be an nn.Module, got {given!r}{made}")
         if (self.module is None) != (self.kind == "ema"):
             raise KdkitError(f"node: a {self.kind} node {'copies' if self.kind == 'ema' else 'must be given'} a module")
         if self.kind == "ema" and self.of is None:

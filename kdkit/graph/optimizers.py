@@ -22,6 +22,8 @@ def check_optimizer(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         KdkitError: unknown name or option, each with the nearest right word.
     """
+    if not isinstance(spec, Mapping):
+        raise KdkitError(f'optimizer must be a mapping such as {{"name": "sgd", "momentum": 0.9}}, got {spec!r}')
     options = dict(spec)
     name = str(options.pop("name", "sgd")).lower()
     known = [p for p in constructor(OPTIMIZERS[name]) if p not in ("params", "lr")]

@@ -7,8 +7,9 @@ is checked when it is bound to a run's length, never while it runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, Union
 
 from kdkit.registry import KdkitError, nearest
@@ -68,7 +69,7 @@ class Schedule:
         """
         curve = _BINDERS[self.word](self.args, epochs)
         by = self.args.get("by", "step")
-        return (lambda t: curve(math.floor(t))) if by == "epoch" else curve
+        return partial(_by_epoch, curve=curve) if by == "epoch" else curve
 
     def extremes(self, epochs: float) -> tuple[float, float]:
         """The least and the greatest value it takes, sampled over the run: what a constructor has to accept.
@@ -147,47 +148,78 @@ def _span(args: Mapping[str, Any], epochs: float) -> float:
     return epochs if args["over"] is None else _time("over", args["over"], epochs)
 
 
+# A curve is a module-level function with its arguments bound, for a distiller has to pickle with its curves.
+
+
 def _constant(args: Mapping[str, Any], epochs: float) -> Curve:
-    value = args["value"]
-    return lambda t: value
+    return partial(_flat, value=args["value"])
+
+
+def _flat(t: float, value: float) -> float:
+    return value
 
 
 def _linear(args: Mapping[str, Any], epochs: float) -> Curve:
-    start, end, span = args["start"], args["end"], _span(args, epochs)
-    return lambda t: start + (end - start) * min(t / span, 1.0)
+    return partial(_line, start=args["start"], end=args["end"], span=_span(args, epochs))
+
+
+def _line(t: float, start: float, end: float, span: float) -> float:
+    return start + (end - start) * min(t / span, 1.0)
 
 
 def _cosine(args: Mapping[str, Any], epochs: float) -> Curve:
-    start, end, span = args["start"], args["end"], _span(args, epochs)
-    return lambda t: end + (start - end) * (1 + math.cos(math.pi * min(t / span, 1.0))) / 2
+    return partial(_half_wave, start=args["start"], end=args["end"], span=_span(args, epochs))
+
+
+def _half_wave(t: float, start: float, end: float, span: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(t / span, 1.0))) / 2
 
 
 def _exp(args: Mapping[str, Any], epochs: float) -> Curve:
-    start, rate = args["start"], args["rate"]
-    return lambda t: start * math.exp(-rate * t)
+    return partial(_decay, start=args["start"], rate=args["rate"])
+
+
+def _decay(t: float, start: float, rate: float) -> float:
+    return start * math.exp(-rate * t)
 
 
 def _step(args: Mapping[str, Any], epochs: float) -> Curve:
-    start, factor, floor, every = args["start"], args["factor"], args["floor"], _time("every", args["every"], epochs)
-    return lambda t: max(start * factor ** math.floor(t / every + 1e-9), floor)
+    every = _time("every", args["every"], epochs)
+    return partial(_stairs, start=args["start"], factor=args["factor"], floor=args["floor"], every=every)
+
+
+def _stairs(t: float, start: float, factor: float, floor: float, every: float) -> float:
+    return max(start * factor ** math.floor(t / every + 1e-9), floor)
 
 
 def _warmup(args: Mapping[str, Any], epochs: float) -> Curve:
-    after, start, over = args["to"].bind(epochs), args["start"], _time("over", args["over"], epochs)
-    return lambda t: after(t) if t >= over else start + (after(t) - start) * t / over
+    return partial(_rise, after=args["to"].bind(epochs), start=args["start"], over=_time("over", args["over"], epochs))
+
+
+def _rise(t: float, after: Curve, start: float, over: float) -> float:
+    return after(t) if t >= over else start + (after(t) - start) * t / over
 
 
 def _multistep(args: Mapping[str, Any], epochs: float) -> Curve:
-    start, factor = args["start"], args["factor"]
     times = [_time("at", time, epochs) for time in args["at"]]
-    return lambda t: start * factor ** sum(t >= time - 1e-9 for time in times)
+    return partial(_drops, start=args["start"], factor=args["factor"], times=times)
+
+
+def _drops(t: float, start: float, factor: float, times: Sequence[float]) -> float:
+    return start * factor ** sum(t >= time - 1e-9 for time in times)
 
 
 def _one_cycle(args: Mapping[str, Any], epochs: float) -> Curve:
     peak, start, end, up = args["peak"], args["start"], args["end"], _time("up", args["up"], epochs)
-    rise = _linear({"start": start, "end": peak, "over": None}, up)
-    fall = _linear({"start": peak, "end": end, "over": None}, epochs - up)
-    return lambda t: rise(t) if t < up else fall(t - up)
+    return partial(_tent, peak=peak, start=start, end=end, up=up, epochs=epochs)
+
+
+def _tent(t: float, peak: float, start: float, end: float, up: float, epochs: float) -> float:
+    return _line(t, start, peak, up) if t < up else _line(t - up, peak, end, epochs - up)
+
+
+def _by_epoch(t: float, curve: Curve) -> float:
+    return curve(math.floor(t))
 
 
 _BINDERS: dict[str, Callable[[Mapping[str, Any], float], Curve]] = {

@@ -39,7 +39,7 @@ class ATLoss(nn.Module):
             maps).
 
     `forward(student, teacher)` takes maps (B, C, H, W); channels may differ. Of unequal sizes the larger map is brought
-    to the smaller by adaptive average pooling. The teacher's is detached.
+    to the smaller by adaptive average pooling; 1 × 1 is refused. The teacher's is detached.
 
     Returns:
         A scalar without unit: the attention of each side has length 1, so scaling a map changes nothing.
@@ -66,6 +66,11 @@ class ATLoss(nn.Module):
         checks.dims("at", "(B, C, H, W)", student=student, teacher=teacher)
         checks.same_batch("at", student, teacher)
         size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        if size == (1, 1):
+            raise ValueError(
+                f"at: student and teacher must have more than one position in common, got maps {tuple(student.shape)} "
+                f"and {tuple(teacher.shape)}; attention to a single place is always 1, so tap before the pooling"
+            )
         difference = self._attention(student, size) - self._attention(teacher.detach(), size)
         return difference.square().mean() if self.mode == "code" else difference.norm(dim=1).mean()
 

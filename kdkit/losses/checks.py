@@ -68,6 +68,14 @@ def same_batch(loss: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
+def several(loss: str, student: Tensor, least: int) -> None:
+    """Raise `ValueError` unless a batch has enough samples to be compared with each other."""
+    if len(student) < least:
+        raise ValueError(
+            f"{loss}: batch must hold at least {least} samples, got {len(student)}; fewer have no relations"
+        )
+
+
 def dims(loss: str, shape: str, **tensors: Tensor) -> None:
     """Raise `ValueError` unless every tensor has as many dimensions as `shape`, e.g. `"(B, C, H, W)"`, has letters."""
     for name, tensor in tensors.items():

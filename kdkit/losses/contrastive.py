@@ -63,6 +63,8 @@ class InBatchCRDLoss(nn.Module):
         van den Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding. 2018, arXiv 1807.03748.
     """
 
+    min_batch = 2
+
     def __init__(
         self,
         student_dim: int,
@@ -83,6 +85,7 @@ class InBatchCRDLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
         """Contrast features (B, …) of the two sides."""
         checks.same_batch("crd_inbatch", student, teacher)
+        checks.several("crd_inbatch", student, self.min_batch)
         similarity = self.embed_student(student) @ self.embed_teacher(teacher.detach()).T  # (B, B)
         logits = similarity / self.temperature
         own = torch.arange(len(logits), device=logits.device)
@@ -131,6 +134,8 @@ class NTXentLoss(nn.Module):
         ICML 2020, arXiv 2002.05709.
     """
 
+    min_batch = 2
+
     def __init__(
         self,
         student_dim: int | None = None,
@@ -154,6 +159,7 @@ class NTXentLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Contrast features (B, …) of the two sides."""
         checks.same_batch("nt_xent", student, teacher)
+        checks.several("nt_xent", student, self.min_batch)
         teacher = teacher.detach()
         if self.embed_student is None or self.embed_teacher is None:
             checks.same_shape("nt_xent", student, teacher, remedy="give student_dim and teacher_dim for heads")

@@ -50,6 +50,8 @@ class PKTLoss(nn.Module):
         arXiv 1803.10837.
     """
 
+    min_batch = 2
+
     def __init__(self, reduction: str = "batchmean") -> None:
         super().__init__()
         checks.choice("pkt", ("batchmean", "paper"), reduction=reduction)
@@ -59,6 +61,7 @@ class PKTLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare features (B, D) of any two widths."""
         checks.same_batch("pkt", student, teacher)
+        checks.several("pkt", student, self.min_batch)
         p_s, p_t = _neighbours(student), _neighbours(teacher.detach())
         divergence = p_t * torch.log((p_t + 1e-7) / (p_s + 1e-7))
         return divergence.mean() if self.reduction == "paper" else divergence.sum(1).mean()

@@ -14,6 +14,9 @@ from kdkit.losses.geometry import centred_gram, squared_distances
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
+LEAST = 3
+"""Samples with a relation to teach: the one distance between two is always 1 in units of its mean, their angles 0."""
+
 CHUNK = 2**22
 """Most angles held at once (16 MB in fp32). More are done in pieces, and each piece again in the backward pass."""
 
@@ -57,6 +60,8 @@ class RKDLoss(nn.Module):
     Reference:
         Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
     """
+
+    min_batch = LEAST
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
@@ -106,6 +111,8 @@ class RKDDistanceLoss(nn.Module):
         Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
     """
 
+    min_batch = LEAST
+
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the distances among features (B, D) of any two widths."""
@@ -140,6 +147,8 @@ class RKDAngleLoss(nn.Module):
         Park, Kim, Lu, Cho. Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
     """
 
+    min_batch = LEAST
+
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the angles among features (B, D) of any two widths."""
@@ -153,6 +162,7 @@ def _is_off(weight: float | Tensor) -> bool:
 def _both_squares(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances (B, B) among the student's samples and among the teacher's."""
     checks.same_batch(loss, student, teacher)
+    checks.several(loss, student, LEAST)
     student, teacher = student.flatten(1), teacher.detach().flatten(1)
     return squared_distances(centred_gram(student)), squared_distances(centred_gram(teacher))
 

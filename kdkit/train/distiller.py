@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import draws
-from kdkit.graph.batch import Adapter, Batch, Facts
+from kdkit.graph.batch import Adapter, Batch
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
 from kdkit.graph.node import Node
@@ -19,7 +19,8 @@ from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
 from kdkit.taps.trace import logits_of
-from kdkit.train.example import example_batch
+from kdkit.train.borrow import Borrow
+from kdkit.train.example import example_batch, facts_of
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
@@ -35,7 +36,8 @@ class Distiller(pl.LightningModule):
 
     Works with a plain `pl.Trainer` and any loader or data module whose batches are `(x, y)` or `(x, y, index)`.
     Optimisation is manual, always: gradients are averaged over ranks here, and the Trainer's `gradient_clip_val` and
-    `accumulate_grad_batches` are taken over. Plain `strategy="ddp"` works for every graph.
+    `accumulate_grad_batches` are taken over. Plain `strategy="ddp"` works for every graph. An epoch's last batch may be
+    smaller than what a loss compares (one sample has no relations): that loss then sits it out, and the others go on.
 
     Args:
         nodes: models by name: `{"teacher": kdkit.frozen(t), "student": s}`; each is afterwards `distiller.<name>`, the
@@ -70,15 +72,15 @@ class Distiller(pl.LightningModule):
         self.graph = Graph(nodes, edges, seed)
         if not self.graph.trained:
             raise KdkitError("no model is trained; leave out kdkit.frozen for the one that should learn")
+        for spec in (node.optimizer for node in self.graph.nodes.values() if node.optimizer is not None):
+            check_optimizer(spec)
         self.optimizer_spec = check_optimizer(SGD if optimizer is None else optimizer)
         self.lr = Schedule.parse(STEPS if lr is None else lr)
         self.update, self.channels_last, self.seed = update, channels_last, seed
         self.sums, self.watch = TermSums(), FiniteWatch()
         self.scores: Scores | None = None
         self.rates: dict[str, Curve] = {}
-        self.clip_value: float | None = None
-        self.clip_algorithm: str | None = None
-        self.accumulate = 1
+        self.borrow = Borrow()
         for name in nodes:
             if hasattr(type(self), name) or name in self.__dict__ or name in self._modules:
                 raise KdkitError(f"model {name!r}: Lightning or the Distiller uses this name; choose another")
@@ -101,24 +103,15 @@ class Distiller(pl.LightningModule):
     # -- before training -------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Take clipping and accumulation over from the Trainer, which refuses them in manual optimisation."""
-        trainer: Any = self.trainer
-        if not hasattr(trainer, "kdkit_took"):  # asked again at every fit, validate and test of one Trainer
-            trainer.kdkit_took = (
-                trainer.gradient_clip_val,
-                trainer.gradient_clip_algorithm,
-                trainer.accumulate_grad_batches,
-            )
-            trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
-        self.clip_value, self.clip_algorithm, self.accumulate = trainer.kdkit_took
-        return []
+        """Take clipping and accumulation over from the Trainer for this run."""
+        self.borrow.take(self.trainer)
+        return [] if self.borrow in self.trainer.callbacks else [self.borrow]  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
         """Bind the graph to the data: one dry run sizes heads and finds what would fail."""
-        facts = Facts.of(getattr(self.trainer, "datamodule", None))
-        graph = self.graph
+        graph, facts = self.graph, facts_of(self.trainer)
         if stage == "fit":
-            batch = self._layout(example_batch(self.trainer))
+            batch = self._layout(example_batch(self.trainer, graph.min_batch))
             graph.bind(Batch.of(batch), facts, self._epochs())
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self._ddp_params_and_buffers_to_ignore = unshared_buffers(self)
@@ -137,7 +130,7 @@ class Distiller(pl.LightningModule):
         if trainer.max_steps > 0:
             trainer.fit_loop.setup_data()  # counts the batches
             turns = len(self.graph.trained) if self.update == "sequential" else 1
-            found.append(trainer.max_steps / (turns * math.ceil(trainer.num_training_batches / self.accumulate)))
+            found.append(trainer.max_steps / (turns * math.ceil(trainer.num_training_batches / self.borrow.accumulate)))
         if not found:
             raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
         return min(found)
@@ -174,7 +167,7 @@ class Distiller(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step: forward once, then for each turn: losses, backward, update."""
-        graph, last = self.graph, int(self.trainer.num_training_batches)
+        graph, last, accumulate = self.graph, int(self.trainer.num_training_batches), self.borrow.accumulate
         t, step = self.current_epoch + batch_idx / last, int(self.current_epoch * last + batch_idx)
         graph.set_time(t)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
@@ -182,22 +175,21 @@ class Distiller(pl.LightningModule):
         data = Batch.of(batch)
         outputs = graph.outputs(data)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        graph.loss_scale.fill_(1 / self.accumulate)
+        graph.loss_scale.fill_(1 / accumulate)
         if scaler is not None and scaler._scale is not None:
             graph.loss_scale.mul_(scaler._scale)
         turns = [graph.now.updates] if self.update == "simultaneous" else [(name,) for name in graph.now.updates]
-        due = (batch_idx + 1) % self.accumulate == 0 or batch_idx + 1 == last
+        due = (batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last
         whole: dict[str, Tensor] = {}
         for turn in turns:
             try:
                 terms = graph.terms(turn, outputs, data)
             except ValueError as error:  # a last batch that is too small for a head, an index out of range
                 raise KdkitError(f"step {step}: {error}") from error
-            if not terms:  # nobody teaches in this phase
-                continue
-            self.watch.look(terms, step)
-            self._backward(graph.weighted(terms) / self.accumulate)
-            whole = {**whole, **{name: whole.get(name, 0) + value.detach() for name, value in terms.items()}}
+            if terms:  # none in a phase in which nobody teaches, or in a last batch that no loss can compare
+                self.watch.look(terms, step)
+                self._backward(graph.weighted(terms) / accumulate)
+                whole = {**whole, **{name: whole.get(name, 0) + value.detach() for name, value in terms.items()}}
             if due:
                 self._update(turn, t)
             if turn is not turns[-1]:
@@ -216,16 +208,18 @@ class Distiller(pl.LightningModule):
         raw.active = turn
         for name in turn:
             raw.set_lr(name, self.rates[name](t))
-        average_gradients(p for group in raw.param_groups for p in group["params"])
-        optimizer.step()
-        optimizer.zero_grad()
+        moved = [p for group in raw.param_groups for p in group["params"] if p.grad is not None]
+        if moved:
+            average_gradients(moved)
+            optimizer.step()
+            optimizer.zero_grad()
         raw.active = tuple(raw.of)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip as the Trainer was told to, each node by itself; gradients are unscaled by now."""
-        if self.clip_value:
+        if self.borrow.clip_value:
             raw: Any = getattr(optimizer, "optimizer", optimizer)
-            raw.clip(self.clip_value, by_value=str(self.clip_algorithm).endswith("value"))
+            raw.clip(self.borrow.clip_value, by_value=str(self.borrow.clip_algorithm).endswith("value"))
 
     def _refresh(self, name: str, data: Batch, outputs: dict[Any, Tensor]) -> None:
         """An updated peer predicts again for those after it; its running statistics saw this batch already."""

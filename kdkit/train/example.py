@@ -1,22 +1,36 @@
-"""A small real batch before training starts, from whatever the Trainer was given."""
+"""A small real batch and the facts of the data before training starts, from whatever the Trainer was given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from kdkit.graph.batch import Facts
 from kdkit.registry import KdkitError
 
 SIZE = 4
 
 
-def example_batch(trainer: pl.Trainer) -> Any:
-    """At most four samples of the training data, on the CPU; no worker is started where the data set can be indexed.
+def facts_of(trainer: pl.Trainer) -> Facts:
+    """What the data module tells; where there is none, the number of samples is the length of the loader's data set."""
+    module = getattr(trainer, "datamodule", None)
+    if module is not None or trainer.state.fn != TrainerFn.FITTING:
+        return Facts.of(module)
+    loader = trainer.fit_loop._data_source.instance
+    data = getattr(loader, "dataset", None)
+    return Facts(num_samples=len(data) if isinstance(loader, DataLoader) and isinstance(data, Sized) else None)
+
+
+def example_batch(trainer: pl.Trainer, least: int = 1) -> Any:
+    """Four samples of the training data, or as many as it takes, on the CPU; fewer where their batches are smaller.
+
+    No worker is started where the data set can be indexed.
 
     Raises:
         KdkitError: the Trainer has no training data, or they are empty.
@@ -26,13 +40,13 @@ def example_batch(trainer: pl.Trainer) -> Any:
         raise KdkitError("there are no training data; pass a data module or a loader to fit()")
     loader = source.dataloader()
     with torch.random.fork_rng(devices=[]):  # a data set that augments draws from the same generator as everybody
-        return _read(loader)
+        return _read(loader, max(SIZE, least))
 
 
-def _read(loader: Any) -> Any:
+def _read(loader: Any, size: int) -> Any:
     by_index = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
     if by_index and loader.batch_size is not None:
-        size = min(SIZE, loader.batch_size, len(loader.dataset))
+        size = min(size, loader.batch_size, len(loader.dataset))
         if size == 0:
             raise KdkitError("the training data are empty")
         return loader.collate_fn([loader.dataset[i] for i in range(size)])
@@ -41,14 +55,14 @@ def _read(loader: Any) -> Any:
     batch = next(iter(loader), None)
     if batch is None:
         raise KdkitError("the training data are empty")
-    return _first(batch)
+    return _first(batch, size)
 
 
-def _first(value: Any) -> Any:
+def _first(value: Any, size: int) -> Any:
     if isinstance(value, Tensor):
-        return value[:SIZE].cpu()
+        return value[:size].cpu()
     if isinstance(value, dict):
-        return {key: _first(item) for key, item in value.items()}
+        return {key: _first(item, size) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_first(item) for item in value)
+        return type(value)(_first(item, size) for item in value)
     return value

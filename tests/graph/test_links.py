@@ -73,6 +73,36 @@ def test_self_edge_between_depths():
         links(Edge("mse", source="student.stage1", target="student.stage1"), ONE)
 
 
+def test_a_teacher_that_was_not_frozen_is_told_so():
+    nodes = {**ONE, T2: Node(nn.Identity())}
+    words = r"'assistant' is trained too; .*`frozen: true` \(in Python kdkit.frozen\); .*`to: student`"
+    with pytest.raises(KdkitError, match=words):
+        links(Edge("kd", source=T2), nodes)
+    assert said(Edge("kd", source=T2, target=S), nodes) == [(("assistant.logits",), "student.logits", 1.0)]
+    with pytest.raises(KdkitError, match=r"`to: student\.TAP`"):
+        links(Edge("mse", source=S), {S: Node(nn.Identity())})
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"source": "teacher.stage2"},
+        {"source": "stage2"},
+        {"target": "student.stage2"},
+        {"source": "teacher.stage2", "target": "student.stage2"},
+        {"source": ["teacher", "assistant.stage2"]},
+    ],
+)
+def test_taps_beside_an_end_with_a_tap_is_refused(ends):
+    with pytest.raises(KdkitError, match=r"edge 'mse': `taps` says .*stage2' names a tap of its own; leave out one"):
+        links(Edge("mse", taps="stage1", **ends), TWO)
+
+
+def test_taps_beside_models_alone():
+    got = said(Edge("mse", taps="stage1", source=T2, target=S), TWO)
+    assert got == [(("assistant.stage1",), "student.stage1", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("edge", "nodes", "words"),
     [

@@ -70,8 +70,15 @@ def test_the_larger_map_is_pooled_before_its_attention(larger):
 
 def test_each_side_is_pooled_where_it_is_the_larger():
     assert ATLoss()(maps(2, 3, 7, 4), maps(2, 3, 5, 6)).isfinite()
-    tall, wide = maps(2, 3, 4, 1), maps(2, 3, 1, 4)
-    torch.testing.assert_close(ATLoss()(tall, wide), torch.zeros((), dtype=torch.float64))  # one position: always 1
+    tall, wide = maps(2, 3, 4, 2), maps(2, 3, 2, 4)
+    pooled = tall.reshape(2, 3, 2, 2, 2).mean(3), wide.reshape(2, 3, 2, 2, 2).mean(4)
+    torch.testing.assert_close(ATLoss()(tall, wide), ATLoss()(*pooled))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [((1, 1), (1, 1)), ((4, 4), (1, 1)), ((4, 1), (1, 4))])
+def test_a_single_position_is_refused(student, teacher):
+    with pytest.raises(ValueError, match=r"at: .* more than one position in common.*tap before the pooling"):
+        ATLoss()(maps(2, 3, *student), maps(2, 3, *teacher))
 
 
 def test_refusals():

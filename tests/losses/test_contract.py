@@ -92,6 +92,22 @@ def test_order_of_the_batch_is_irrelevant(name):
         torch.testing.assert_close(o, g[order])
 
 
+def test_the_smallest_batch_teaches_and_a_smaller_one_is_refused(name):
+    loss, words = build(name)
+    whole, least = len(tensors(words, STUDENT)[0]), getattr(loss, "min_batch", 1)
+    words |= {"labels": torch.arange(whole)} if "labels" in words and name == "crd_inbatch" else {}
+
+    def first(count):
+        cut = {w: each(lambda t: t[:count] if t.ndim and len(t) == whole else t, v) for w, v in words.items()}
+        return with_gradients(cut)
+
+    _, gradients = run(loss, first(least))
+    assert all(g.abs().max() > 1e-9 for g in gradients)
+    if least > 1:
+        with pytest.raises(ValueError, match=rf"{name}: batch must hold at least {least} samples, got {least - 1}"):
+            run(loss, first(least - 1))
+
+
 def test_gradient(name):
     if name == "sid":
         pytest.skip("each module is a constant to the next, which differences cannot see; test_sid.py has its gradient")

@@ -92,12 +92,13 @@ def test_identical_samples_are_no_distance_apart_and_send_no_noise_back():
     assert s.grad.abs().max() < 10
 
 
-def test_one_sample_has_no_relations():
-    s = features(1, 4).requires_grad_()
-    loss = RKDLoss()(s, features(1, 4))
-    loss.backward()
-    assert loss == 0
-    assert (s.grad == 0).all()
+@pytest.mark.parametrize(
+    ("cls", "name"), [(RKDLoss, "rkd"), (RKDDistanceLoss, "rkd_distance"), (RKDAngleLoss, "rkd_angle")]
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_or_two_samples_have_no_relations(cls, name, batch):
+    with pytest.raises(ValueError, match=rf"{name}: batch must hold at least 3 samples, got {batch}"):
+        cls()(features(batch, 4), features(batch, 4))
 
 
 def test_a_weight_of_zero_skips_the_work(monkeypatch):

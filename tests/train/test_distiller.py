@@ -1,5 +1,4 @@
 import copy
-import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -14,40 +13,9 @@ from kdkit.registry import KdkitError
 from kdkit.train.meters import NonFiniteLossError
 from kdkit.train.optim import NodeOptimizers, build_optimizer
 from tests.nets import Blobs, loader, net
+from tests.train.running import fit, pair, trainer
 
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
-
-
-def trainer(epochs=2, **options):
-    return pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=options.pop("enable_checkpointing", False),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
-
-
-def fit(distiller, data=None, val=None, **options):
-    run = trainer(**options)
-    run.fit(distiller, data or loader(), val)
-    return run
-
-
-@pytest.fixture(autouse=True)
-def _lightnings_advice():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        yield
-
-
-def pair():
-    return {"teacher": kdkit.frozen(net(12, seed=1)), "student": net(8, seed=2)}
 
 
 def test_training_is_the_loop_anybody_would_write():
@@ -295,8 +263,12 @@ def test_index_is_asked_for_before_training():
     distiller = kdkit.Distiller(pair(), [kdkit.Edge("crd", num_samples=64, num_negatives=8)])
     with pytest.raises(KdkitError, match=r"let the training batches be \(x, y, index\)"):
         fit(distiller, loader(indexed=False))
+    batches = list(loader())  # whose number of samples nobody tells
     with pytest.raises(KdkitError, match=r"num_samples.*give it as an option"):
-        fit(kdkit.Distiller(pair(), [kdkit.Edge("crd", num_negatives=8)]))
+        fit(kdkit.Distiller(pair(), [kdkit.Edge("crd", num_negatives=8)]), batches)
+    both = r"index; .* item i is \(\*item, i\); and it needs `num_samples`.*give it as an option$"
+    with pytest.raises(KdkitError, match=both):
+        fit(kdkit.Distiller(pair(), [kdkit.Edge("crd", num_negatives=8)]), [batch[:2] for batch in batches])
 
 
 def test_banks_are_kept_out_of_ddps_broadcast():
@@ -314,7 +286,7 @@ def test_clip_and_accumulation_survive_a_validation_before():
     run = trainer(epochs=1, gradient_clip_val=0.5, accumulate_grad_batches=2)
     run.validate(distiller, loader(), verbose=False)
     run.fit(distiller, loader())
-    assert (distiller.clip_value, distiller.accumulate, run.global_step) == (0.5, 2, 2)
+    assert (distiller.borrow.clip_value, distiller.borrow.accumulate, run.global_step) == (0.5, 2, 2)
 
 
 def test_peers_without_a_bond_move_alike_in_any_order():

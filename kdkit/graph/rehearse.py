@@ -1,0 +1,82 @@
+"""One step without update before training: what would fail, or teach nothing, is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.graph import checks
+from kdkit.graph.batch import Batch
+from kdkit.graph.bound import BoundEdge
+from kdkit.graph.links import End
+from kdkit.registry import KdkitError
+
+if TYPE_CHECKING:
+    from kdkit.graph.graph import Graph
+
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+def rehearse(graph: Graph, example: Batch) -> bool:
+    """Every loss once, in every phase; returns whether random numbers were drawn.
+
+    Raises:
+        KdkitError: a model or a loss fails, or a loss sends its student no gradient; the text names edge and taps.
+    """
+    with graph.untouched():
+        before = torch.get_rng_state()
+        graph.train()
+        for phase in graph.phases:
+            graph.set_time(phase.start)
+            with torch.enable_grad():
+                try:
+                    outputs = graph.outputs(example)
+                except FAILURES as error:
+                    raise KdkitError(f"the models cannot be trained on such a batch: {error}") from error
+                for edge in phase.edges:
+                    for i, call in enumerate(edge.calls):
+                        if call.target in phase.updates:
+                            _call(graph, edge, i, outputs, example)
+        drew = not torch.equal(before, torch.get_rng_state())
+    graph.set_time(0.0)
+    return drew
+
+
+def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], example: Batch) -> None:
+    call = edge.calls[i]
+    if (seen := edge.samples(call, outputs)) < edge.edge.min_batch:
+        raise KdkitError(
+            f"edge {edge.name!r}: the loss compares the samples of a batch with each other and needs at least "
+            f"{edge.edge.min_batch} of them, got {seen}; raise the batch size"
+        )
+    try:
+        value = edge.value(i, outputs, example, graph.progress, graph.loss_scale)
+    except FAILURES as error:
+        ends = [end for link in call.links for end in (*link.sources, link.target)]
+        shown = ", ".join(f"{end} {'×'.join(map(str, outputs[end].shape[1:]))}" for end in dict.fromkeys(ends))
+        raise KdkitError(f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown})") from error
+    checks.check_terms({edge.name: value})
+    if not edge.silent and not _reaches(value, graph.model(call.target)):
+        where = ", ".join(str(link.target) for link in call.links)
+        raise KdkitError(
+            f"edge {edge.name!r}: sends no gradient to {where}: its value does not depend on any trained weight of "
+            f"{call.target!r} there; let the loss use the student's tensor without detach(), or set its weight to 0"
+        )
+
+
+def _reaches(value: Tensor, model: nn.Module) -> bool:
+    """Whether a trained weight of the model is among what the value was computed from."""
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    ahead, seen = [value.grad_fn], set()
+    while ahead:
+        step = ahead.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        if id(getattr(step, "variable", None)) in wanted:
+            return True
+        ahead += [before for before, _ in step.next_functions]
+    return False

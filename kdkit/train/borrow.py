@@ -1,0 +1,38 @@
+"""Clipping and accumulation, borrowed from a Trainer for one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+WORDS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
+
+
+class Borrow(pl.Callback):
+    """The Trainer refuses both under manual optimisation: it is told of neither, and has them back after the run."""
+
+    clip_value: float | None = None
+    clip_algorithm: str | None = None
+    accumulate: int = 1
+
+    def __init__(self) -> None:
+        self._taken: dict[str, Any] | None = None
+
+    def take(self, trainer: Any) -> None:
+        """Take both over from the Trainer."""
+        if self._taken is None:
+            self._taken = {word: getattr(trainer, word) for word in WORDS}
+            self.clip_value, self.clip_algorithm, self.accumulate = self._taken.values()
+            trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give them back."""
+        if self._taken is not None:
+            for word, value in self._taken.items():
+                setattr(trainer, word, value)
+            self._taken = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give them back."""
+        self.teardown(trainer, pl_module, "")

@@ -1,0 +1,52 @@
+"""What a user of the Python API gets wrong is one clear sentence."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit.registry import KdkitError
+from tests.nets import net
+
+
+def distiller(nodes, edges=("ce",), **options):
+    return kdkit.Distiller(nodes, edges, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: kdkit.Edge(lambda s, t: (s - t).mean()), "must be a name, an nn.Module or its class, got '<lambda>'"),
+        (lambda: kdkit.Edge(torch.nn.functional.mse_loss), "got 'mse_loss'; write a class whose forward"),
+        (lambda: kdkit.Edge({"kd": {"weight": 1}}), r"got a mapping; in Python: Edge\('kd', weight="),
+        (lambda: distiller({"student": net()}, [{"kd": {}}]), "got a mapping"),
+        (lambda: kdkit.Edge("kd", from_="teacher"), "edge 'kd': in Python a recipe's `from` is called `source`"),
+        (lambda: kdkit.Edge("kd", **{"from": "teacher"}), "`from` is called `source`"),
+        (lambda: kdkit.Edge("kd", to="student"), "`to` is called `target`"),
+        (lambda: distiller({"student": net()}, optimizer="sgd"), """mapping such as {"name": "sgd", .*got 'sgd'"""),
+        (lambda: distiller({"student": kdkit.Node(net(), optimizer="adam")}), "mapping such as .*got 'adam'"),
+        (lambda: distiller({"student": "resnet20"}), "must be an nn.Module, got 'resnet20'; kdkit.models.build"),
+        (lambda: kdkit.frozen("resnet20"), "must be an nn.Module, got 'resnet20'; kdkit.models.build"),
+        (lambda: kdkit.Node(nn.Linear), "must be an nn.Module, got <class"),
+    ],
+)
+def test_one_sentence(make, words):
+    with pytest.raises(KdkitError, match=words):
+        make()
+
+
+def test_one_module_is_not_teacher_and_student():
+    student = net()
+    for teacher in (student, nn.Sequential(student)):
+        with pytest.raises(KdkitError, match=r"models 'teacher' and 'student' share weights, .*copy\.deepcopy"):
+            distiller({"teacher": kdkit.frozen(teacher), "student": student})
+    assert all(p.requires_grad for p in student.parameters())  # refused before anything was frozen
+    distiller({"teacher": kdkit.frozen(copy.deepcopy(student)), "student": student})
+
+
+def test_two_views_of_one_teacher_may_share_it():
+    one = net()
+    near, far = kdkit.frozen(one, image_size=8), kdkit.frozen(one, image_size=4)
+    distiller({"near": near, "far": far, "student": net()})
