@@ -187,22 +187,27 @@ def recipes() -> None:
     epilog="Example: kdkit init --teacher timm/vit_base_patch16_224 --student timm/mobilenetv3_large_100 --data photos"
 )
 def init(
-    teacher: Annotated[str, typer.Option(help="Architecture of the teacher, as `kdkit models` lists it.")],
-    student: Annotated[str, typer.Option(help="Architecture of the student.")],
-    data: Annotated[str, typer.Option(help="A folder of class folders, or a data set's name.")],
+    teacher: Annotated[str, typer.Option(help="Architecture of the teacher: resnet56, timm/NAME, torchvision/NAME.")],
+    student: Annotated[str, typer.Option(help="Architecture of the student; `kdkit models` lists them.")],
+    data: Annotated[
+        str, typer.Option(help="A folder: photos/CLASS/*.jpg, or photos/train/ and photos/val/; or cifar100, …")
+    ],
     out: Annotated[Path, typer.Option(help="The recipe's file.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a commented recipe to start from."""
-    from kdkit.recipe import init_text
+    """Write a commented recipe to start from.
 
-    text = init_text(teacher, student, data)
+    It fits the two architectures and the images: their folders, classes and sizes are looked at, nothing is fetched.
+    """
+    from kdkit.recipe import start
+
+    made = start(teacher, student, data, shlex.quote(str(out)))
     try:
         with out.open("x", encoding="utf-8") as file:
-            file.write(text)
+            file.write(made.text)
     except OSError as error:
         why = "exists already" if isinstance(error, FileExistsError) else f"cannot be written: {error.strerror}"
         raise KdkitError(f"{out} {why}; name another file with --out") from None
-    typer.echo(f"wrote {out}; next: kdkit check {out}")
+    typer.echo(f"{data}: {made.found}\nwrote {out}; next: kdkit check {shlex.quote(str(out))}")
 
 
 @app.command(epilog="Example: kdkit schema > kdkit.schema.json")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,22 @@ def build(
     return _builtin(arch, num_classes, pretrained, options)
 
 
+def builtin(arch: str) -> Callable[..., nn.Module]:
+    """The factory of one of kdkit's own nets.
+
+    Raises:
+        UnknownNameError: no such net; the nearest names of every library are offered.
+    """
+    if arch in MODELS:
+        return MODELS[arch]
+    names = {name.rpartition("/")[2]: name for name, _ in reversed(list_models())}
+    close = [arch] if arch in names else difflib.get_close_matches(arch, MODELS, cutoff=0.8)
+    close = close or difflib.get_close_matches(arch, names, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(names[name]) for name in close)}?" if close else "`kdkit models` lists them"
+    others = "timm/NAME, torchvision/NAME, package.module:callable or file.py:callable"
+    raise UnknownNameError(f"unknown model {arch!r}; {hint} (or {others})")
+
+
 def list_models(pattern: str | None = None) -> list[tuple[str, str]]:
     """Every name that `build` takes and its source (`kdkit`, `timm`, `torchvision`).
 
@@ -108,11 +125,7 @@ def seeded(seed: int, name: str) -> Iterator[None]:
 def _builtin(arch: str, num_classes: int | None, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     if arch.endswith(".py"):
         raise KdkitError(f"{arch}: name the class or function too, as in `{arch}:Net`")
-    try:
-        factory = MODELS[arch]
-    except UnknownNameError as error:
-        others = "timm/NAME, torchvision/NAME, package.module:callable and file.py:callable work too"
-        raise UnknownNameError(f"{error}\n  {others}") from None
+    factory = builtin(arch)
     if pretrained:
         raise KdkitError(f"{arch}: there are no published weights to fetch; give a file or a recipe as `weights:`")
     if num_classes is None:

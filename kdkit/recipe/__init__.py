@@ -10,13 +10,13 @@ from kdkit.recipe.errors import Problem as Problem
 from kdkit.recipe.errors import RecipeError as RecipeError
 from kdkit.recipe.find import RecipeInfo as RecipeInfo
 from kdkit.recipe.find import packaged as packaged
+from kdkit.recipe.json_schema import json_schema as json_schema
 from kdkit.recipe.load import load as load
 from kdkit.recipe.load import loads as loads
 from kdkit.recipe.schema import Recipe as Recipe
 from kdkit.recipe.sources import source as source
 from kdkit.recipe.sources import tuning as tuning
-from kdkit.recipe.start import init_text as init_text
-from kdkit.recipe.start import json_schema as json_schema
+from kdkit.recipe.start import start as start
 from kdkit.recipe.write import content_key as content_key
 from kdkit.recipe.write import fingerprint as fingerprint
 from kdkit.recipe.write import resolved as resolved

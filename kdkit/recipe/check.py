@@ -84,14 +84,12 @@ def _arch(recipe: Recipe, name: str, spec: ModelSpec) -> Found:
     arch = str(spec.arch)
     if ":" in arch or "/" in arch:
         return  # their own libraries know; `build` asks them
-    from kdkit.models import MODELS
+    from kdkit.models import builtin
 
     try:
-        MODELS[arch]
+        builtin(arch)
     except KdkitError as error:
-        yield recipe.origin.problem(
-            ("models", name, "arch"), f"{error} (or timm/NAME, torchvision/NAME, file.py:callable)"
-        )
+        yield recipe.origin.problem(("models", name, "arch"), str(error))
         return
     if spec.source == "pretrained":
         message = f"there are no published weights of {arch} to fetch; give a file or a recipe"

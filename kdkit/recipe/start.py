@@ -1,51 +1,80 @@
-"""For those who write recipes: a first one, and a JSON Schema for their editors."""
+"""The first recipe of a newcomer, made for the models and the images that are there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kdkit.recipe.find import packaged
-from kdkit.recipe.named import data_model, edge_model, optimizer_model
-from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
-from kdkit.recipe.words import Words
+from kdkit.registry import KdkitError, nearest
 
-HUBS = ("timm/", "torchvision/")
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdkit.data import DataModule
+
+PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+PIXELS = 32  # what kdkit's own nets were made for
 
 
-def init_text(teacher: str, student: str, data: str) -> str:
-    """A commented recipe that distils one architecture into another.
+@dataclass(frozen=True)
+class Start:
+    """A first recipe.
+
+    Attributes:
+        text: commented YAML.
+        found: what the data are, in one line.
+    """
+
+    text: str
+    found: str
+
+
+def start(teacher: str, student: str, data: str, file: str = "recipe.yaml") -> Start:
+    """A commented recipe that distils one architecture into another, after a look at both and at the data.
 
     Args:
         teacher: its architecture, as in `arch`.
         student: likewise.
-        data: a registered data set, or a folder of class folders.
-    """
-    from kdkit.data import DATA
+        data: a registered data set, or a folder of class folders, or one that holds such folders as `train` and `val`.
+        file: what the recipe will be called, for the commands in its comments.
 
-    known = data in DATA
-    name = data if known else "folder"
-    where = "" if known else f", root: {_quoted(data)}, holdout: 0.15, image_size: 224"
-    published = teacher.startswith(HUBS)
+    Raises:
+        KdkitError: no such architecture or folder, or a folder without two classes to train on.
+    """
+    images = _images(data)
+    classes, root, sizeable = images.module.num_classes, images.root, images.sizeable
+    teaches, learns = (_Net.look(word, arch, classes) for word, arch in (("teacher", teacher), ("student", student)))
+    sizes = [net.size for net in (teaches, learns) if net.size]
+    size = max(sizes, default=PIXELS) if sizeable else images.module.input_shape[-1]
+    where = f", root: {_quoted(root)}" if root else ""
+    where += ", holdout: 0.15" if images.held_out else ""
+    where += f", image_size: {size}" if sizeable else ""
     own = f"teacher_{teacher}_{data}"
-    if published:
-        weights, fitted = "pretrained, tune: {epochs: 10, lr: 1.0e-4}", "published weights, fitted to your classes once"
+    if teaches.published and data == "imagenet":
+        weights, fitted = "pretrained", "published weights"
+    elif teaches.published:
+        weights, fitted = (
+            "pretrained, tune: {epochs: 10, lr: 1.0e-4}",
+            "published weights, fitted to your classes once and kept",
+        )
     elif own in [info.name for info in packaged()]:
-        weights, fitted = own, "a recipe: trained first"
+        weights, fitted = own, "a recipe: trained once and kept"
     else:
-        weights, fitted = "random, tune: {epochs: 60, lr: 1.0e-3}", "trained on your data once"
-    begins = ", weights: pretrained" if student.startswith(HUBS) else ""
-    held_out = "" if known else "      # holdout: the test set, 15 %; leave it out where there is a val/ folder"
-    return f"""\
-# {_last(teacher)} → {_last(student)} on {_last(data)}
-# kdkit check THIS_FILE        shapes, sizes and cost, before an hour is spent
-# kdkit fit THIS_FILE trainer.max_epochs=5
-data: {{name: {name}, batch_size: 64{where}}}{held_out}
+        weights, fitted = "random, tune: {epochs: 60, lr: 1.0e-3}", "trained on your data once and kept"
+    begins = ", weights: pretrained" if learns.published else ""
+    text = f"""\
+# {_last(teacher)} → {_last(student)} on {_last(data)}: {images.found}
+# kdkit check {file}        shapes, sizes and cost, before an hour is spent
+# kdkit fit {file} trainer.max_epochs=5
+# {images.place}
+data: {{name: {images.name}{where}, batch_size: 64}}
 models:                        # a model whose name begins with `teacher` is frozen, every other one is trained
-  # {fitted}, then kept; `weights: teacher.safetensors` takes your own instead
-  teacher: {{arch: {_quoted(teacher)}, weights: {weights}}}
-  student: {{arch: {_quoted(student)}{begins}}}
+  # {fitted}; `weights: teacher.safetensors` takes your own instead
+  teacher: {{arch: {_quoted(teacher)}, weights: {weights}{teaches.resized(size)}}}
+  student: {{arch: {_quoted(student)}{begins}{learns.resized(size)}}}
 losses:                        # `kdkit losses` lists them, `kdkit losses kd` explains one
   - ce: {{weight: 0.1}}
   - kd: {{weight: 0.9, temperature: 4}}
@@ -55,62 +84,118 @@ lr: {{warmup: {{to: {{cosine: [{"1.0e-3" if begins else "0.05"}, 0.0]}}, over: 0
 trainer: {{max_epochs: 30}}      # precision: bf16-mixed, devices: 2, … go here
 seed: 0
 """
+    return Start(text, images.found)
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe, every loss, optimiser and data set with its own words."""
-    import kdkit.losses  # noqa: F401  fills the registry
-    from kdkit.data import DATA
-    from kdkit.graph.optimizers import OPTIMIZERS
-    from kdkit.registry import LOSSES
+@dataclass(frozen=True)
+class _Net:
+    """What a first recipe has to know of a net.
 
-    schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
-    defs = schema["$defs"]
-    losses = {name: _inlined(edge_model(name), defs, {"loss"}) for name in LOSSES}
-    for words in losses.values():
-        words["type"] = ["object", "null"]
-    own = {"type": ["object", "null"], "description": "your own: my_loss.py:MyLoss"}
-    defs["Loss"] = {
-        "anyOf": [
-            {"type": "string", "examples": sorted(losses)},
-            {
-                "type": "object",
-                "properties": losses,
-                "patternProperties": {":": own},
-                "additionalProperties": False,
-                "minProperties": 1,
-                "maxProperties": 1,
-            },
-        ]
-    }
-    defs["OptimizerSpec"] = _choice([_named(name, optimizer_model(name), defs) for name in OPTIMIZERS])
-    defs["DataSpec"] = _choice([_named(name, data_model(name), defs) for name in DATA])
-    schema["properties"]["losses"]["items"] = {"$ref": "#/$defs/Loss"}
-    schema["required"] = ["models", "losses"]  # a protocol may bring the rest
-    defs.pop("EdgeSpec", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kdkit recipe"}
+    Attributes:
+        size: pixels a side that its weights were made for; 0 where it says none.
+        published: whether there are weights to fetch.
+    """
 
+    size: int
+    published: bool
 
-def _choice(several: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"anyOf": several, "required": ["name"]}
+    @classmethod
+    def look(cls, word: str, arch: str, classes: int) -> _Net:
+        from kdkit import models
+
+        try:
+            return cls.of(arch, models.build(arch, num_classes=classes))
+        except KdkitError as error:
+            raise KdkitError(f"--{word}: {error}") from None
+
+    @classmethod
+    def of(cls, arch: str, net: nn.Module) -> _Net:
+        if arch.startswith("torchvision/"):
+            from torchvision import models as zoo
+
+            name = arch.removeprefix("torchvision/").partition(".")[0]
+            return cls(next(iter(zoo.get_model_weights(name))).transforms().crop_size[0], True)
+        facts = getattr(net, "pretrained_cfg", {})  # timm's
+        return cls(facts.get("input_size", (0,))[-1], any(facts.get(place) for place in ("url", "hf_hub_id")))
+
+    def resized(self, size: int) -> str:
+        """The word for a net that was made for another size than the data's."""
+        return f", image_size: {self.size}" if self.size not in (0, size) else ""
 
 
-def _named(name: str, model: type[Words], defs: dict[str, Any]) -> dict[str, Any]:
-    words = _inlined(model, defs, set())
-    words["properties"]["name"] = {"const": name}
-    return words
+@dataclass(frozen=True)
+class _Images:
+    """What a first recipe has to know of the data.
+
+    Attributes:
+        name: as registered.
+        module: which reads them.
+        root: their folder; empty for a data set that has a place of its own.
+        held_out: whether the test set is a share of them.
+        sizeable: whether they are brought to any size.
+        place: where they lie, in a sentence.
+        found: how many there are.
+    """
+
+    name: str
+    module: DataModule
+    root: str
+    held_out: bool
+    sizeable: bool
+    place: str
+    found: str
 
 
-def _inlined(model: type[Words], defs: dict[str, Any], without: set[str]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/$defs/{model}")
-    defs.update(schema.pop("$defs", {}))
-    schema["properties"] = {word: kind for word, kind in schema["properties"].items() if word not in without}
-    schema["required"] = [word for word in schema.get("required", []) if word not in without]
-    return schema
+def _images(data: str) -> _Images:
+    from kdkit.data import DATA, Folder
+
+    if data in DATA and data != "folder":
+        module = DATA[data]()
+        facts = module.facts
+        found = f"{facts.num_classes} classes, {facts.num_samples:,} images to train on"
+        place = "their folder is data.root=FOLDER, or the variable KDKIT_DATA"
+        return _Images(data, module, "", False, isinstance(module, Folder), place, found)
+    folder = Folder(root=data).folder
+    if not folder.is_dir():
+        known = nearest(data, list(DATA)) or f"; known: {', '.join(name for name in DATA if name != 'folder')}"
+        raise KdkitError(f"--data: no folder {data}, and no data set of that name{known}")
+    root = _root(folder, data)
+    held_out = not (Path(folder, "val").is_dir() and root == data)
+    images = Folder(root=root, holdout=0.15 if held_out else None)
+    try:
+        train, test = (len(files.names) for files in images.sets)
+    except KdkitError as error:
+        raise KdkitError(f"--data: {str(error).removeprefix('data: ').partition('; for images without')[0]}") from None
+    names = images.class_names
+    if len(names) < 2:
+        raise KdkitError(f"--data: {root} holds one class, {names[0]}; name the folder that holds the class folders")
+    if PARTS.issuperset(names):
+        raise KdkitError(f"--data: {root} holds {' and '.join(names)}, which are no classes; call them train and val")
+    found = f"{len(names)} classes, {train:,} images to train on, {test:,} to test on"
+    place = "`root` holds a folder for each class; `holdout` is the share of each that is the test set"
+    if not held_out:
+        place = "`root` holds train/ and val/, and these a folder for each class; val/ is the test set"
+    return _Images("folder", images, root, held_out, True, place, found)
+
+
+def _root(folder: Path, data: str) -> str:
+    """Where the class folders are, or `train` and `val` with these inside."""
+    if not (folder / "train").is_dir():
+        if (folder / "val").is_dir():
+            hint = f"--data {Path(data, 'val')} holds out a share of its images instead"
+            raise KdkitError(f"--data: {data} has val/ and no train/, so nothing to train on; {hint}")
+        return data
+    if (folder / "val").is_dir():
+        return data
+    if others := sorted(PARTS & {entry.name for entry in folder.iterdir() if entry.is_dir()} - {"train"}):
+        raise KdkitError(
+            f"--data: {data} has train/ and {others[0]}/; the test images must be in {data}/val: rename it"
+        )
+    return f"{data.rstrip('/')}/train"
 
 
 def _last(name: str) -> str:
-    return Path(name).name
+    return " ".join(Path(name).name.split())
 
 
 def _quoted(text: str) -> str:

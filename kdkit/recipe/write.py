@@ -1,4 +1,4 @@
-"""Recipes as text: resolved, hashed, and a first one to start from."""
+"""Recipes as text: resolved, and hashed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolved recipes, their hashes, and the first recipe of a newcomer."""
+"""Resolved recipes, their hashes, and the JSON Schema."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdkit.recipe import Recipe, content_key, fingerprint, init_text, json_schema, load, loads, resolved, source, tuning
+from kdkit.recipe import Recipe, content_key, fingerprint, json_schema, load, loads, resolved, source, tuning
 
 TEXT = """\
 data: {name: digits, batch_size: 32}
@@ -160,26 +160,6 @@ def test_tuning_is_a_recipe_of_its_own():
     assert recipe.models["teacher"].image_size == 32
     own = loads(text.replace("1e-4}", "1e-4, optimizer: {name: sgd, nesterov: true, momentum: 0.9}}"))
     assert tuning(own, "teacher").optimizer.arguments == {"nesterov": True, "momentum": 0.9}
-
-
-@pytest.mark.parametrize(
-    ("teacher", "student", "data"),
-    [
-        ("timm/vit_base_patch16_224", "timm/mobilenetv3_large_100", "photos"),
-        ("torchvision/resnet34", "resnet20", "my photos: all"),
-        ("resnet56", "resnet20", "cifar100"),
-        ("resnet20", "resnet8", "/data/it's, [here] #1"),
-    ],
-)
-def test_the_first_recipe_is_right_as_it_stands(teacher, student, data):
-    text = init_text(teacher, student, data)
-    recipe = loads(text)
-    assert (recipe.models["teacher"].arch, recipe.models["student"].arch) == (teacher, student)
-    assert recipe.data.name == "cifar100" or recipe.data.arguments["root"] == data
-    assert recipe.kind("teacher") == "frozen"
-    assert "#" in text
-    if data == "cifar100":
-        assert recipe.models["teacher"].weights == "teacher_resnet56_cifar100"
 
 
 def test_the_schema_knows_every_loss_optimiser_and_data_set():
