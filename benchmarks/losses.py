@@ -12,8 +12,8 @@ CRD's peers are given kdkit's negatives ready-made, while kdkit draws them withi
 other negatives than `sampled`: equal on average, their value alone is compared, to 5 %.
 
 `bound_ms` is how long the machine takes at least to read the inputs and write the gradients once, or to do the
-products, by rates measured in the same process, which the first row tells. `ops` counts operations, and that row's
-`empty_us` is the time of one on a single number: small losses are bound by these.
+products, by rates measured in the same process, which the first row tells. `dispatch_ms` is how long as many operations
+as it makes (`ops`) take on a single number each: small losses are bound by that.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ class Case:
         self.sample_labels = torch.arange(samples) % 100
         self.index = torch.randperm(samples)[:batch].to(device)
         self.labels = self.sample_labels[self.index.cpu()].to(device)
-        self.modules = self.build()
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """Kdkit's loss in its first state, which peers start from."""
+        return self.build()
 
     def build(self, **options: Any) -> list[nn.Module]:
         """The loss, once for each tap, as the graph would build it."""
@@ -217,11 +221,12 @@ def measure(case: Case, libraries: dict[str, Makers], limits: timing.Limits, rou
     shape = "x".join(map(str, case.shapes[0])) if len(case.shapes) == 1 else f"{len(case.shapes)} stages"
     for name, contender in found.items():
         row: dict[str, Any] = {"loss": case.label, "batch": case.batch, "shape": shape, "contender": name}
-        row |= times[name] | {"peak_mb": round(peaks[name] / 2**20, 3), "difference": float(f"{differences[name]:.2g}")}
+        row |= times[name] | {"peak_mb": timing.megabytes(peaks[name]), "difference": float(f"{differences[name]:.2g}")}
         if name.startswith("kdkit"):
             variant = dict(zip(("negatives", "bank_dtype"), name.split()[1:], strict=False))
             row["bound_ms"] = float(f"{1e3 * case.bound(limits, **variant):.3g}")
             row["ops"] = timing.count_ops(calls[name])
+            row["dispatch_ms"] = float(f"{1e3 * (limits.empty + row['ops'] * limits.op):.3g}")
         rows.add(**row | {"note": contender.note})
 
 
@@ -245,7 +250,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if (place := getattr(args, name)) is not None:
             libraries[name] = getattr(peers, name)(place)
     limits = timing.limits(args.device, args.quick)
-    rows = timing.Rows(args.out, "losses", args.device)
+    rows = timing.Rows(args, "losses")
     rows.add(**limits.row())
     for case in cases(args):
         measure(case, libraries, limits, args.rounds, rows)

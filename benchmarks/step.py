@@ -215,7 +215,7 @@ def main(words: Sequence[str] | None = None) -> None:
         size = replace(size, batch=4, samples=200, negatives=64, warm=2)
     if args.epoch:
         size = replace(size, block=-(-size.samples // size.batch))
-    rows = timing.Rows(args.out, "epoch" if args.epoch else "step", args.device)
+    rows = timing.Rows(args, "epoch" if args.epoch else "step")
     for method in args.methods:
 
         def others(distiller: Any, method: str = method) -> dict[str, Loop]:

@@ -60,7 +60,7 @@ def summary(times: Times) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         name: {"ms": quartiles([1e3 * t for t in mine])} for name, mine in times.items()
     }
-    for name in ours:
+    for name in ours if len(ours) < len(times) else ():
         found[name]["faster"] = {
             other: quartiles([b / a for a, b in zip(times[name], theirs, strict=True)])
             for other, theirs in times.items()
@@ -119,12 +119,14 @@ class Limits:
     Attributes:
         copy: bytes per second, read and written, of copying a tensor, by the bytes that it touches.
         product: FLOP/s of a square matrix product, by dtype.
-        empty: seconds that one operation on one number takes, forward and backward.
+        empty: seconds that autograd takes forward and backward through one operation on one number.
+        op: seconds that one operation on one number takes, without autograd.
     """
 
     copy: dict[int, float]
     product: dict[str, float]
     empty: float
+    op: float
 
     def bound(self, touched: float, flop: float, dtype: str = "float32") -> float:
         """Seconds below which nothing can be that reads or writes so many bytes and multiplies and adds so often.
@@ -140,6 +142,7 @@ class Limits:
             "copy_gb_s": {f"{size / 2**20:g}": round(rate / 1e9, 1) for size, rate in self.copy.items()},
             "product_gflop_s": {name: round(rate / 1e9, 1) for name, rate in self.product.items()},
             "empty_us": round(1e6 * self.empty, 2),
+            "op_us": round(1e6 * self.op, 2),
         }
 
 
@@ -155,7 +158,10 @@ def limits(device: torch.device, quick: bool = False) -> Limits:
         a = torch.randn(side, side, device=device, dtype=dtype)
         product[str(dtype).removeprefix("torch.")] = 2 * side**3 / best(lambda a=a: a @ a)
     number = torch.ones((), device=device, requires_grad=True)
-    return Limits(copy, product, best(lambda: torch.autograd.grad(number.view(()), number)))
+    fixed = number.detach()
+    return Limits(
+        copy, product, best(lambda: torch.autograd.grad(number.view(()), number)), best(lambda: fixed + fixed)
+    )
 
 
 def best(call: Call, tries: int = 7) -> float:
@@ -171,16 +177,22 @@ def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def megabytes(count: float) -> float:
+    """Of 2²⁰ bytes."""
+    return round(count / 2**20, 3)
+
+
 class Rows:
     """A file of JSON lines; every row that goes in is told where it comes from."""
 
-    def __init__(self, path: Path | None, bench: str, device: torch.device) -> None:
-        self.path, self.where = path, origin(device)
-        self.head = {"bench": bench, "device": device.type}
+    def __init__(self, args: argparse.Namespace, bench: str) -> None:
+        self.path, self.device, self.where = args.out, args.device, origin(args.device)
+        self.head = {"bench": bench, "device": args.device.type} | ({"quick": True} if args.quick else {})
 
     def add(self, **row: Any) -> None:
         """Append one row and show it."""
-        print(" ".join(f"{key}={_short(value)}" for key, value in row.items() if value is not None), flush=True)
+        row = {key: value for key, value in row.items() if value is not None}
+        print(" ".join(f"{key}={_short(value)}" for key, value in row.items()), flush=True)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
