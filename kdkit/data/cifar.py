@@ -34,6 +34,18 @@ class CIFAR100(DeviceData):
         return DataFacts(100, 50_000, (3, 32, 32), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
     @property
+    def missing(self) -> str:
+        """Its folder, where there is none."""
+        import torchvision
+
+        folder = data_root(self.root) / getattr(torchvision.datasets, type(self).__name__).base_folder
+        if folder.is_dir():
+            return ""
+        if self._downloads():
+            return f"{folder} will be downloaded"
+        return f"{folder} was not found; set data.root=FOLDER or KDKIT_DATA, or data.download=true"
+
+    @property
     def class_names(self) -> list[str]:
         """The classes, by label."""
         return list(self._open(train=False).classes)

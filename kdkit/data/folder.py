@@ -179,6 +179,11 @@ class ImageNet(Folder):
         self.root = self.root or "imagenet"
         super().__post_init__()
 
+    @property
+    def missing(self) -> str:
+        """Its folder, where there is none."""
+        return "" if self.folder.is_dir() else f"{self.folder} was not found; set data.root=FOLDER or KDKIT_DATA"
+
     def describe(self) -> DataFacts:
         """What is there, or else the 1,000 classes and 1,281,167 training images of ILSVRC 2012."""
         return super().describe() if self.folder.is_dir() else self._facts(1000, 1_281_167)

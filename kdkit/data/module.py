@@ -123,6 +123,11 @@ class DataModule(LightningDataModule, ABC):
         return self.facts.std
 
     @property
+    def missing(self) -> str:
+        """What is not on this machine yet, and what will become of it; empty where everything is there."""
+        return ""
+
+    @property
     def class_names(self) -> list[str]:
         """The classes, by label."""
         return [str(label) for label in range(self.num_classes)]

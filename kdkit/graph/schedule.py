@@ -89,7 +89,8 @@ class Schedule:
     def __str__(self) -> str:
         if self.constant:
             return f"{self.args['value']:g}"
-        return f"{self.word}({', '.join(f'{k}={v}' for k, v in self.args.items() if v is not None)})"
+        usual = {"by": "step", **WORDS[self.word]}
+        return f"{self.word}({', '.join(f'{k}={v}' for k, v in self.args.items() if v != usual[k])})"
 
 
 def _number(name: str, value: Any) -> float:

@@ -17,10 +17,13 @@ from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
+from kdkit.graph.optimizers import check_optimizer
+from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, blaming, build, source, tuning
-from kdkit.runs.check_report import CheckReport, EdgeRow, NodeRow
+from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.distiller import Distiller
+from kdkit.train.optim import rate
 
 SAMPLES = 4
 STAND_IN = 65_536  # a larger training set is bound with this many samples, and what grows with them is scaled up
@@ -34,27 +37,30 @@ def check(recipe: Recipe) -> CheckReport:
     Raises:
         KdkitError: whatever does not fit.
     """
-    fetched = any(spec.source == "pretrained" and spec.tune is None for spec in recipe.models.values())
-    experiment = build(recipe, weights=None if fetched else _finished)
+    published = any(spec.source == "pretrained" and spec.tune is None for spec in recipe.models.values())
+    experiment = build(recipe, weights=None if published else _finished)
     data, facts = experiment.datamodule, experiment.datamodule.facts
-    batch, stand_in = _fake_batch(facts, data.batch_size), _stand_in(facts)
+    samples = max(SAMPLES, *(edge.min_batch for edge in experiment.edges))
+    batch, stand_in = _fake_batch(facts, min(samples, data.batch_size)), _stand_in(facts)
     with blaming(recipe):
-        graph = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
+        distiller = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
+    graph = distiller.graph
     with graph.untouched():
         nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
         kept = activation_bytes(graph, batch) * data.batch_size / len(batch.x)
     grown = facts.num_samples / (stand_in.num_samples or 1)
+    steps = _steps_per_epoch(facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches)
     return CheckReport(
         name=recipe.name,
         data=recipe.data.name,
         facts=facts,
         nodes=nodes,
+        learning=tuple(_learn_row(distiller, name, steps) for name in graph.trained),
         edges=tuple(row for edge in graph.bound for row in _edge_rows(graph, edge, grown)),
         batch_size=data.batch_size,
-        steps_per_epoch=_steps_per_epoch(
-            facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches
-        ),
+        steps_per_epoch=steps,
         epochs=recipe.trainer.max_epochs,
+        notes=tuple(_notes(recipe, experiment, graph)),
         activation_bytes=round(kept / (2 if recipe.trainer.precision in ("bf16-mixed", "16-mixed") else 1)),
     )
 
@@ -84,9 +90,8 @@ def activation_bytes(graph: Graph, batch: Batch) -> int:
     return most
 
 
-def _fake_batch(facts: DataFacts, batch_size: int) -> Batch:
+def _fake_batch(facts: DataFacts, size: int) -> Batch:
     """Noise, normalised as the data are; a batch size of 1 stays one, for BatchNorm's sake."""
-    size = min(SAMPLES, batch_size)
     ids = torch.arange(size)
     images = torch.randn(size, *facts.input_shape, generator=torch.Generator().manual_seed(0))
     return Batch(images, ids % facts.num_classes if facts.num_classes else torch.full_like(ids, -1), ids)
@@ -99,18 +104,35 @@ def _stand_in(facts: DataFacts) -> Facts:
     return Facts(facts.num_classes, samples, labels, facts.mean, facts.std)
 
 
-def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> Graph:
+def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> Distiller:
     """The graph as training would bind it, optimisers and learning rates included."""
     distiller = Distiller(
         experiment.nodes, experiment.edges, optimizer=experiment.optimizer, lr=experiment.lr, seed=experiment.seed
     )
     distiller.graph.bind(batch, facts, epochs)
     specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}
-    distiller.rates = {
-        name: Schedule.parse(distiller.lr if lr is None else lr).bind(epochs) for name, lr in specs.items()
-    }
+    distiller.rates = {name: rate(name, lr, distiller.lr, epochs) for name, lr in specs.items()}
     distiller.configure_optimizers()
-    return distiller.graph
+    return distiller
+
+
+def _learn_row(distiller: Distiller, name: str, steps: int) -> LearnRow:
+    node, curve, epochs = distiller.graph.nodes[name], distiller.rates[name], distiller.graph.epochs
+    options = check_optimizer(node.optimizer or distiller.optimizer_spec)
+    schedule = Schedule.parse(distiller.lr if node.lr is None else node.lr)
+    word = "" if schedule.constant else schedule.word
+    return LearnRow(name, options.pop("name"), options, curve(0.0), curve(epochs - 1 / max(steps, 1)), word)
+
+
+def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str]:
+    """What is not there yet, and what has no part in it."""
+    if missing := experiment.datamodule.missing:
+        yield f"data: {missing}"
+    for name, spec in recipe.models.items():
+        if spec.source == "pretrained" and not fetched(str(spec.arch)):
+            yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"
+        if not any(name in phase.readers for phase in graph.phases):
+            yield f"{name}: no loss reads it; it is only scored"
 
 
 def _steps_per_epoch(samples: int, batch_size: int, drop_last: bool, limit: int | float | None) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group
+from rich.constrain import Constrain
 from rich.text import Text
 
 from kdkit.console import si, table
 from kdkit.data import DataFacts
 
 Shape = tuple[int, ...]
+COLUMNS = 100  # a table is no wider, in a pipe either
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,32 @@ class NodeRow:
     parameters: int
     macs: int
     weights: str
+
+
+@dataclass(frozen=True)
+class LearnRow:
+    """How one model learns.
+
+    Attributes:
+        name: of the node.
+        optimizer: its name.
+        options: those that were given.
+        first: learning rate of the first step.
+        last: of the last one.
+        schedule: its word; empty where the rate never moves.
+    """
+
+    name: str
+    optimizer: str
+    options: Mapping[str, Any]
+    first: float
+    last: float
+    schedule: str
+
+    def __str__(self) -> str:
+        options = f" ({', '.join(f'{word} {value}' for word, value in self.options.items())})" if self.options else ""
+        moves = f" → {self.last:.3g}, {self.schedule}" if self.schedule else ""
+        return f"{self.name}: {self.optimizer}{options}, lr {self.first:.3g}{moves}"
 
 
 @dataclass(frozen=True)
@@ -72,22 +102,26 @@ class CheckReport:
         data: name of the data set.
         facts: what is known of it.
         nodes: the models.
+        learning: how the trained ones learn.
         edges: the losses, tap by tap.
         batch_size: over all ranks.
         steps_per_epoch: batches in an epoch.
         epochs: length of the run.
         activation_bytes: what a step keeps for its backward pass; scaled up from a small batch.
+        notes: what is not there yet, and what has no part in it.
     """
 
     name: str
     data: str
     facts: DataFacts
     nodes: tuple[NodeRow, ...]
+    learning: tuple[LearnRow, ...]
     edges: tuple[EdgeRow, ...]
     batch_size: int
     steps_per_epoch: int
     epochs: int
     activation_bytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def macs_per_step(self) -> int:
@@ -106,16 +140,19 @@ class CheckReport:
         taps = ("loss", "weight", "from", "to", "head", ">beside", ">bank", "when")
         steps = self.steps_per_epoch * self.epochs
         shape = "×".join(map(str, self.facts.input_shape))
+        banks = f"banks {si(self.bank_bytes)}B, " if self.bank_bytes else ""
         lines = [
+            *(f"learns  {row}" for row in self.learning),
             f"data    {self.data}: {self.facts.num_samples:,} images of {shape}, {self.facts.num_classes} classes",
             f"steps   {self.steps_per_epoch:,} of {self.batch_size} images an epoch, {steps:,} in {self.epochs} epochs",
             f"cost    {si(self.macs_per_step)}MACs a step, {si(self.macs_per_step * steps)}MACs in all, about",
-            f"memory  banks {si(self.bank_bytes)}B, activations {si(self.activation_bytes)}B, about",
+            f"memory  {banks}activations {si(self.activation_bytes)}B, about",
+            *(f"note    {note}" for note in self.notes),
         ]
         return Group(
-            table(columns, nodes),
+            Constrain(table(columns, nodes), COLUMNS),
             Text(),
-            table(taps, [_cells(edge) for edge in self.edges]),
+            Constrain(table(taps, [_cells(edge) for edge in self.edges]), COLUMNS),
             Text("\n".join(["", *lines])),
         )
 

@@ -1,0 +1,88 @@
+"""What `kdkit check` says beside its sizes: how models learn, what is missing, what is idle."""
+
+import io
+import math
+
+import pytest
+
+from kdkit.console import show
+from kdkit.models.published import fetched
+from kdkit.registry import KdkitError
+from tests.runs.test_check import PAIR, report
+
+
+def text_of(told):
+    file = io.StringIO()
+    show(told, file)
+    return file.getvalue()
+
+
+def test_how_each_model_learns():
+    models = (
+        "a: {arch: resnet8, optimizer: {name: adamw, weight_decay: 0.1}, lr: {cosine: [0.01, 0]}}, b: {arch: resnet8}"
+    )
+    told = report(models, "ce")
+    a, b = told.learning
+    assert (a.name, a.optimizer, a.options, a.first, a.schedule) == (
+        "a",
+        "adamw",
+        {"weight_decay": 0.1},
+        0.01,
+        "cosine",
+    )
+    assert a.last == pytest.approx(0.005 * (1 + math.cos(math.pi * 27 / 28)))  # the last of 4 · 7 steps
+    assert (b.name, b.optimizer, b.options, b.first, b.last, b.schedule) == ("b", "sgd", {}, 0.1, 0.1, "")
+    lines = text_of(told).splitlines()
+    assert "learns  a: adamw (weight_decay 0.1), lr 0.01 → 3.14e-05, cosine" in lines
+    assert "learns  b: sgd, lr 0.1" in lines
+
+
+def test_what_is_missing_or_idle_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    near, far = (f"torchvision/squeezenet1_{i}, weights: pretrained, frozen: true" for i in (0, 1))
+    models = f"teacher_a: {{arch: {near}}}, teacher_b: {{arch: {far}}}, student: {{arch: resnet8}}"
+    here = tmp_path / "hub" / "checkpoints"
+    here.mkdir(parents=True)
+    (here / "squeezenet1_0-b66bff10.pth").touch()
+    data = "name: cifar100, root: ."
+    told = report(
+        models, "ce, kd: {from: teacher_a, to: student, taps: embedding, head: linear, weight: 0}", tmp_path, data
+    )
+    assert told.notes == (
+        "data: cifar-100-python was not found; set data.root=FOLDER or KDKIT_DATA, or data.download=true",
+        "teacher_b: the pretrained weights of torchvision/squeezenet1_1 will be downloaded",
+        "teacher_b: no loss reads it; it is only scored",
+    )
+    assert all(f"note    {note}" in text_of(told).splitlines() for note in told.notes)
+    assert not report(PAIR, "ce, kd").notes
+
+
+def test_timms_weights_are_looked_for_where_timm_puts_them(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert not fetched("timm/resnet18")
+    repo = tmp_path / "models--timm--resnet18.a1_in1k"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "model.safetensors").touch()
+    assert fetched("timm/resnet18")
+    assert fetched("own.py:Net")
+
+
+def test_tables_fit_a_hundred_columns(tmp_path):
+    name = "a_teacher_with_quite_a_long_name"
+    models = f"{name}: {{arch: resnet14, weights: random, frozen: true}}, student: {{arch: resnet8}}"
+    weight = "{warmup: {to: {cosine: [100, 0]}, over: 2}}"
+    hint = f"hint: {{from: {name}.stage2, to: student.stage2, head: conv_bn_relu, weight: {weight}, when: {{from: 1}}}}"
+    text = text_of(report(models, f"ce, {hint}, kd"))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "banks" not in text  # there are none
+    assert "banks" in text_of(report(PAIR, "ce, crd: {num_negatives: 8}"))
+
+
+def test_a_batch_of_one_has_no_relations():
+    with pytest.raises(KdkitError, match=r"losses\.rkd: .* needs at least 3 of them, got 1; raise the batch size"):
+        report(PAIR, "ce, rkd", overrides=["data.batch_size=1"])
