@@ -35,7 +35,7 @@ def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str,
             else:
                 axes.plot(epochs, values, marker="o" if len(epochs) < 40 else "", markersize=4, label=label)
         axes.set(xlabel="epoch", xlim=(min(rows) - 0.5, max(rows) + 0.5))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)

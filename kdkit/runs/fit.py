@@ -56,13 +56,14 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) ->
     with blaming(recipe):
         distiller, trainer = assemble(experiment, folder, rows)
     began = time.perf_counter()
-    with nullcontext() if folder.teacher else only_here(folder):  # a teacher's is held by who asks for it
+    held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
+    with held, interruptible(folder):
         checkpoint = folder.checkpoint if resume and folder.begun else None
         done = epochs_done(folder) if checkpoint is not None else 0
         rows.restore(done)
         if first_rank():
             _prepare(recipe, folder, done, resume=resume, overwrite=overwrite)
-        with blaming(recipe), refusals(recipe), quiet(), interruptible(folder):
+        with blaming(recipe), refusals(recipe), quiet():
             trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
         if trainer.is_global_zero:
             for name in distiller.graph.models:

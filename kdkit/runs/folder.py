@@ -80,7 +80,7 @@ class RunFolder:
     @property
     def elsewhere(self) -> str:
         """How another place is named."""
-        return "set KDKIT_HOME to a folder that can be" if self.teacher else "give another folder with --out"
+        return "set KDKIT_HOME to a folder that can be written" if self.teacher else "give another folder with --out"
 
     @property
     def anew(self) -> str:

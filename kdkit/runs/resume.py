@@ -48,8 +48,7 @@ def epochs_done(folder: RunFolder) -> int:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
     except Exception as error:  # a broken file can fail in any way
-        why = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise KdkitError(f"{path} is damaged and cannot be read ({why}); {_mend(folder)}") from error
+        raise KdkitError(f"{path} is damaged: it cannot be read as a checkpoint; {_mend(folder)}") from error
     if not isinstance(content, dict) or not {"epoch", "state_dict", "kdkit"} <= content.keys():
         raise KdkitError(f"{path} is no checkpoint of a kdkit run; {_mend(folder)}")
     return int(content["epoch"]) + 1

@@ -52,7 +52,7 @@ class MetricRows(Logger):
         """Merge into the epoch's row."""
         if "epoch" in metrics:
             row = self.rows.setdefault(epoch := int(metrics["epoch"]) + 1, {})
-            values = {key: float(value) for key, value in metrics.items()}
+            values = {key: float(_short(float(value))) for key, value in metrics.items()}  # as the file has them
             row.update({**values, "epoch": float(epoch), "step": float((step or 0) + 1)})
 
     @rank_zero_only

@@ -5,9 +5,10 @@ import os
 
 import pytest
 import torch
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 from kdkit import models
-from tests.cli.command import RECIPE, refused
+from tests.cli.command import RECIPE, kdkit, refused
 
 
 @pytest.fixture
@@ -140,7 +141,9 @@ def test_a_batch_of_one_with_a_batchnorm_head(wrong, tmp_path):
     spoiled = wrong("weight: 0.9, temperature: 4}", "}\n  - cosine: {head: {mlp: {norm: batch}}}")
     for verb in ("check", "fit"):
         out = ["--out", tmp_path / "run"] if verb == "fit" else []
-        assert "batch must be larger than 1" in refused(verb, spoiled, "data.batch_size=1", *out)
+        error = refused(verb, spoiled, "data.batch_size=1", *out)
+        assert "wrong.yaml:8: losses.cosine: " in error  # the dry run of both tells the line
+        assert "batch must be larger than 1" in error
 
 
 def test_a_loss_that_needs_labels_where_there_are_none(wrong):
@@ -170,6 +173,62 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(wrong, t
     assert all(torch.isfinite(v).all() for v in checkpoint["state_dict"].values())
     assert not (run / "result.json").exists()
     assert not (run / "student.safetensors").exists()
+
+
+def strict(path):
+    """JSON without the bare NaN that Python alone reads."""
+    return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{path} holds {word}"))
+
+
+def test_metrics_that_are_not_finite_are_told_and_null(wrong, tmp_path):
+    (tmp_path / "nets.py").write_text(HUGE)
+    recipe = wrong("arch: resnet8", "arch: nets.py:Huge")
+    said = kdkit("fit", recipe, "--out", tmp_path / "run")
+    assert said.code == 0
+    assert said.out.count("warning: student nll is not finite after epoch 1") == 1
+    assert "warning: student nll is not finite" in said.err
+    assert strict(tmp_path / "run" / "result.json")["last"]["student"]["nll"] is None
+    again = kdkit("fit", recipe, "--out", tmp_path / "run", "--resume")
+    assert "nan" in again.out
+    assert "warning: student nll" in again.err
+
+
+HUGE = """\
+import torch
+from torch import nn
+
+class Huge(nn.Sequential):
+    \"\"\"Its predictions are finite while it trains and NaN when it is evaluated.\"\"\"
+    def __init__(self, num_classes):
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else torch.nan)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("accelerator=tpu", "must be"),
+        ("devices=[7]", "'trainer.devices=[7]': trainer.devices: Lightning refuses it: `devices` selected"),
+        ("precision=16-mixed", "trainer.precision: 16-mixed does not run on this machine; say bf16-mixed"),
+        ("limit_val_batches=0.01", "trainer.limit_val_batches: Lightning refuses it: You requested to check 0.01"),
+    ],
+)
+def test_a_machine_that_is_not_there(wrong, tmp_path, word, right):
+    assert right in refused("fit", wrong(), f"trainer.{word}", "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "right"), [("gpu", "No supported gpu backend"), ("mps", "`MPSAccelerator` can not run")]
+)
+def test_a_gpu_where_there_is_none(wrong, tmp_path, monkeypatch, word, right):
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: False))
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: False))
+    error = refused("fit", wrong(), f"trainer.accelerator={word}", "--out", tmp_path / "run")
+    assert f"'trainer.accelerator={word}': trainer.accelerator: Lightning refuses it: {right}" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_custom_code_is_refused_where_it_is_not_wanted(wrong, tmp_path):
