@@ -53,12 +53,10 @@ def losses(axis: str, values: Sequence[int], sizes: dict[str, int], rounds: int,
             case = Case("crd", shapes=[(64,)], device=rows.device, **words)
             call = step(case.ours(negatives=negatives, bank_dtype=dtype), case)
             times = timing.summary(timing.in_turns({"kdkit": call}, rounds))["kdkit"]
-            peak, bank = (
-                timing.peak_bytes(call, rows.device),
-                words["samples"] * 128 * (2 if dtype == "bfloat16" else 4),
-            )
+            peak = timing.peak_bytes(call, rows.device)
+            bank = words["samples"] * 128 * (2 if dtype == "bfloat16" else 4)
             row = {"axis": axis, "value": value, "what": f"crd {negatives} {dtype}", "batch": words["batch"]}
-            rows.add(**row, **times, **figures, banks_mb=timing.megabytes(2 * bank))
+            rows.add(**row, **times, peak_mb=timing.megabytes(peak), banks_mb=timing.megabytes(2 * bank))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -157,11 +157,10 @@ def limits(device: torch.device, quick: bool = False) -> Limits:
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(side, side, device=device, dtype=dtype)
         product[str(dtype).removeprefix("torch.")] = 2 * side**3 / best(lambda a=a: a @ a)
-    number = torch.ones((), device=device, requires_grad=True)
-    fixed = number.detach()
-    return Limits(
-        copy, product, best(lambda: torch.autograd.grad(number.view(()), number)), best(lambda: fixed + fixed)
-    )
+    fixed = torch.ones((), device=device)
+    number = fixed.clone().requires_grad_()
+    empty = best(lambda: torch.autograd.grad(number.view(()), number))
+    return Limits(copy, product, empty, best(lambda: fixed + fixed))
 
 
 def best(call: Call, tries: int = 7) -> float:
