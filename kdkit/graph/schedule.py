@@ -89,7 +89,7 @@ class Schedule:
     def __str__(self) -> str:
         if self.constant:
             return f"{self.args['value']:g}"
-        usual = {"by": "step", **WORDS[self.word]}
+        usual = {**WORDS[self.word], "by": ... if "by" in WORDS[self.word] else "step"}
         return f"{self.word}({', '.join(f'{k}={v}' for k, v in self.args.items() if v != usual[k])})"
 
 

@@ -168,7 +168,7 @@ def _values(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
     """Every schedule over the run's length, and what the constructor says to both ends of each."""
     epochs = recipe.trainer.max_epochs
     wrong = [
-        *_schedule(recipe, ("losses", i, "weight"), spec.weight),
+        *_schedule(recipe, ("losses", i, "weight"), spec.weight, 0),
         *_schedule(recipe, ("losses", i, "clip"), spec.clip, 0),
     ]
     for word, value in spec.arguments.items():

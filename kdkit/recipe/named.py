@@ -119,8 +119,10 @@ class EdgeSpec(Words):
     def _known_head(cls, head: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         from kdkit.models.heads.kinds import parse
 
+        if head in (None, "none"):
+            return head
         try:
-            parse(head if isinstance(head, str) else dict.fromkeys(head or {"identity": {}}))
+            parse(head if isinstance(head, str) else dict.fromkeys(head))
         except KdkitError as error:
             raise ValueError(str(error)) from None
         return head

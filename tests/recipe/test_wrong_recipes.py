@@ -33,6 +33,7 @@ def problems(text: str, folder: Path | None = None) -> list[str]:
 def test_the_recipe_that_the_others_spoil_is_right():
     recipe = loads(TEXT)
     assert [recipe.kind(name) for name in recipe.models] == ["frozen", "trained"]
+    assert loads(TEXT.replace("weight: 0.9", "head: none")).losses[1].edge().head is None
     loads(TEXT.replace("weight: 0.9", "taps: teachers"))  # a place in a model may be called anything
 
 
@@ -58,6 +59,9 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("temperature: 4", "temperature: four", 9, "losses.kd.temperature: must be a number, got 'four'; a schedule"),
         ("temperature: 4", "temperature: '4'", 9, "losses.kd.temperature: must be a number, got '4'"),
         ("temperature: 4", "temperature: true", 9, "losses.kd.temperature: must be a number, got True"),
+        ("weight: 0.9", "weight: -0.9", 8, "losses.kd.weight: must be at least 0 all the time, got -0.9"),
+        ("weight: 0.9", "weight: {linear: [1, -1]}", 8, "losses.kd.weight: must be at least 0 all the time, got -1"),
+        ("weight: 0.9", "{from: teacher.stage2, taps: stage1}".strip("{}").replace(", ", "\n      "), 9, "losses.kd.taps: `taps` says where both ends are read, and 'teacher.stage2' names a tap of its own"),
         ("weight: 0.9", "weight: {cosine: [1]}", 8, "losses.kd.weight: cosine: must be [start, end], got [1]"),
         ("weight: 0.9", "weight: {cosine: [null, 0]}", 8, "losses.kd.weight: cosine.start must be a finite number, got None"),
         ("weight: 0.9", "weight: {exp: {start: 1, rate: -1e6}}", 8, "losses.kd.weight: exp(start=1.0, rate=-1000000.0, by=epoch): grows beyond all numbers"),
