@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,12 +14,13 @@ from typer.core import TyperGroup
 from kdkit.registry import KdkitError
 
 if TYPE_CHECKING:
-    from kdkit.registry import LossInfo
     from kdkit.runs.result import Result
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: trainer.max_epochs=30 seed=1"),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Changes to the recipe: seed=1 losses.kd.weight=0.5 'lr={cosine: [0.1, 0]}'"
+    ),
 ]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name, or a .yaml file.")]
 NoCustomCode = Annotated[
@@ -115,11 +117,17 @@ def fit(
 @app.command(name="eval", epilog="Example: kdkit eval runs/crd_cifar100-seed0 --data /data")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its .safetensors files.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Other data, or another way to read them: data.image_size=64"),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the data; the same as data.root=FOLDER.")] = None,
-    split: Annotated[str, typer.Option(help="test, or train: the training images as they are.")] = "test",
+    split: Annotated[str, typer.Option(help="test, or train: the training images without augmentation.")] = "test",
 ) -> None:
-    """Score the models that a run trained, on its own test images or on others."""
+    """Score the models that a run trained.
+
+    On the run's own test images, or on others of the same classes: top-1, top-5 and mean negative log-likelihood.
+    """
     from kdkit.console import show
     from kdkit.runs.evaluate import evaluate as score
     from kdkit.runs.evaluate import results_table
@@ -145,29 +153,36 @@ def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCus
 
 @app.command(epilog="Example: kdkit losses crd")
 def losses(
-    name: Annotated[str | None, typer.Argument(help="Explain this one: formula, arguments, paper.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Explain this one: formula, options, paper.")
+    ] = None,
 ) -> None:
     """List the losses, or explain one."""
-    import kdkit.losses  # noqa: F401  fills the registry
-    from kdkit.console import show, table
+    from kdkit.catalogue import explained, losses_table
+    from kdkit.console import show
     from kdkit.registry import LOSSES
 
     if name is not None:
-        typer.echo(_explained(LOSSES[name]))
+        typer.echo(explained(LOSSES[name]))
         return
-    rows = [(i.name, i.summary, i.tap, f"{i.weight:g}", i.paper) for i in sorted(LOSSES.values(), key=lambda i: i.name)]
-    show(table(("loss", "what it is", "tap", ">weight", "paper"), rows), sys.stdout)
+    show(losses_table(), sys.stdout)
+    typer.echo("\nkdkit losses NAME explains one: formula, options, paper")
 
 
 @app.command(epilog="Example: kdkit models 'timm/*vit_tiny*'")
 def models(
-    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern with * and ?.")] = None,
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="Part of a name, or a pattern with * and ?.")
+    ] = None,
 ) -> None:
-    """List what a recipe's `arch` takes: kdkit's nets, timm's, torchvision's."""
+    """List what a recipe's `arch` can be.
+
+    Without a pattern kdkit's own nets, made for small images; with one timm's and torchvision's too.
+    """
     from kdkit.models import MODELS, list_models
 
     if pattern is None:
-        typer.echo("\n".join([*MODELS, "", "timm/… and torchvision/…: kdkit models PATTERN finds them"]))
+        typer.echo(f"{fill('  '.join(MODELS), 80)}\n\ntimm/… and torchvision/…: kdkit models PATTERN finds them")
         return
     if not (found := list_models(pattern)):
         raise KdkitError(f"no model's name matches {pattern!r}; part of a name is enough: kdkit models vit_tiny")
@@ -176,7 +191,10 @@ def models(
 
 @app.command(epilog="Example: kdkit recipes")
 def recipes() -> None:
-    """List the packaged recipes."""
+    """List the packaged recipes.
+
+    `kdkit fit NAME` runs one; what stands in brackets is the paper and its number, in percent.
+    """
     from kdkit.console import show, table
     from kdkit.recipe import packaged
 
@@ -247,27 +265,6 @@ def _show_result(result: Result) -> None:
     for name in result.not_finite:
         _say("warning:", "yellow", f"{name} is not finite, {NOT_FINITE}; it is null in {result.folder.result}")
     typer.echo(f"everything is in {result.folder.path}")
-
-
-def _explained(info: LossInfo) -> str:
-    """A loss's docstring, with what the registry knows of it."""
-    import inspect
-
-    from kdkit.registry import constructor
-
-    own = {name: p.default for name, p in constructor(info.cls).items() if name not in info.filled}
-    words = ", ".join(
-        name if default is inspect.Parameter.empty else f"{name}={default!r}" for name, default in own.items()
-    )
-    facts = {
-        "in Python": f"from kdkit.losses import {info.cls.__name__}",
-        "options": words or "none",
-        "reads": f"{', '.join(info.reads)} at {info.tap}",
-        "weight": f"{info.weight:g} ({info.weight_source})",
-        "head": info.head or "none",
-        "paper": info.paper,
-    }
-    return "\n".join([info.name, "", inspect.getdoc(info.cls) or "", "", *(f"{k:<10} {v}" for k, v in facts.items())])
 
 
 if __name__ == "__main__":

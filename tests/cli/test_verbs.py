@@ -1,16 +1,20 @@
 """Each verb of the command line: what it prints, what it writes, how fast it answers and how it ends."""
 
+import io
 import json
 import resource
 import subprocess
 import sys
 
 import pytest
+import typer
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 import kdkit.losses
 from kdkit import cli
+from kdkit.catalogue import losses_table
 from kdkit.models import MODELS
 from kdkit.recipe import load, packaged
 from kdkit.registry import LOSSES
@@ -52,6 +56,13 @@ def test_help_names_every_verb_and_each_verb_gives_an_example():
         assert f"Example: kdkit {verb}" in said.out
 
 
+def test_help_explains_every_word():
+    assert "..." not in kdkit("--help").out.partition("Commands:")[2]  # no summary of a verb is cut
+    for verb, command in typer.main.get_command(cli.app).commands.items():
+        assert command.help, verb
+        assert all(parameter.help for parameter in command.params), verb
+
+
 def test_version():
     assert kdkit("--version").out == f"kdkit {kdkit_version()}\n"
 
@@ -66,9 +77,19 @@ def test_losses_lists_every_loss_on_one_line_and_uncut():
     said = kdkit("losses")
     lines = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
     for info in LOSSES.values():
-        assert all(part in lines[info.name] for part in (info.summary, info.tap, f"{info.weight:g}", info.paper))
+        assert all(part in lines[info.name] for part in (info.summary.rstrip("."), info.tap, f"{info.weight:g}"))
     assert "\x1b" not in said.out
     assert "…" not in said.out
+    assert max(map(len, lines.values())) <= 140
+
+
+def test_a_narrow_terminal_wraps_the_losses_and_cuts_nothing():
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(losses_table())
+    text = narrow.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for info in LOSSES.values():
+        assert set(info.summary.rstrip(".").split()) <= set(text.split())
 
 
 @pytest.mark.parametrize("name", ["kd", "at"])
