@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,11 +16,15 @@ from kdkit.registry import KdkitError
 
 @dataclass(frozen=True)
 class Batch:
-    """`x`, and where the data has them the labels (B,) and the samples' ids (B,)."""
+    """`x`, and where the data has them the labels (B,) and the samples' ids (B,).
+
+    `rows` are the places (B,) of these views in the cache of each model that has one.
+    """
 
     x: Any
     labels: Tensor | None = None
     index: Tensor | None = None
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batch: Any) -> Batch:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,27 +20,13 @@ from kdkit.graph.edge import Edge
 from kdkit.graph.exact import apply_exactly
 from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
+from kdkit.graph.phase import Phase, phases
 from kdkit.graph.rehearse import rehearse
 from kdkit.registry import KdkitError
 
 Self = TypeVar("Self", bound="Graph")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of the run in which the same nodes and edges are active.
-
-    Attributes:
-        start: its first moment, in epochs.
-        edges: the active edges.
-        updates: the nodes that learn, in order.
-        readers: what each needed node is read with.
-    """
-
-    start: float
-    edges: tuple[BoundEdge, ...]
-    updates: tuple[str, ...]
-    readers: Mapping[str, tapping.Taps]
+Cache = Callable[[Tensor, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
+"""Of one model: values at its taps by their rows; the function computes them where they are not known yet."""
 
 
 class Graph(nn.Module):
@@ -99,6 +85,7 @@ class Graph(nn.Module):
         ]
         self.phases: list[Phase] = []
         self.phase: Phase | None = None
+        self.caches: dict[str, Cache] = {}
 
     def model(self, name: str) -> nn.Module:
         """The module of a node."""
@@ -135,9 +122,7 @@ class Graph(nn.Module):
         }
         ends = {end for several in found.values() for link in several for end in (*link.sources, link.target)}
         ends |= {End(name, "logits") for name in self.nodes}
-        readers = {
-            name: self._taps(name, sorted(e.tap for e in ends if e.node == name), views[name]) for name in self.nodes
-        }
+        readers = {name: self.taps(name, (e.tap for e in ends if e.node == name), views[name]) for name in self.nodes}
         shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
         classifiers = Classifiers({name: self.model(name) for name in self.nodes}, views)
         shared: dict[str, nn.Module] = {}
@@ -166,31 +151,24 @@ class Graph(nn.Module):
         self._decays = {
             name: checks.decay(name, node, epochs) for name, node in self.nodes.items() if node.kind == "ema"
         }
-        spans = {name: self.nodes[name].when.bind(epochs) for name in self.trained}
-        moments = {0.0, *(s for s, _ in spans.values()), *(e for _, e in spans.values())}
-        moments |= {moment for edge in self.bound for moment in (edge.start, edge.end)}
-        self.phases = [self._phase(t, spans, views) for t in sorted(m for m in moments if m < epochs)]
+        self.phases = phases(self, views)
+        self.whole = {
+            name: self.taps(name, {tap for phase in self.phases for tap in phase.taps(name)}, views[name])
+            for name, node in self.nodes.items()
+            if node.cache is not False
+        }
+        self.caches = {}
         self.set_time(0.0)
         self.stochastic = rehearse(self, example)
 
-    def _taps(self, node: str, names: Sequence[str], view: Tensor) -> tapping.Taps:
+    def taps(self, node: str, names: Iterable[str], view: Tensor) -> tapping.Taps:
+        """A reader of a node's taps, which errors name."""
+        names = sorted(names)
         try:
-            return tapping.Taps(self.model(node), list(names), view)
+            return tapping.Taps(self.model(node), names, view)
         except KdkitError as error:
             checks.check_ends(self.unbound, self.nodes, names, error)
             raise type(error)(f"model {node!r} (models: {', '.join(self.nodes)}): {error}") from error
-
-    def _phase(self, t: float, spans: Mapping[str, tuple[float, float]], views: Mapping[str, Any]) -> Phase:
-        active = [name for name, (start, end) in spans.items() if start <= t < end]
-        edges = [edge for edge in self.bound if edge.active(t) and any(call.target in active for call in edge.calls)]
-        targets = {call.target for edge in edges for call in edge.calls}
-        read = {end for edge in edges for end in edge.ends()}
-        readers = {
-            name: self._taps(name, sorted(e.tap for e in read if e.node == name), views[name])
-            for name in self.nodes
-            if any(e.node == name for e in read)
-        }
-        return Phase(t, tuple(edges), tuple(name for name in active if name in targets), readers)
 
     @property
     def bound(self) -> list[BoundEdge]:
@@ -249,10 +227,19 @@ class Graph(nn.Module):
         return found
 
     def read(self, name: str, batch: Batch, into: dict[End, Tensor], *, grad: bool) -> None:
-        """Run one node and put what is read of it into `into`."""
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            values = self.now.readers[name](self.adapters[name](batch.x))
-        into.update({End(name, tap): value for tap, value in values.items()})
+        """Run one node, or look its values up, and put what is read of it into `into`."""
+        reader = self.now.readers[name]
+        if name in self.caches:
+            values = self.caches[name](batch.rows[name], lambda: self.answer(name, batch.x))
+        else:
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                values = reader(self.adapters[name](batch.x))
+        into.update({End(name, tap): values[tap] for tap in reader.names})
+
+    def answer(self, name: str, x: Any) -> dict[str, Tensor]:
+        """What a node says at every tap that is read of it in any phase."""
+        with torch.no_grad():
+            return self.whole[name](self.adapters[name](x))
 
     def terms(self, nodes: tuple[str, ...], outputs: Mapping[End, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unweighted value of each active edge that teaches one of `nodes`."""

@@ -31,6 +31,8 @@ class Node:
         image_size: side to which its images are resized (bilinear); `None` takes them as they come.
         input: which input it reads where a batch's x is a mapping or a tuple (cross-modal distillation).
         when: the time in which it trains.
+        cache: keep on disk what this frozen model says of every view of every image, and read it from there: `True`, or
+            words of `kdkit.train.caching.CacheWords` such as `{"by": "epochs"}`.
         spec: what built it (arch and options), kept for provenance and for the weights file.
     """
 
@@ -45,6 +47,7 @@ class Node:
     image_size: int | None = None
     input: str | int | None = None
     when: Span = field(default_factory=Span)
+    cache: bool | Mapping[str, Any] = False
     spec: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class Node:
             raise KdkitError("node: an ema node must name the node it follows; give `of`")
         if (self.mean is None) != (self.std is None):
             raise KdkitError("node: mean and std go together")
+        if self.cache is not False and self.kind != "frozen":
+            raise KdkitError(f"node: a {self.kind} node changes, so nothing of it can be cached; leave `cache` out")
         self.when = Span.parse(self.when)
 
 

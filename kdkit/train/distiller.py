@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -18,20 +19,21 @@ from kdkit.graph.node import Node
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
-from kdkit.taps.trace import logits_of
 from kdkit.train.borrow import Borrow
+from kdkit.train.caching import Memory
+from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import example_batch, facts_of
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
 from kdkit.train.still import still
-from kdkit.train.sync import average_gradients, share_buffers, unshared_buffers
+from kdkit.train.sync import average_gradients, unshared_buffers
 
 SGD: dict[str, Any] = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 STEPS: dict[str, Any] = {"multistep": {"start": 0.05, "at": [0.625, 0.75, 0.875]}}
 
 
-class Distiller(pl.LightningModule):
+class Distiller(Evaluation):
     """Any teachers, any students and any losses as one Lightning module.
 
     Works with a plain `pl.Trainer` and any loader or data module whose batches are `(x, y)` or `(x, y, index)`.
@@ -81,6 +83,7 @@ class Distiller(pl.LightningModule):
         self.scores: Scores | None = None
         self.rates: dict[str, Curve] = {}
         self.borrow = Borrow()
+        self.memories: dict[str, Memory] = {}
         for name in nodes:
             if hasattr(type(self), name) or name in self.__dict__ or name in self._modules:
                 raise KdkitError(f"model {name!r}: Lightning or the Distiller uses this name; choose another")
@@ -115,6 +118,9 @@ class Distiller(pl.LightningModule):
             graph.bind(Batch.of(batch), facts, self._epochs())
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self._ddp_params_and_buffers_to_ignore = unshared_buffers(self)
+            module, precision = getattr(self.trainer, "datamodule", None), str(self.trainer.precision)
+            self.memories = {name: Memory(graph, name, module, precision, self._laid_out) for name in graph.whole}
+            graph.caches = {name: memory.cache for name, memory in self.memories.items()}
         elif not graph.adapters:
             graph.facts = facts
             graph.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in graph.nodes.items()})
@@ -150,20 +156,20 @@ class Distiller(pl.LightningModule):
         """Time is counted in shares of an epoch, so an epoch needs a length."""
         if not math.isfinite(self.trainer.num_training_batches):
             raise KdkitError("the training loader has no length; give the Trainer limit_train_batches")
+        for memory in self.memories.values():
+            memory.prepare(self.device, self.trainer.precision_plugin.forward_context)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Images in the models' memory format."""
         return self._layout(batch)
 
     def _layout(self, batch: Any) -> Any:
-        if (
-            self.channels_last
-            and isinstance(batch, (tuple, list))
-            and isinstance(batch[0], Tensor)
-            and batch[0].ndim == 4
-        ):
-            return (batch[0].contiguous(memory_format=torch.channels_last), *batch[1:])
+        if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
+            return (self._laid_out(batch[0]), *batch[1:])
         return batch
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step: forward once, then for each turn: losses, backward, update."""
@@ -172,7 +178,7 @@ class Distiller(pl.LightningModule):
         graph.set_time(t)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
             torch.manual_seed(draws.key(self.seed, "step", step, self.global_rank) & 0x7FFFFFFF)
-        data = Batch.of(batch)
+        data = self._located(Batch.of(batch))
         outputs = graph.outputs(data)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         graph.loss_scale.fill_(1 / accumulate)
@@ -197,6 +203,14 @@ class Distiller(pl.LightningModule):
         self.sums.add(whole)
         if due:
             graph.move_ema(t)
+
+    def _located(self, data: Batch) -> Batch:
+        """The batch with its rows in every cache."""
+        if not self.memories:
+            return data
+        if data.index is None:
+            raise KdkitError("a cache needs to know which samples a batch holds; give batches (x, y, index)")
+        return replace(data, rows={n: m.rows(self.current_epoch, data.index) for n, m in self.memories.items()})
 
     def _backward(self, loss: Tensor) -> None:
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
@@ -235,48 +249,7 @@ class Distiller(pl.LightningModule):
         self.log_dict({**means, **rates}, sync_dist=True)
         self.sums.clear()
 
-    # -- evaluation ------------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        """Every rank evaluates the same models."""
-        share_buffers(self.graph.models)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Top-1, top-5 and NLL of every node; frozen ones are looked at once."""
-        self._score(batch)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As validation."""
-        self._score(batch)
-
-    def _score(self, batch: Any) -> None:
-        data = Batch.of(batch)
-        if self.scores is None or data.labels is None or bool((data.labels < 0).any()):
-            return
-        for name in list(self.scores.wanted):
-            self.scores.update(name, self._logits(name, data.x), data.labels)
-
-    def _logits(self, name: str, x: Any) -> Tensor:
-        if name in self.graph.adapters:
-            x = self.graph.adapters[name](x)
-        logits: Tensor = logits_of(self.graph.model(name)(x))
-        return logits
-
-    def on_validation_epoch_end(self) -> None:
-        """Log under `val/<node>/<metric>`."""
-        self._log_scores("val")
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def on_test_epoch_end(self) -> None:
-        """Log under `test/<node>/<metric>`."""
-        self._log_scores("test")
-
-    def _log_scores(self, stage: str) -> None:
-        if self.scores is not None:
-            self.log_dict(
-                {f"{stage}/{name}": v for name, v in self.scores.compute(keep=self.trainer.sanity_checking).items()}
-            )
+    # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The running means go with it, and who still has to be scored."""

@@ -9,13 +9,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from kdkit import ranks
+
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over ranks; nothing is done in a single process.
 
     DDP's own reducer expects one backward pass through every parameter, which turns and inactive nodes do not give.
     """
-    if not _several():
+    if not ranks.speak():
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
@@ -24,19 +26,15 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for gradients in by_dtype.values():
         flat = _flatten_dense_tensors(gradients)
         dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+        flat /= ranks.count()
         torch._foreach_copy_(gradients, list(_unflatten_dense_tensors(flat, gradients)))
 
 
 def share_buffers(module: nn.Module) -> None:
     """Give every rank the first one's buffers: what is evaluated is what is saved."""
-    if _several():
+    if ranks.speak():
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def unshared_buffers(module: nn.Module) -> list[str]:

@@ -1,0 +1,62 @@
+"""How the nodes of a graph do on data that they do not learn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from kdkit.graph.batch import Batch
+from kdkit.graph.graph import Graph
+from kdkit.taps.trace import logits_of
+from kdkit.train.scores import Scores
+from kdkit.train.sync import share_buffers
+
+
+class Evaluation(pl.LightningModule):
+    """The validation and test loops of a graph: top-1, top-5 and NLL of every node."""
+
+    graph: Graph
+    scores: Scores | None
+
+    def on_validation_epoch_start(self) -> None:
+        """Every rank evaluates the same models."""
+        share_buffers(self.graph.models)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Top-1, top-5 and NLL of every node; frozen ones are looked at once."""
+        self._score(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As validation."""
+        self._score(batch)
+
+    def _score(self, batch: Any) -> None:
+        data = Batch.of(batch)
+        if self.scores is None or data.labels is None or bool((data.labels < 0).any()):
+            return
+        for name in list(self.scores.wanted):
+            self.scores.update(name, self._logits(name, data.x), data.labels)
+
+    def _logits(self, name: str, x: Any) -> Tensor:
+        if name in self.graph.adapters:
+            x = self.graph.adapters[name](x)
+        logits: Tensor = logits_of(self.graph.model(name)(x))
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        """Log under `val/<node>/<metric>`."""
+        self._log_scores("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """Log under `test/<node>/<metric>`."""
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        if self.scores is not None:
+            self.log_dict(
+                {f"{stage}/{name}": v for name, v in self.scores.compute(keep=self.trainer.sanity_checking).items()}
+            )

@@ -1,0 +1,126 @@
+"""A teacher that is read from disk teaches what it would teach live."""
+
+from itertools import product
+
+import pytest
+import torch
+
+import kdkit
+from kdkit import data
+from kdkit.registry import KdkitError
+from tests.nets import net
+from tests.train.running import fit, loader
+
+
+def digits(**options):
+    return data.build("digits", image_size=8, subset=200, batch_size=50, padding=1, **options)
+
+
+def distiller(cache, seed=0, losses=("ce", "kd", "cosine"), teacher=1, **options):
+    nodes = {
+        "teacher": kdkit.frozen(net(8, seed=teacher, classes=10), cache=cache),
+        "student": net(8, seed=2, classes=10),
+    }
+    return kdkit.Distiller(nodes, list(losses), lr=0.05, seed=seed, **options)
+
+
+def trained(cache, epochs=2, datamodule=None, **options):
+    made = distiller(cache, **options)
+    fit(made, datamodule or digits(), epochs=epochs)
+    return made
+
+
+def lessons(made):
+    """Sizes of the batches that the teacher is asked for; those of training hold 50 images."""
+    sizes = []
+    made.teacher.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    return sizes
+
+
+def weights(made):
+    return torch.cat([p.detach().flatten() for p in made.student.parameters()])
+
+
+@pytest.mark.parametrize("by", ["views", "epochs"])
+def test_the_student_is_the_live_teachers(tmp_path, by):
+    """In fp32 kept as fp32 every bit is the same, whether a row was just computed or read."""
+    cache = {"by": by, "dtype": "float32", "folder": str(tmp_path)}
+    live = weights(trained(False))
+    assert torch.equal(weights(trained(cache)), live)
+    assert torch.equal(weights(trained(cache)), live)
+
+
+def test_a_second_run_asks_the_teacher_nothing(tmp_path):
+    cache = {"by": "epochs", "folder": str(tmp_path)}
+    first = trained(cache)
+    second = distiller(cache)
+    asked = lessons(second)
+    fit(second, digits(), epochs=2)
+    assert torch.equal(weights(first), weights(second))
+    assert 50 not in asked
+    assert 256 in asked  # in validation
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_views_serve_another_seed_and_more_epochs(tmp_path):
+    cache = {"by": "views", "dtype": "float32", "folder": str(tmp_path)}
+    trained(cache, datamodule=digits(seed=1))
+    assert torch.equal(weights(trained(cache, 3, seed=5)), weights(trained(False, 3, seed=5)))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("other", ["teacher", "data", "seed of epochs"])
+def test_nothing_is_read_that_belongs_to_something_else(tmp_path, other):
+    cache = {"by": "epochs" if other == "seed of epochs" else "views", "dtype": "float32", "folder": str(tmp_path)}
+    trained(cache)
+    options = {
+        "teacher": {"teacher": 7},
+        "data": {"datamodule": digits(split_seed=3)},
+        "seed of epochs": {"datamodule": digits(seed=3)},
+    }[other]
+    assert torch.equal(weights(trained(cache, **options)), weights(trained(False, **options)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_fill_and_verify(tmp_path):
+    made = distiller({"folder": str(tmp_path)})
+    fit(made, digits(), epochs=1)
+    memory = made.memories["teacher"]
+    rows = 200 * 9
+    assert memory.verify()[:2] == (rows, 200)
+    assert sum(memory.fill()) == rows
+    seen, there, difference = memory.verify()
+    assert (seen, there) == (rows, rows)
+    assert difference < 2**-8
+    memory.cache.file.words[5, 0] ^= 1
+    assert memory.verify()[1] == rows - 1
+    made.teacher.load_state_dict(net(8, seed=9, classes=10).state_dict())
+    assert memory.verify()[2] > 0.1
+
+
+def test_held_on_the_device_it_teaches_the_same(tmp_path):
+    cache = {"dtype": "float32", "folder": str(tmp_path)}
+    first = distiller(cache)
+    first.on_train_start = lambda: [*first.memories["teacher"].fill(), first.memories["teacher"].cache.live_on("cpu")]
+    asked = lessons(first)
+    fit(first, digits(), epochs=2)
+    assert 50 not in asked
+    assert {1024, 200 * 9 - 1024} < set(asked)
+    torch.testing.assert_close(weights(first), weights(trained(False)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("word", ["by", "dtype", "top_k", "folders"])
+def test_wrong_words(word):
+    with pytest.raises(KdkitError, match="cache: "):
+        trained({word: "nope" if word != "top_k" else 10})
+
+
+def test_data_that_draw_by_themselves_are_refused():
+    with pytest.raises(KdkitError, match="take one of them, or leave `cache` out"):
+        fit(distiller(True), loader())
+
+
+def test_what_changes_is_not_cached():
+    for kind, word in product(("trained",), (True, {"by": "epochs"})):
+        with pytest.raises(KdkitError, match="a trained node changes"):
+            kdkit.Node(net(8, seed=1), kind, cache=word)
