@@ -13,6 +13,7 @@ from kdkit.data.data_facts import DataFacts
 from kdkit.data.device_loader import DeviceLoader
 from kdkit.data.digits import Digits
 from kdkit.data.fake import FakeData
+from kdkit.data.files import data_root
 from kdkit.data.folder import Folder, ImageNet
 from kdkit.data.module import DataModule
 from kdkit.data.worker_loader import WorkerLoader
@@ -39,6 +40,7 @@ __all__ = [
     "ImageNet",
     "WorkerLoader",
     "build",
+    "data_root",
     "facts",
 ]
 

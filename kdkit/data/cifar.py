@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdkit.data.data_facts import DataFacts
+from kdkit.data.files import data_root
 from kdkit.data.module import DeviceData
 from kdkit.registry import KdkitError
-
-
-def data_root(root: str | Path | None) -> Path:
-    """`root`, else the variable KDKIT_DATA, else kdkit's own folder under ~/.cache."""
-    return Path(root or os.environ.get("KDKIT_DATA") or "~/.cache/kdkit/data").expanduser()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -72,9 +67,12 @@ class CIFAR100(DeviceData):
         try:
             return cls(str(folder), train=train, download=download)
         except (RuntimeError, OSError, EOFError) as problem:
+            state = "is corrupted" if (folder / cls.base_folder).is_dir() else "was not found"
+            failed = f" and its download failed ({problem})" if download else ""
+            fetch = "" if download else ", or download it there with data.download=true"
             raise KdkitError(
-                f"data: root must be a folder that holds {cls.base_folder}/ whole, got {folder} ({problem}); "
-                "set data.root=FOLDER or KDKIT_DATA, or download it there with data.download=true"
+                f"data: root must be a folder that holds {cls.base_folder}/ whole; it {state} in {folder}{failed}; "
+                f"set data.root=FOLDER or KDKIT_DATA{fetch}"
             ) from problem
 
 

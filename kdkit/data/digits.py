@@ -44,6 +44,11 @@ class Digits(DeviceData):
         size = (self.channels, self.image_size, self.image_size)
         return DataFacts(10, 1797 - TEST, size, (0.3054,) * self.channels, (0.3753,) * self.channels)
 
+    @property
+    def class_names(self) -> list[str]:
+        """The digits."""
+        return [str(digit) for digit in range(10)]
+
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """(n, channels, image_size, image_size) uint8 and labels."""
         with np.load(Path(__file__).with_name("digits.npz")) as stored:

@@ -15,6 +15,19 @@ from kdkit.registry import KdkitError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
+def data_root(root: str | Path | None) -> Path:
+    """The folder of a data set.
+
+    Without `root` it is the variable KDKIT_DATA, else kdkit's own folder under ~/.cache; a relative `root` that is not
+    here is looked for there.
+    """
+    if root is None:
+        return Path(os.environ.get("KDKIT_DATA") or "~/.cache/kdkit/data").expanduser()
+    here = Path(root).expanduser()
+    there = data_root(None) / here
+    return there if there.is_dir() and not here.is_dir() else here
+
+
 @dataclass(frozen=True)
 class FileList:
     """Image files, each with a label.

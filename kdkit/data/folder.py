@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kdkit.data.cifar import data_root
 from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD, DataFacts
-from kdkit.data.files import FileList, find_images, find_unlabelled
+from kdkit.data.files import FileList, data_root, find_images, find_unlabelled
 from kdkit.data.module import DataModule
 from kdkit.data.order import Order
 from kdkit.data.splits import part_size, stratified
@@ -32,7 +32,7 @@ class Folder(DataModule):
 
     Attributes:
         holdout: share or count of the images that are the test set, class by class, chosen by a hash of the path
-            (`split_seed`); 0: no test set. Must be given where `root` has no `val`.
+            (`split_seed`); 0: no test set; `all`: every image, to evaluate on. Must be given where `root` has no `val`.
         image_size: pixels a side.
         resize: shorter side before the centre crop; default `image_size` · 256/224.
         crop_scale: smallest and largest share of the area in `RandomResizedCrop`.
@@ -45,7 +45,7 @@ class Folder(DataModule):
         num_workers: decoding processes; default one per core, at most 8.
     """
 
-    holdout: float | None = None
+    holdout: float | Literal["all"] | None = None
     image_size: int = 224
     resize: int | None = None
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -76,9 +76,7 @@ class Folder(DataModule):
         """The data set's folder."""
         if self.root is None:
             raise KdkitError("data: root must be a folder of images, got nothing; set data.root=FOLDER")
-        here = Path(self.root).expanduser()
-        there = data_root(None) / here
-        return there if there.is_dir() and not here.is_dir() else here
+        return data_root(self.root)
 
     @cached_property
     def sets(self) -> tuple[FileList, FileList]:
@@ -96,6 +94,8 @@ class Folder(DataModule):
                 f"data: holdout must be a share or a count, as {self.folder} has no val/, got nothing; "
                 "set data.holdout=0.1, or 0 for no test set"
             )
+        if self.holdout == "all":
+            return whole.take(torch.arange(0)), whole
         size = part_size("holdout", self.holdout, len(whole.names))
         test, rest = stratified(whole.labels.clamp(min=0), size, whole.keys("holdout", self.split_seed))
         return whole.take(rest), whole.take(test)
@@ -129,6 +129,8 @@ class Folder(DataModule):
     def read_labels(self, train: bool) -> Tensor:
         """By folder; −1 without labels."""
         if train and not self.sets[0].names:
+            if self.holdout == "all":
+                raise KdkitError("data: holdout must leave images to train on, got all")
             raise KdkitError(f"data: {self.folder / 'train'} must hold the training images, got nothing")
         return self.sets[0 if train else 1].labels
 

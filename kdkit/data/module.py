@@ -129,8 +129,8 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def class_names(self) -> list[str]:
-        """The classes, by label."""
-        return [str(label) for label in range(self.num_classes)]
+        """The classes, by label; empty where they have no names."""
+        return []
 
     @property
     def selects(self) -> bool:

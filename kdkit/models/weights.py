@@ -23,7 +23,7 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "nodes.student.")
 SHOWN = 8
 
 
-def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) -> None:
+def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True, arch: str = "") -> None:
     """Load a file's weights into `module`, all or nothing.
 
     Args:
@@ -32,6 +32,7 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) ->
             `model_state`, `model_state_dict` or `net`; a prefix that a wrapper put before every key is taken off.
         strict: whether the keys must be the same. Otherwise what is there is loaded, at least one key; a shape that
             differs is an error all the same.
+        arch: what the module is, for the error's sake; a file that kdkit wrote says what it is of.
 
     Raises:
         KdkitError: no such file, not a weights file, one that could run code, or one that does not fit, key by key.
@@ -43,7 +44,9 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True) ->
     unexpected = [k for k in state if k not in own]
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     if shapes or (strict and (missing or unexpected)) or not own.keys() & state.keys():
-        lines = [f"{path} does not fit {type(module).__name__}"]
+        told = read_metadata(path).get("arch", "")
+        theirs = f": its weights are of {told}, the model is {arch}" if told and arch and told != arch else ""
+        lines = [f"{path} does not fit {arch or type(module).__name__}{theirs}"]
         lines += _listed("missing in the file", missing)
         lines += _listed("unknown to the model", unexpected)
         lines += _listed(

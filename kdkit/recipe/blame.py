@@ -31,8 +31,13 @@ def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
 
 def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:
     """The word below `loc` that a sentence about it is about, if it can be told."""
-    if loc == ("data",) and (word := re.match(r"\w+(?= must )", text)):  # an argument of the data module
-        return (word[0],)
+    if loc == ("data",):  # an argument of the data module, or the folder that a path lies in
+        word = re.match(r"\S+(?= must )", text)
+        arguments = {field.alias or name for name, field in type(recipe.data).model_fields.items()}
+        if word and word[0] in arguments:
+            return (word[0],)
+        root = recipe.data.arguments.get("root")
+        return ("root",) if root and text.startswith(str(root)) else ()
     if loc[:1] == ("models",) and loc[2:] == ():
         options = recipe.models[loc[1]].options
         quoted = [word for word, value in options.items() if f"'{word}'" in text or f"{word}={value!r}" in text]

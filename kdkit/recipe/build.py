@@ -130,7 +130,7 @@ def _weights(recipe: Recipe, name: str, module: nn.Module, resolve: Resolver) ->
     if path is not None:
         with blaming(recipe, "models", name, "weights"):
             if recipe.kind(name) == "frozen":
-                models.load_weights(module, path)
+                models.load_weights(module, path, arch=str(spec.arch))
             else:
                 _start_from(recipe, name, module, path)
     return path
@@ -145,13 +145,13 @@ def _start_from(recipe: Recipe, name: str, module: nn.Module, path: Path) -> Non
     prefix = next((key.removesuffix(first) for key in stored if key.endswith(first)), "")  # of a wrapper
     theirs = {key: stored[prefix + key] for key in own if prefix + key in stored}
     widths = {len(v) for key, v in theirs.items() if v.ndim and v.shape != own[key].shape}
-    if len(widths) != 1:
-        models.load_weights(module, path)
-        return
     spec = recipe.models[name]
+    if len(widths) != 1:
+        models.load_weights(module, path, arch=str(spec.arch))
+        return
     options = {"base": recipe.origin.folder, "allow_custom": recipe.origin.custom, **spec.options}
     donor = models.build(str(spec.arch), num_classes=widths.pop(), **options)
-    models.load_weights(donor, path)
+    models.load_weights(donor, path, arch=str(spec.arch))
     kept = {key: value for key, value in donor.state_dict().items() if value.shape == own[key].shape}
     module.load_state_dict(kept, strict=False)
 

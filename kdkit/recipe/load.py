@@ -43,6 +43,11 @@ def loads(text: str, *, name: str = "recipe", folder: Path | None = None, overri
     return _read(parse(text, name), name, folder or Path(), overrides, True, ())
 
 
+def of_tree(root: Item, *, name: str, folder: Path, overrides: Sequence[str] = (), allow_custom: bool = True) -> Recipe:
+    """A recipe from a tree whose items know their lines; the rest as in `load` and `loads`."""
+    return _read(root, name, folder, overrides, allow_custom, ())
+
+
 def _read(
     root: Item, name: str, folder: Path, overrides: Sequence[str], allow_custom: bool, above: tuple[Path, ...]
 ) -> Recipe:
@@ -98,6 +103,13 @@ def _anchored(root: Item, folder: Path) -> Item:
     if models is not None and isinstance(models.value, dict):
         anchored = {k: _anchor(_anchor(v, "arch", folder), "weights", folder) for k, v in models.value.items()}
         value["models"] = Item(anchored, models.mark)
+    data = value.get("data")
+    root_of = data.value.get("root") if data is not None and isinstance(data.value, dict) else None
+    if data is not None and root_of is not None and isinstance(root_of.value, str):
+        from kdkit.data import data_root
+
+        where = Item(str(data_root(root_of.value).absolute()), root_of.mark)
+        value["data"] = Item({**data.value, "root": where}, data.mark)
     return Item(value, root.mark)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,23 +9,23 @@ from typing import Any
 
 import torch
 from rich.console import Group
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit import models
 from kdkit.console import table
+from kdkit.data import DataModule
+from kdkit.fault import what, where
 from kdkit.graph import Node
 from kdkit.graph.batch import Adapter, Facts
-from kdkit.recipe import Recipe, build, loads
-from kdkit.recipe.syntax import read
-from kdkit.recipe.write import dump
+from kdkit.recipe import Recipe, build
 from kdkit.registry import KdkitError
+from kdkit.runs.eval_recipe import eval_recipe
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.told import read
+from kdkit.taps.trace import logits_of
 from kdkit.train.scores import Scores
 
 ENDING = ".safetensors"
-# What a recipe must say although nothing is trained here.
-RUNNING: dict[str, Any] = {"losses": ["ce"], "optimizer": {"name": "sgd"}, "lr": 0.1, "trainer": {"max_epochs": 1}}
-BUILDING = ("arch", "options", "num_classes", "image_size", "input")  # words that a forward pass follows from
 
 
 def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "test") -> dict[str, dict[str, float]]:
@@ -35,23 +34,22 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "te
     Each model is rebuilt from the run's recipe and its own weights file, and sees images normalised as in its training.
 
     Args:
-        run: a run's folder, or one of its weights files; a file that kdkit wrote is enough by itself when `overrides`
-            name the data (`data.name=cifar100`).
-        overrides: `key=value` changes to the recipe's data: `data.root=/data`.
+        run: a run's folder, or one of its weights files, which is enough by itself where kdkit wrote it.
+        overrides: `key=value` changes to the recipe's data: `data.root=/data`, a folder of class folders, is scored
+            whole; and `trainer.accelerator`.
         split: `test`, or `train`: the training images, without augmentation.
 
     Returns:
         `{"student": {"top1": 0.71, "top5": 0.92, "nll": 1.05}}`, accuracies in [0, 1].
 
     Raises:
-        KdkitError: no finished run there, damaged weights, other classes than the data's, or data without labels.
+        KdkitError: no finished run there, damaged weights, data of other classes than the model's or without labels.
     """
     if split not in ("train", "test"):
         raise KdkitError(f"split must be 'train' or 'test', got {split!r}")
     files = _weights_files(Path(run))
-    if split == "train":
-        overrides = [*overrides, "data.augment=false", "data.drop_last=false"]
-    return _scores(_recipe(files, overrides), files, split)
+    told = {name: read(path) for name, path in files.items()}
+    return _scores(eval_recipe(files, told, overrides, split), files, told, split)
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], title: str | None = None) -> Group:
@@ -84,45 +82,38 @@ def _weights_files(run: Path) -> dict[str, Path]:
     return files
 
 
-def _recipe(files: Mapping[str, Path], overrides: Sequence[str]) -> Recipe:
-    """A recipe of the trained models and the data alone, so that neither the teacher nor its weights need be there."""
-    told = {name: models.read_metadata(path) for name, path in files.items()}
-    folder = next(iter(files.values())).parent
-    path = RunFolder(folder).recipe
-    whole: dict[str, Any] = read(path).plain if path.is_file() else {}
-    specs = whole.get("models", {})
-    nodes = {}
-    for name, facts in told.items():
-        spec = specs.get(name, {"arch": facts.get("arch")})
-        spec = specs[spec["ema"]] if "ema" in spec else spec
-        if not spec.get("arch"):
-            raise KdkitError(f"{files[name]} does not say what model it is of; give a run's folder")
-        width = {"num_classes": int(facts["num_classes"])} if "num_classes" in facts else {}
-        nodes[name] = {**width, **{word: spec[word] for word in BUILDING if word in spec}, "frozen": False}
-    text = dump({**RUNNING, "models": nodes, "data": whole.get("data", {})})
-    return loads(text, name=str(path if whole else files[name]), folder=folder, overrides=overrides)
-
-
-def _scores(recipe: Recipe, files: Mapping[str, Path], split: str) -> dict[str, dict[str, float]]:
+def _scores(
+    recipe: Recipe, files: Mapping[str, Path], told: Mapping[str, Mapping[str, Any]], split: str
+) -> dict[str, dict[str, float]]:
     experiment = build(recipe, weights=None)
     data = experiment.datamodule
     if not data.num_classes:
         raise KdkitError(f"data: {recipe.data.name} has no labels here; models are evaluated on labelled images")
     gpu = None if recipe.trainer.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
     data.device = gpu or torch.device("cpu")
-    nets = {name: _net(experiment.nodes[name], path, Facts.of(data)).to(data.device) for name, path in files.items()}
+    facts = Facts.of(data)
+    nets = {
+        name: _net(experiment.nodes[name], path, str(recipe.models[name].arch), facts, told[name]).to(data.device)
+        for name, path in files.items()
+    }
     data.prepare_data()
     data.setup("fit" if split == "train" else "test")
+    loader = data.train_dataloader() if split == "train" else data.test_dataloader()
+    if not loader:
+        raise KdkitError(
+            f"data: {recipe.data.name} has no test images here (holdout: 0); give others with --data FOLDER, "
+            "or score the training images with --split train"
+        )
+    classes = {name: told[name].get("classes") or data.class_names for name in files}
+    places = {name: _places(path, classes[name], data).to(data.device) for name, path in files.items()}
     scores = Scores(list(nets), once=[])
     with torch.inference_mode():
-        for x, labels, *_ in data.train_dataloader() if split == "train" else data.test_dataloader():
+        for x, labels, *_ in loader:
             for name, net in nets.items():
-                logits = net(x)
-                if logits.shape[-1] != data.num_classes:
-                    raise KdkitError(
-                        f"{name} has {logits.shape[-1]} classes, the data {data.num_classes}; name its own data"
-                    )
-                scores.update(name, logits, labels)
+                logits = _logits(name, net, x)
+                if logits.shape[-1] != (wanted := len(classes[name]) or data.num_classes):
+                    raise KdkitError(f"{name} has {logits.shape[-1]} classes, the data {wanted}; name its own data")
+                scores.update(name, logits, places[name][labels])
     found: dict[str, dict[str, float]] = {name: {} for name in nets}
     for key, value in scores.compute().items():
         name, metric = key.split("/")
@@ -130,12 +121,44 @@ def _scores(recipe: Recipe, files: Mapping[str, Path], split: str) -> dict[str, 
     return found
 
 
-def _net(node: Node, path: Path, facts: Facts) -> nn.Module:
+def _net(node: Node, path: Path, arch: str, facts: Facts, told: Mapping[str, Any]) -> nn.Module:
     """A model with its weights, behind the normalisation that it was trained with."""
     module = node.module
     assert module is not None  # only an EMA copy has none, and none is asked for here
-    models.load_weights(module, path)
-    told = models.read_metadata(path)
+    models.load_weights(module, path, arch=arch)
     if told.keys() >= {"mean", "std"}:
-        node = replace(node, mean=tuple(json.loads(told["mean"])), std=tuple(json.loads(told["std"])))
+        node = replace(node, mean=tuple(told["mean"]), std=tuple(told["std"]))
     return nn.Sequential(Adapter(node, facts), module).eval()
+
+
+def _logits(name: str, net: nn.Module, x: Any) -> Tensor:
+    try:
+        return logits_of(net(x))
+    except KdkitError:
+        raise
+    except Exception as error:  # anybody's code fails in any way
+        line = f"\n  {where(error)}".rstrip()
+        raise KdkitError(f"{name} does not run on images of shape {tuple(x.shape[1:])}: {what(error)}{line}") from error
+
+
+def _places(path: Path, mine: Sequence[str], data: DataModule) -> Tensor:
+    """The model's class for each of the data's, by name; the same numbers where either has no names.
+
+    Raises:
+        KdkitError: the data have a class that the model does not know.
+    """
+    theirs = data.class_names
+    if not mine or not theirs:
+        return torch.arange(data.num_classes)
+    if strange := [name for name in theirs if name not in mine]:
+        unseen = [name for name in mine if name not in theirs]
+        raise KdkitError(
+            f"{path} was trained on other classes: it does not know {_listed(strange)}"
+            + (f", and knows {_listed(unseen)}, which these data have not" if unseen else "")
+            + "; name the classes as in training, or leave out what it does not know"
+        )
+    return torch.tensor([mine.index(name) for name in theirs])
+
+
+def _listed(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from kdkit.runs.result import Result, figures, read_result
 from kdkit.runs.resume import check_same, epochs_done
 from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
+from kdkit.runs.told import metadata, note_classes
 from kdkit.runs.trainer import make_trainer, quiet, refusals
 from kdkit.train.distiller import Distiller
 
@@ -67,10 +67,11 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) ->
             trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
         if trainer.is_global_zero:
             for name in distiller.graph.models:
-                models.save_weights(distiller.graph.model(name), folder.weights(name), _metadata(experiment, name))
+                models.save_weights(distiller.graph.model(name), folder.weights(name), metadata(experiment, name))
             draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
             minutes = (time.perf_counter() - began) / 60
             found = figures(rows.rows, experiment.nodes)
+            note_classes(folder, experiment.datamodule)
             write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": minutes})
         trainer.strategy.barrier()
         return read_result(folder)
@@ -100,18 +101,3 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         channels_last=options.pop("channels_last", True),
     )
     return distiller, make_trainer(experiment.recipe, options, folder, rows)
-
-
-def _metadata(experiment: Experiment, name: str) -> dict[str, str]:
-    """What a weights file says of itself: how to build the net, and how its input is normalised."""
-    data, node = experiment.datamodule, experiment.nodes[name]
-    spec = node.spec or {}
-    return {
-        "recipe": experiment.name,
-        "node": name,
-        "seed": str(experiment.seed),
-        "arch": str(spec.get("arch", "")),
-        "num_classes": str(data.num_classes),
-        "mean": json.dumps(list(node.mean or data.mean)),
-        "std": json.dumps(list(node.std or data.std)),
-    }

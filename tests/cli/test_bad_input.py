@@ -78,6 +78,14 @@ def test_what_is_no_recipe(wrong, tmp_path, monkeypatch, text, right):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_folder_without_images_is_named_whole(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    path = wrong("{name: fake, samples: 32, classes: 5, shape: [3, 8, 8],", "{name: folder, root: empty, holdout: 0.1,")
+    error = refused("check", path)
+    assert f"wrong.yaml:1: data.root: {tmp_path / 'empty'} must hold one folder of images per class" in error
+
+
 def test_a_recipe_that_is_not_there(tmp_path):
     assert "no such file" in refused("fit", tmp_path / "gone.yaml")
     assert "is a folder" in refused("check", f"{tmp_path}/")

@@ -121,6 +121,14 @@ def test_every_sample_once_an_epoch_and_evaluation_on_the_centre_crop(photos):
     torch.testing.assert_close(x[0], v2.Normalize(module.mean, module.std)(plain(image)), rtol=0, atol=1e-6)
 
 
+def test_every_image_may_be_the_test_set(photos):
+    module = build(photos, holdout="all")
+    assert (module.num_classes, module.num_samples) == (3, 0)
+    assert sum(len(y) for _, y in module.test_dataloader()) == 60
+    with pytest.raises(KdkitError, match="holdout must leave images to train on, got all"):
+        module.setup("fit")
+
+
 def test_imagenets_layout(tmp_path):
     make(tmp_path / "train", {"n01": 3, "n02": 4, "n03": 2})
     make(tmp_path / "val", {"n02": 2, "n03": 1})

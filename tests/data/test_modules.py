@@ -207,6 +207,21 @@ def test_missing_cifar_says_what_to_do(tmp_path):
         module.prepare_data()
 
 
+def test_a_failed_download_says_where_and_why(tmp_path, monkeypatch):
+    import torchvision
+
+    def offline(*_args, **_options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "download", offline)
+    module = data.build("cifar100", root=tmp_path, download=True)
+    told = (
+        rf"not found in {tmp_path} and its download failed \(no route to host\); set data\.root=FOLDER or KDKIT_DATA$"
+    )
+    with pytest.raises(KdkitError, match=told):
+        module.prepare_data()
+
+
 def test_corrupt_cifar_says_so(tmp_path):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"half of it")

@@ -114,6 +114,15 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["w.safetensors"]
 
 
+def test_weights_of_another_architecture_name_both(tmp_path):
+    save_weights(net(), tmp_path / "w.safetensors", {"arch": "resnet8"})
+    other = build("resnet14", num_classes=10)
+    with pytest.raises(KdkitError, match=r"its weights are of resnet8, the model is resnet14\n  missing in the file"):
+        load_weights(other, tmp_path / "w.safetensors", arch="resnet14")
+    with pytest.raises(KdkitError, match=r"w\.safetensors does not fit ResNet\n"):
+        load_weights(other, tmp_path / "w.safetensors")
+
+
 def test_metadata_of_other_files(tmp_path):
     torch.save({}, tmp_path / "w.pth")
     assert read_metadata(tmp_path / "w.pth") == {}

@@ -54,6 +54,21 @@ def test_packaged_recipes_keep_their_bare_names():
     assert "weights: teacher_digits}" in resolved(load("kd_digits"))
 
 
+def test_a_folder_of_data_is_found_from_anywhere_and_changes_no_key(tmp_path: Path, monkeypatch):
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    (tmp_path / "there" / "more").mkdir(parents=True)
+    monkeypatch.setenv("KDKIT_DATA", str(tmp_path / "there"))
+    monkeypatch.chdir(tmp_path / "here")
+    text = TEXT.replace("name: digits", "name: folder, holdout: 0.1, root: photos")
+    recipe = loads(text)
+    assert recipe.data.arguments["root"] == str(tmp_path / "here" / "photos")
+    assert loads(text, overrides=["data.root=more"]).data.arguments["root"] == str(tmp_path / "there" / "more")
+    monkeypatch.chdir("/")
+    assert loads(resolved(recipe)) == recipe
+    other = loads(text, overrides=["data.root=/data/photos"])
+    assert (content_key(other), fingerprint(other)) == (content_key(recipe), fingerprint(recipe))
+
+
 def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"

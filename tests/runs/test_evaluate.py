@@ -84,7 +84,7 @@ def test_a_weights_file_by_itself(tmp_path):
     net = weights(path, 3)
     found = evaluate(path, ["data.name=digits", "data.image_size=8"])
     assert found == {"alone": pytest.approx(plain(net, "test"), abs=2e-4)}
-    with pytest.raises(KdkitError, match=r"data\.name: must be given"):
+    with pytest.raises(KdkitError, match=r"alone\.safetensors does not say what it was trained on; .*--data FOLDER"):
         evaluate(path)
 
 
@@ -136,8 +136,12 @@ def test_what_is_no_finished_run(tmp_path, run):
 
 def test_weights_of_another_architecture(run):
     folder, _ = run
-    models.save_weights(models.build("resnet14", num_classes=10), folder / "student.safetensors")
-    with pytest.raises(KdkitError, match="does not fit"):
+    net = models.build("resnet14", num_classes=10)
+    models.save_weights(net, folder / "student.safetensors")
+    with pytest.raises(KdkitError, match=r"student\.safetensors does not fit resnet8\n"):
+        evaluate(folder)
+    models.save_weights(net, folder / "student.safetensors", {"arch": "resnet14"})
+    with pytest.raises(KdkitError, match="does not fit resnet8: its weights are of resnet14, the model is resnet8\n"):
         evaluate(folder)
 
 

@@ -1,0 +1,104 @@
+"""The recipe of an evaluation: the trained models and the data alone, so that no teacher need be there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdkit.console import tell
+from kdkit.data import DATA, data_root
+from kdkit.recipe import Recipe, of_tree
+from kdkit.recipe.errors import Mark
+from kdkit.recipe.syntax import Item, parse_value
+from kdkit.recipe.syntax import read as read_yaml
+from kdkit.recipe.tree import split as parts
+from kdkit.registry import KdkitError, constructor
+from kdkit.runs.folder import RunFolder
+from kdkit.runs.told import BUILDING
+
+# What a recipe must say although nothing is trained here.
+RUNNING: dict[str, Any] = {"losses": ["ce"], "optimizer": {"name": "sgd"}, "lr": 0.1, "trainer": {"max_epochs": 1}}
+PLAIN = {"augment": False, "drop_last": False}  # the training images as they are
+ALLOWED = ("data", "trainer.accelerator")
+
+Headers = Mapping[str, Mapping[str, Any]]
+
+
+def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[str], split: str) -> Recipe:
+    """What the run's recipe says of models and data, else what the weights files' headers say.
+
+    Args:
+        files: weights by model, all in one folder.
+        told: the files' headers.
+        overrides: `key=value` words about the data.
+        split: `test` or `train`.
+
+    Raises:
+        KdkitError: nothing says what a file is of, or what the data are; an override that changes nothing here.
+    """
+    changed = {".".join(path): value.plain for path, value in map(parts, overrides)}
+    for key in changed:
+        if key not in ALLOWED and not key.startswith("data."):
+            raise KdkitError(f"{key}: nothing is trained here; only data.… and {ALLOWED[1]} can be changed")
+    name, first = next(iter(files.items()))
+    path = RunFolder(first.parent).recipe
+    run = read_yaml(path) if path.is_file() else _said({}, first)
+    models = {name: _model(run, name, file, told[name]) for name, file in files.items()}
+    data = run.child("data")
+    if data is None:
+        if "data" not in told[name] and not {"data", "data.name", "data.root"} & changed.keys():
+            raise KdkitError(f"{first} does not say what it was trained on; give it images with --data FOLDER")
+        data = _said(told[name].get("data", {"name": "folder"}), first)
+        if not changed.keys() - {"trainer.accelerator"} and data.plain.get("name") == "folder":
+            raise KdkitError(f"{first} was trained on a folder of images; give it one with --data FOLDER")
+    words = {**_said({**_part(data.plain, changed, split), **(PLAIN if split == "train" else {})}, first).value}
+    data = Item({**data.value, **words}, data.mark)
+    root = Item({**_said(RUNNING, first).value, "models": Item(models, run.mark), "data": data}, run.mark)
+    listed = run.child("models")
+    known = listed is not None and all(listed.child(name) for name in files)
+    return of_tree(root, name="eval", folder=first.parent, overrides=overrides, allow_custom=known)
+
+
+def _model(run: Item, name: str, file: Path, told: Mapping[str, Any]) -> Item:
+    """What builds the model of a file."""
+    listed = run.child("models") or _said({}, file)
+    spec = listed.child(name)
+    if spec is None:
+        spec = _said({word: told[word] for word in BUILDING if told.get(word)}, file)
+        if ":" in str(told.get("arch")):
+            raise KdkitError(
+                f"{file} is of your own code ({told['arch']}), and a weights file alone runs none; "
+                "give the run's folder, or put its recipe.yaml beside the file"
+            )
+    if (of := spec.child("ema")) and (whom := listed.child(of.value)):
+        spec = Item({**whom.value, **spec.value}, spec.mark)
+    if spec.child("arch") is None:
+        raise KdkitError(f"{file} does not say what model it is of; give a run's folder")
+    width = _said({"num_classes": told["num_classes"]} if "num_classes" in told else {}, file).value
+    words = {word: spec.value[word] for word in BUILDING if word in spec.value}
+    return Item({**width, **words, **_said({"frozen": False}, file).value}, spec.mark)
+
+
+def _part(own: Mapping[str, Any], changed: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Which images of another folder of class folders are scored: all, or those of its `val`."""
+    root, name = changed.get("data.root"), changed.get("data.name", own.get("name"))
+    if not isinstance(root, str) or name not in DATA or "holdout" not in constructor(DATA[name]):
+        return {}
+    folder = data_root(root)
+    if (folder / "train").is_dir() or (folder / "val").is_dir():
+        return {"holdout": None}
+    mine = own.get("root")
+    same = isinstance(mine, str) and data_root(mine).resolve() == folder.resolve()
+    if same or split == "train" or "data.holdout" in changed:
+        return {}
+    if own.get("holdout"):
+        tell(f"every image of {root} is scored; data.holdout={own['holdout']} scores its held-out part", sys.stderr)
+    return {"holdout": "all"}
+
+
+def _said(words: Mapping[str, Any], file: Path) -> Item:
+    """Words as a tree whose errors name the file."""
+    return parse_value(json.dumps(words, ensure_ascii=False), Mark(str(file)))
