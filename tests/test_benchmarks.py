@@ -1,0 +1,153 @@
+"""The benchmarks of speed run, refuse to time what is not the same, and their page is made from their rows."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from benchmarks import losses, peers, performance, scaling, step, timing
+from kdkit.registry import LOSSES, KdkitError
+
+CPU = torch.device("cpu")
+ORIGIN = {"machine": "a", "threads": 1, "torch": "2", "commit": "c", "date": "2026-01-01"}
+
+
+def test_the_page_is_made_from_the_rows():
+    assert performance.PAGE.read_text() == performance.page(performance.load(performance.FILES)), (
+        "run python -m benchmarks.performance"
+    )
+
+
+def test_contenders_take_turns():
+    seen = []
+    times = timing.in_turns({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=3)
+    turns = "".join(seen).replace("aa", "a")
+    while "aa" in turns or "bb" in turns:
+        turns = turns.replace("aa", "a").replace("bb", "b")
+    assert turns == "ab" * 4  # the warm-up and three rounds
+    assert [len(several) for several in times.values()] == [3, 3]
+
+
+def test_a_ratio_is_taken_within_each_round():
+    """A machine that gets ten times slower half way changes no ratio."""
+    found = timing.summary({"kdkit": [1.0, 1.0, 10.0, 10.0], "other": [2.0, 2.0, 20.0, 20.0]})
+    assert found["kdkit"]["faster"] == {"other": [2.0, 2.0, 2.0]}
+    assert found["kdkit"]["ms"] == [1e3, 5.5e3, 1e4]
+    assert "faster" not in found["other"]
+
+
+def test_peak_memory_counts_what_is_held_at_a_time():
+    x = torch.ones(2**18, requires_grad=True)  # 1 MB
+
+    def call():
+        for _ in range(3):
+            x.detach() + 1  # freed at once
+        y = x.exp()  # kept for the backward pass
+        torch.autograd.grad(y.exp().sum(), x)
+
+    assert 3.0 <= timing.peak_bytes(call, CPU) / 2**20 < 4.1
+
+
+def test_bound_takes_the_best_rate_for_as_much_or_more():
+    limits = timing.Limits({2**10: 1.0, 2**20: 4.0, 2**30: 2.0}, {"float32": 10.0, "bfloat16": 100.0}, 1.0, 1.0)
+    assert limits.bound(2**15, 0) == 2**15 / 4
+    assert limits.bound(2**25, 0) == 2**25 / 2
+    assert limits.bound(2**40, 0) == 2**40 / 2
+    assert limits.bound(4, 1000) == 100
+    assert limits.bound(4, 1000, "bfloat16") == 10
+
+
+def quick(*words, tmp_path):
+    return [*words, "--quick", "--out", str(tmp_path / "rows.jsonl")], tmp_path / "rows.jsonl"
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_has_a_case_and_equals_plain_torch_and_timm(name):
+    args = argparse.Namespace(quick=True, batch=[8], losses=[name], device=CPU)
+    found = losses.cases(args)
+    assert {case.name for case in found} == {name}
+    libraries = {"plain torch": peers.plain(), "timm": peers.timm()}
+    for case in found:
+        assert all(value.requires_grad for value in case.students)
+        losses.compare(case, losses.contenders(case, libraries))
+        assert case.bound(timing.Limits({1: 1.0}, {"float32": 1.0, "bfloat16": 1.0}, 1.0, 1.0), negatives="all") > 0
+
+
+def test_what_is_not_the_same_is_not_timed():
+    case = losses.Case("kd", 8, [(100,)], CPU)
+    other = peers.simple(lambda s, t: peers.kl(s, t, 3.9))(case)
+    with pytest.raises(KdkitError, match=r"kd at B = 8: other is .* from kdkit, not timed"):
+        losses.compare(case, {"kdkit": case.ours(), "other": other})
+
+
+def test_rows_of_losses(tmp_path):
+    words, path = quick("--losses", "kd", "crd", "--batch", "8", tmp_path=tmp_path)
+    losses.main(words)
+    machine, *rows = read(path)
+    assert machine["copy_gb_s"]
+    assert {row["contender"] for row in rows if row["loss"] == "kd"} == {"kdkit", "plain torch"}
+    assert sum(row["loss"] == "crd" for row in rows) == 6
+    assert all({"commit", "torch", "machine", "threads", "device", "date", "quick"} <= row.keys() for row in rows)
+    ours = next(row for row in rows if row["contender"] == "kdkit")
+    assert ours["bound_ms"] > 0
+    assert ours["ops"] > 5
+    assert ours["dispatch_ms"] > 0
+    assert ours["faster"]["plain torch"][1] > 0
+    assert performance.load([path]) == []
+
+
+def test_rows_of_a_step(tmp_path):
+    words, path = quick("--methods", "crd", tmp_path=tmp_path)
+    step.main(words)
+    rows = {row["contender"]: row for row in read(path)}
+    assert rows.keys() == {"kdkit", "by hand"}
+    assert rows["kdkit"]["faster"]["by hand"][1] > 0
+    assert rows["by hand"]["difference"] < 0.05
+
+
+def test_a_loop_that_does_other_work_is_not_timed(monkeypatch):
+    run = step.HandLoop.step
+    monkeypatch.setattr(step.HandLoop, "step", lambda self, x, y, index: run(self, x.flip(0), y, index))
+    size = step.Size(batch=4, samples=200, negatives=64, warm=2, rounds=1)
+    with pytest.raises(KdkitError, match="by hand does other work"):
+        step.run("kd", size, CPU, lambda distiller: {"by hand": step.HandLoop(distiller, CPU)})
+
+
+def test_rows_of_scaling(tmp_path):
+    words, path = quick("--axes", "negatives", tmp_path=tmp_path)
+    scaling.main(words)
+    rows = read(path)
+    assert {row["value"] for row in rows} == {100, 3_000}
+    assert all(row["peak_mb"] > 0 and row["banks_mb"] > 0 for row in rows)
+
+
+def row(contender, faster, **words):
+    return {"contender": contender, "device": "cpu", "ms": [1, 2, 3], "faster": faster, **words, **ORIGIN}
+
+
+def test_bars_that_are_met_missed_and_not_run(tmp_path):
+    nst = {"bench": "losses", "loss": "nst", "batch": 64, "shape": "64x32x32", "peak_mb": 1, "bound_ms": 1}
+    nst |= {"dispatch_ms": 1}
+    kd = {"bench": "step", "method": "kd", "teacher": "live", "batch": 64, "steps": 1}
+    rows = [
+        row("kdkit", {"plain torch": [1, 2, 3]}, **nst),
+        row("kdkit", {"plain torch": [29, 29.9, 31]}, **nst),  # about the same: this one counts
+        row("kdkit", {"repdistiller": [2.1, 2.2, 2.3], "by hand": [0.96, 0.98, 0.99]}, **kd),
+        row("kdkit", {"repdistiller": [9, 9, 9], "by hand": [0.5, 0.5, 0.5]}, **kd, quick=True),  # never counts
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    page = performance.page(performance.load([path]))
+    assert "| ≥ 30× | 29.9× (29–31) | **no** |" in page
+    assert "| ≥ 2.2× | 2.2× (2.1–2.3) | yes |" in page
+    assert "| ≤ 1.03× | 1.02× (1.01–1.04) | yes |" in page
+    assert "| ≥ 4.4× | not yet run | |" in page
+    assert "- nowhere" in page
+    rows[0]["faster"] = {"plain torch": [0.4, 0.5, 0.6]}
+    path.write_text(json.dumps(rows[0]))
+    assert "- `nst`, B = 64, 64x32x32: plain torch takes 0.50 of its time" in performance.page(performance.load([path]))
