@@ -133,7 +133,7 @@ def test_a_teachers_damaged_checkpoint_says_what_to_delete(stopped):
 @pytest.mark.parametrize(
     ("words", "right"),
     [
-        (["lr=0.2"], r"another recipe: lr 0\.1 → 0\.2;"),
+        (["lr=0.2", "trainer.devices=1", "data.eval_batch_size=7"], r"another recipe: lr 0\.1 → 0\.2;"),
         (["lr={cosine: [0.1, 0]}"], r"lr 0\.1 → \{cosine: \[0\.1, 0\]\};"),
         (["losses.kd.temperature=2", "seed=4"], r"losses\.kd\.temperature 4(\.0)? → 2(\.0)?, seed 0 → 4;"),
         (["losses.kd.clip=1"], r"losses\.kd\.clip nothing → 1(\.0)?;"),
