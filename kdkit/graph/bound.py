@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdkit import draws
+from kdkit import draws, ranks
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
-from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached, ranks
+from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
 from kdkit.graph.edge import Edge
 from kdkit.graph.exact import apply_exactly
 from kdkit.graph.heads import bind_head
@@ -160,7 +160,7 @@ class BoundEdge(nn.Module):
 
     def samples(self, call: Call, outputs: Outputs) -> int:
         """How many samples the loss sees."""
-        return len(outputs[call.links[0].target]) * (ranks() if self.edge.gather else 1)
+        return len(outputs[call.links[0].target]) * (ranks.count() if self.edge.gather else 1)
 
     def value(self, i: int, outputs: Outputs, batch: Batch, progress: Tensor, loss_scale: Tensor) -> Tensor:
         """Value of the i-th call alone; the words are those of `forward`."""

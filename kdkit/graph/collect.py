@@ -9,19 +9,28 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
+from kdkit import ranks
+
 
 def gather_rows(x: Tensor) -> Tensor:
     """All ranks' rows; the gradient of a loss that every rank computes alike comes back right after averaging."""
-    return torch.cat(dist_nn.all_gather(x)) if _many() else x
+    if not ranks.speak():
+        return _as_many(x)
+    return torch.cat(dist_nn.all_gather(x))
 
 
 def gather_rows_detached(x: Tensor | None) -> Tensor | None:
     """All ranks' rows of a constant."""
-    if x is None or not _many():
-        return x
-    rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    if x is None or not ranks.speak():
+        return x if x is None else _as_many(x)
+    rows = [torch.empty_like(x) for _ in range(ranks.count())]
     dist.all_gather(rows, x.contiguous())
     return torch.cat(rows)
+
+
+def _as_many(x: Tensor) -> Tensor:
+    """As many rows as will be gathered: in a rehearsal this rank's own stand in for the others'."""
+    return x if ranks.count() == 1 else torch.cat([x] * ranks.count())
 
 
 def clip_gradient(x: Tensor, limit: Tensor) -> Tensor:
@@ -40,12 +49,3 @@ class _Clip(torch.autograd.Function):
         (limit,) = ctx.saved_tensors
         norm = torch.linalg.vector_norm(gradient)
         return gradient * (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0).to(gradient.dtype), None
-
-
-def ranks() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _many() -> bool:
-    return ranks() > 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kdkit import ranks
 from kdkit.graph import checks
 from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
@@ -26,7 +27,7 @@ def rehearse(graph: Graph, example: Batch) -> bool:
     Raises:
         KdkitError: a model or a loss fails, or a loss sends its student no gradient; the text names edge and taps.
     """
-    with graph.untouched():
+    with graph.untouched(), ranks.silence():
         before = torch.get_rng_state()
         graph.train()
         for phase in graph.phases:

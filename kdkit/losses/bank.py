@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kdkit import draws
+from kdkit import draws, ranks
 from kdkit.losses.geometry import unit
 
 
@@ -36,12 +36,12 @@ def refresh(bank: Tensor, index: Tensor, rows: Tensor, momentum: float | Tensor)
 
 def of_all_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The rows of all ranks in their order, whose batches must be of one size; the tensors themselves when alone."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not ranks.speak():
         return tensors
     return tuple(_all_rows(t.contiguous()) for t in tensors)
 
 
 def _all_rows(rows: Tensor) -> Tensor:
-    found = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+    found = rows.new_empty(ranks.count() * rows.shape[0], *rows.shape[1:])
     dist.all_gather_into_tensor(found, rows)
     return found

@@ -25,7 +25,7 @@ student, teacher = torch.randn(4, 10), torch.randn(4, 10)
 assert KDLoss(temperature=4.0)(student, teacher) > 0
 assert RKDLoss()(student, teacher) > 0
 loaded = sorted(m for m in sys.modules if m.startswith("kdkit."))
-assert all(m.startswith(("kdkit.losses", "kdkit.registry", "kdkit.draws")) for m in loaded), loaded
+assert all(m.startswith(("kdkit.losses", "kdkit.registry", "kdkit.draws", "kdkit.ranks")) for m in loaded), loaded
 """
 
 

@@ -158,6 +158,7 @@ def test_two_ranks_find_what_one_process_finds(monkeypatch: pytest.MonkeyPatch) 
         barrier.wait()
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "broadcast", lambda t, source: exchange(t, lambda a, b: (a, b)[source]))
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: exchange(t, torch.add))
     ranks = [PCA(6, batches=2), PCA(6, batches=2)]

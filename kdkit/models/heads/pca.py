@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdkit import ranks
 from kdkit.registry import KdkitError
 
 
@@ -93,7 +94,7 @@ class PCA(nn.Module):
         flat = x.reshape(-1, x.shape[-1]).to(self.total.dtype)
         if not self.seen:  # moments about a point near the mean lose no digits to a common offset
             self.mean.copy_(flat.mean(0))
-            if _several_ranks():
+            if ranks.speak():
                 torch.distributed.broadcast(self.mean, 0)
         flat = flat - self.mean
         self.seen += 1
@@ -103,7 +104,7 @@ class PCA(nn.Module):
 
     def _finish(self) -> None:
         moments = [moment.double() for moment in (self.rows, self.total, self.products)]
-        if _several_ranks():
+        if ranks.speak():
             for moment in moments:
                 torch.distributed.all_reduce(moment)
         rows, total, products = moments
@@ -121,7 +122,3 @@ class PCA(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.fitted = bool(self.mask.any())
-
-
-def _several_ranks() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
