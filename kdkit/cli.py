@@ -151,6 +151,30 @@ def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCus
     show(examine(loaded), sys.stdout)
 
 
+@app.command(epilog="Example: kdkit cache crd_cifar100 models.teacher.cache=true")
+def cache(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compute again what is there and compare; nothing is written.")
+    ] = False,
+    no_custom_code: NoCustomCode = False,
+) -> None:
+    """Compute what the teachers say of every view of every image, once.
+
+    A fit whose models say `cache` reads it, and fills in what is missing by itself.
+    """
+    from kdkit.console import show, table
+    from kdkit.recipe import load
+
+    loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
+    from kdkit.runs.cache import cache as fill
+
+    found = fill(loaded, verify=verify)
+    columns = ["model", ">rows", ">there", ">GB", ">largest difference", "folder"]
+    show(table(columns, [report.cells() for report in found]), sys.stdout)
+
+
 @app.command(epilog="Example: kdkit losses crd")
 def losses(
     name: Annotated[

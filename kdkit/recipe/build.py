@@ -173,6 +173,7 @@ def _node(recipe: Recipe, name: str, module: nn.Module | None, path: Path | None
         image_size=spec.image_size,
         input=spec.input,
         when=Span.parse(spec.when),
+        cache=False if spec.cache is None else spec.cache.model_dump(exclude_unset=True),
         spec=document(recipe)["models"][name],
     )
 

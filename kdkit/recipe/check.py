@@ -55,6 +55,8 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
             known = nearest(spec.ema, recipe.trained) or f"; trained: {', '.join(recipe.trained) or 'none'}"
             yield problem(f"must name a trained model, got {spec.ema!r}{known}", "ema")
         yield from _schedule(recipe, ("models", name, "decay"), spec.decay, 0, 1)
+    if spec.cache is not None and kind != "frozen":
+        yield problem(f"{name} learns, so what it says changes and cannot be cached; leave it out", "cache")
     if kind == "frozen":
         for word in sorted(spec.model_fields_set & {"optimizer", "lr", "when"}):
             yield problem(f"{name} is frozen and takes no {word}; say `frozen: false` to train it", word)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from kdkit.recipe.errors import Problem
 from kdkit.recipe.named import data_model, edge_model, optimizer_model
 from kdkit.recipe.options import arch_words
-from kdkit.recipe.schema import ModelSpec, Origin, Recipe, TrainerSpec, TuneSpec
+from kdkit.recipe.schema import CacheSpec, ModelSpec, Origin, Recipe, TrainerSpec, TuneSpec
 from kdkit.recipe.words import Words
 from kdkit.registry import KdkitError, nearest
 
@@ -138,6 +138,8 @@ def _known(parent: Loc, origin: Origin) -> Iterable[str]:
                 model = arch_words(origin.tree.value["models"].value[parent[1]].value["arch"].value)
             case ("models", _, "tune"):
                 model = TuneSpec
+            case ("models", _, "cache"):
+                model = CacheSpec
             case ("losses", _):
                 model = edge_model(here.value["loss"].value, origin.folder)
             case ("data",):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from kdkit.recipe.errors import Mark, Problem
 from kdkit.recipe.named import Data, Edge, Optimizer
@@ -27,6 +27,21 @@ class TuneSpec(Words):
     optimizer: Optimizer | None = None
 
 
+class CacheSpec(Words):
+    """How what a frozen model says is kept on disk; `cache: true` takes the defaults."""
+
+    by: Literal["views", "epochs"] = "views"
+    dtype: Literal["float16", "float32"] = "float16"
+    top_k: Positive | None = None
+
+
+def _cache(value: Any) -> Any:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+Cache = Annotated[CacheSpec | None, BeforeValidator(_cache, json_schema_input_type=bool | CacheSpec | None)]
+
+
 class ModelSpec(Words):
     """One model.
 
@@ -36,6 +51,8 @@ class ModelSpec(Words):
         tune: fit it to the data first; for a teacher with other classes.
         num_classes: width of its logits; left out: the data's, or its own for a frozen pretrained model.
         options: arguments of the architecture.
+        cache: keep on disk what it says of every view of every image (`by: epochs`: of every image in every epoch of
+            this seed), and read it from there; for a frozen model.
         frozen: whether it stays as it is; left out: yes where its name begins with `teacher`.
         ema: the model that it is a slow copy of.
         decay: of that copy, per step.
@@ -53,6 +70,7 @@ class ModelSpec(Words):
     tune: TuneSpec | None = None
     num_classes: Positive | None = None
     options: Options = Field(default_factory=dict)
+    cache: Cache = None
     frozen: Flag | None = None
     ema: Word | None = None
     decay: NumberOrSchedule | None = None

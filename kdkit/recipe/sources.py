@@ -55,7 +55,7 @@ def tuning(recipe: Recipe, model: str) -> Recipe:
     if spec.tune is None:
         raise RecipeError([recipe.origin.problem(("models", model), "has no `tune`")])
     whole = document(recipe)
-    words = {k: v for k, v in whole["models"][model].items() if k != "tune"}
+    words = {k: v for k, v in whole["models"][model].items() if k not in ("tune", "cache")}
     kept = {k: v for k, v in whole["trainer"].items() if k in (*HANDED_DOWN, "precision")}
     text = dump(
         {

@@ -48,9 +48,14 @@ def dump(content: dict[str, Any]) -> str:
 def fingerprint(recipe: Recipe) -> str:
     """A hash of everything but the method: recipes that differ in losses and heads alone share it.
 
-    Machine and folders are left out as in `content_key`, for they change nothing.
+    Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's whole
+    answers are read from.
     """
-    return _hash({k: v for k, v in _content(recipe).items() if k != "losses"})
+    whole = {k: v for k, v in _content(recipe).items() if k != "losses"}
+    for spec in whole["models"].values():
+        if not (spec.get("cache") or {}).get("top_k"):
+            spec.pop("cache", None)
+    return _hash(whole)
 
 
 def content_key(recipe: Recipe) -> str:

@@ -46,12 +46,17 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
     return _fit(recipe, folder, resume=resume, overwrite=overwrite)
 
 
+def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
+    """Train the recipe that another one's teacher is, or go on with it."""
+    return _fit(recipe, folder, resume=True, overwrite=False)
+
+
 def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> Result:
     if resume and folder.begun:
         check_same(recipe, folder)
     if resume and folder.complete:
         return read_result(folder)
-    experiment = build(recipe, weights=partial(trained_weights, fit=partial(_fit, resume=True, overwrite=False)))
+    experiment = build(recipe, weights=partial(trained_weights, fit=fit_teacher))
     rows = MetricRows(folder.metrics)
     with blaming(recipe):
         distiller, trainer = assemble(experiment, folder, rows)

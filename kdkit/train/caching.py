@@ -104,6 +104,13 @@ class Memory:
         number: Tensor = self.datamodule.view_number(epoch, index)
         return index * self.groups + number
 
+    @property
+    def chunks(self) -> int:
+        """In how many parts `fill` goes through the rows."""
+        if self.by == "views":
+            return -(-self.samples * self.groups // CHUNK)
+        return self.groups * len(self.datamodule.train_dataloader())
+
     def answer(self, x: Tensor) -> dict[str, Tensor]:
         """What the model says of images (B, C, H, W)."""
         return self.graph.answer(self.name, self.layout(x))
