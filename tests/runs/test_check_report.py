@@ -50,8 +50,9 @@ def test_what_is_missing_or_idle_is_noted(tmp_path, monkeypatch):
     told = report(
         models, "ce, kd: {from: teacher_a, to: student, taps: embedding, head: linear, weight: 0}", tmp_path, data
     )
+    folder = Path("cifar-100-python").absolute()
     assert told.notes == (
-        f"data: {Path('cifar-100-python').absolute()} was not found; set data.root=FOLDER or KDKIT_DATA, or data.download=true",
+        f"data: {folder} was not found; set data.root=FOLDER or KDKIT_DATA, or data.download=true",
         "teacher_b: the pretrained weights of torchvision/squeezenet1_1 will be downloaded",
         "teacher_b: no loss reads it; it is only scored",
     )
