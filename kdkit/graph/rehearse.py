@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import ranks
+from kdkit.fault import what
+from kdkit.fault import where as line_of
 from kdkit.graph import checks
 from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
+from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
 from kdkit.registry import KdkitError
 
@@ -33,10 +36,9 @@ def rehearse(graph: Graph, example: Batch) -> bool:
         for phase in graph.phases:
             graph.set_time(phase.start)
             with torch.enable_grad():
-                try:
-                    outputs = graph.outputs(example)
-                except FAILURES as error:
-                    raise KdkitError(f"the models cannot be trained on such a batch: {error}") from error
+                outputs: dict[End, Tensor] = {}
+                for name in phase.readers:
+                    _read(graph, name, example, outputs)
                 for edge in phase.edges:
                     for i, call in enumerate(edge.calls):
                         if call.target in phase.updates:
@@ -44,6 +46,16 @@ def rehearse(graph: Graph, example: Batch) -> bool:
         drew = not torch.equal(before, torch.get_rng_state())
     graph.set_time(0.0)
     return drew
+
+
+def _read(graph: Graph, name: str, example: Batch, outputs: dict[End, Tensor]) -> None:
+    try:
+        graph.read(name, example, outputs, grad=name in graph.now.updates)
+    except KdkitError:
+        raise
+    except Exception as error:  # anybody's code fails in any way
+        line = f"\n  {line_of(error)}".rstrip()
+        raise KdkitError(f"model {name!r} cannot be trained on such a batch: {what(error)}{line}") from error
 
 
 def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], example: Batch) -> None:
@@ -56,6 +68,7 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
     try:
         value = edge.value(i, outputs, example, graph.progress, graph.loss_scale)
     except FAILURES as error:
+        check_labels(example.labels, classes(outputs, graph.facts))
         ends = [end for link in call.links for end in (*link.sources, link.target)]
         shown = ", ".join(f"{end} {'×'.join(map(str, outputs[end].shape[1:]))}" for end in dict.fromkeys(ends))
         raise KdkitError(f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown})") from error

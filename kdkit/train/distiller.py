@@ -15,6 +15,7 @@ from kdkit import draws
 from kdkit.graph.batch import Adapter, Batch
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
+from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.node import Node
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
@@ -22,7 +23,7 @@ from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory
 from kdkit.train.evaluation import Evaluation
-from kdkit.train.example import example_batch, facts_of
+from kdkit.train.example import check_validation, example_batch, facts_of
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
@@ -114,6 +115,8 @@ class Distiller(Evaluation):
         """Bind the graph to the data: one dry run sizes heads and finds what would fail."""
         graph, facts = self.graph, facts_of(self.trainer)
         if stage == "fit":
+            check_validation(self.trainer)
+            check_labels(facts.sample_labels, facts.num_classes)
             batch = self._layout(example_batch(self.trainer, graph.min_batch))
             graph.bind(Batch.of(batch), facts, self._epochs())
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
@@ -135,11 +138,17 @@ class Distiller(Evaluation):
             found.append(float(trainer.max_epochs))
         if trainer.max_steps > 0:
             trainer.fit_loop.setup_data()  # counts the batches
+            self._check_length()
             turns = len(self.graph.trained) if self.update == "sequential" else 1
             found.append(trainer.max_steps / (turns * math.ceil(trainer.num_training_batches / self.borrow.accumulate)))
         if not found:
             raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
         return min(found)
+
+    def _check_length(self) -> None:
+        """Time is counted in shares of an epoch, so an epoch needs a length."""
+        if not math.isfinite(self.trainer.num_training_batches):
+            raise KdkitError("the training loader has no length; give the Trainer limit_train_batches")
 
     def configure_optimizers(self) -> NodeOptimizers:
         """One optimiser for each trained node, with the heads and losses that learn with it."""
@@ -153,9 +162,8 @@ class Distiller(Evaluation):
     # -- training --------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Time is counted in shares of an epoch, so an epoch needs a length."""
-        if not math.isfinite(self.trainer.num_training_batches):
-            raise KdkitError("the training loader has no length; give the Trainer limit_train_batches")
+        """The caches are filled where they are to be."""
+        self._check_length()
         for memory in self.memories.values():
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)
 
@@ -190,6 +198,9 @@ class Distiller(Evaluation):
         for turn in turns:
             try:
                 terms = graph.terms(turn, outputs, data)
+            except IndexError:
+                check_labels(data.labels, classes(outputs, graph.facts))
+                raise
             except ValueError as error:  # a last batch that is too small for a head, an index out of range
                 raise KdkitError(f"step {step}: {error}") from error
             if terms:  # none in a phase in which nobody teaches, or in a last batch that no loss can compare

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from kdkit.graph.batch import Batch
 from kdkit.graph.graph import Graph
+from kdkit.registry import KdkitError
 from kdkit.taps.trace import logits_of
+from kdkit.train.example import SEVERAL
 from kdkit.train.scores import Scores
 from kdkit.train.sync import share_buffers
 
@@ -26,15 +28,17 @@ class Evaluation(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Top-1, top-5 and NLL of every node; frozen ones are looked at once."""
-        self._score(batch)
+        self._score(batch, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As validation."""
-        self._score(batch)
+        self._score(batch, dataloader_idx)
 
-    def _score(self, batch: Any) -> None:
+    def _score(self, batch: Any, loader: int) -> None:
+        if loader:
+            raise KdkitError(SEVERAL)
         data = Batch.of(batch)
-        if self.scores is None or data.labels is None or bool((data.labels < 0).any()):
+        if self.scores is None or data.labels is None or bool((data.labels == -1).all()):
             return
         for name in list(self.scores.wanted):
             self.scores.update(name, self._logits(name, data.x), data.labels)

@@ -15,6 +15,10 @@ from kdkit.graph.batch import Facts
 from kdkit.registry import KdkitError
 
 SIZE = 4
+SEVERAL = (
+    "there are several evaluation loaders, whose numbers would be mixed into one; "
+    "give one of them, and score the others by trainer.test(distiller, loader), one after the other"
+)
 
 
 def facts_of(trainer: pl.Trainer) -> Facts:
@@ -25,6 +29,14 @@ def facts_of(trainer: pl.Trainer) -> Facts:
     loader = trainer.fit_loop._data_source.instance
     data = getattr(loader, "dataset", None)
     return Facts(num_samples=len(data) if isinstance(loader, DataLoader) and isinstance(data, Sized) else None)
+
+
+def check_validation(trainer: pl.Trainer) -> None:
+    """Raise `KdkitError` before training where there are several validation loaders."""
+    source = trainer.fit_loop.epoch_loop.val_loop._data_source
+    loaders = source.dataloader() if source.is_defined() else None
+    if isinstance(loaders, (list, tuple, dict)) and len(loaders) > 1:
+        raise KdkitError(SEVERAL)
 
 
 def example_batch(trainer: pl.Trainer, least: int = 1) -> Any:

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from kdkit.graph.labels import check_labels
+
 
 class Scores(nn.Module):
     """Metrics by node; sized by the first logits that each node gives.
@@ -27,10 +29,11 @@ class Scores(nn.Module):
         self.nll = nn.ModuleDict()
 
     def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch."""
+        """Count one batch; raises `KdkitError` where a label is none of the logits' classes."""
         if self.num_classes and logits.shape[-1] != self.num_classes:
             self.wanted.remove(name)
             return
+        check_labels(labels, logits.shape[-1])
         if name not in self.accuracy:
             self._make(name, logits)
         logits = logits.float()
