@@ -1,4 +1,4 @@
-"""Training loops that kdkit's is timed against: written by hand, and RepDistiller's own.
+"""Training loops that kdkit's is timed against: written by hand, RepDistiller's and torchdistill's own.
 
 A loop prepares a batch, outside of a step's time, and then runs a block of prepared ones; `run` returns the mean loss.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,3 +174,70 @@ def numpy_choice(pool: Any, count: int) -> Tensor:
     import numpy as np
 
     return torch.from_numpy(np.random.choice(pool, count, replace=False))
+
+
+class TorchdistillLoop:
+    """Its `DistillationBox` in the loop of its examples: fp32, hooks, and a look at the loss at every step.
+
+    CRD is not among its methods here: its negatives come from a data set of its own.
+
+    Args:
+        site: the folder that it is installed in.
+        method: by kdkit's name.
+        hand: whose weights it starts from.
+    """
+
+    METHODS = ("kd", "at", "rkd")
+
+    def __init__(self, site: Path, method: str, hand: HandLoop) -> None:
+        sys.path.append(str(site))
+        core = importlib.import_module("torchdistill.core.distillation")
+        logging.getLogger("torchdistill").setLevel(logging.ERROR)
+        layers = ["layer1", "layer2", "layer3"]
+        pair = {name: {"io": "output", "path": name} for name in layers}
+        place = {"student_module_path": ".", "teacher_module_path": "."}
+        place |= {"student_module_io": "output", "teacher_module_io": "output"}
+        labels = {
+            "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
+            "target": {"uses_label": True},
+        }
+        ce = {"criterion": {"key": "CrossEntropyLoss", "kwargs": {}}, "weight": 1.0}
+        ce["criterion_wrapper"] = {"key": "SimpleLossWrapper", "kwargs": labels}
+        rkd = {
+            "student_output_path": "avgpool",
+            "teacher_output_path": "avgpool",
+            "dist_factor": 25,
+            "angle_factor": 50,
+        }
+        terms: dict[str, tuple[str, dict[str, Any], float]] = {
+            "kd": ("KDLoss", {**place, "temperature": 4.0, "alpha": 0.1, "beta": 0.9}, 1.0),
+            "at": ("ATLoss", {"at_pairs": {n: {"student": p, "teacher": p} for n, p in pair.items()}}, 1000.0),
+            "rkd": ("RKDLoss", {**rkd, "dist_factor": 25, "angle_factor": 50}, 1.0),
+        }
+        key, words, weight = terms[method]
+        taught = {"criterion": {"key": key, "kwargs": words}, "weight": weight}
+        hooks = {"forward_hook": {"output": {"kd": [], "at": layers, "rkd": ["avgpool"]}[method]}}
+        sgd = {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}}
+        config = {
+            "num_epochs": 1,
+            "teacher": {**hooks, "requires_grad": False, "forward_proc": "forward_batch_only"},
+            "student": {**hooks, "forward_proc": "forward_batch_only"},
+            "optimizer": sgd,
+            "criterion": {
+                "key": "WeightedSumLoss",
+                "kwargs": {"sub_terms": {"taught": taught} | ({} if method == "kd" else {"ce": ce})},
+            },
+        }
+        nets = [copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in (hand.teacher, hand.student)]
+        self.box = core.DistillationBox(*nets, {}, config, hand.device, None, False, 1)
+
+    def prepare(self, batch: Batch) -> Sequence[Tensor]:
+        return batch[0].contiguous(), batch[1]
+
+    def run(self, block: Block) -> float:
+        total = 0.0
+        for x, y in block:
+            loss = self.box.forward_process(x, y, None)
+            self.box.post_forward_process(loss)
+            total += loss.item()
+        return total / len(block)

@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "benchmarks" / "results" / f"speed_{name}.jsonl" for name in ("losses", "step", "scaling")]
 PAGE = ROOT / "docs" / "performance.md"
+PEERS = ("by hand", "repdistiller", "torchdistill")
 NOT_RUN = "Not yet run."
 
 Row = dict[str, Any]
@@ -32,7 +33,8 @@ $ pip install --no-deps --target SITE torchdistill
 $ git clone https://github.com/HobbitLong/RepDistiller && git clone https://github.com/megvii-research/mdistiller
 $ python -m benchmarks.losses --torchdistill SITE --repdistiller RepDistiller --mdistiller mdistiller \\
     --out benchmarks/results/speed_losses.jsonl
-$ python -m benchmarks.step --repdistiller RepDistiller --out benchmarks/results/speed_step.jsonl
+$ python -m benchmarks.step --torchdistill SITE --repdistiller RepDistiller \\
+    --out benchmarks/results/speed_step.jsonl
 $ python -m benchmarks.step --epoch --rounds 1 --methods kd crd --repdistiller RepDistiller \\
     --out benchmarks/results/speed_step.jsonl
 $ python -m benchmarks.scaling --out benchmarks/results/speed_scaling.jsonl
@@ -51,8 +53,8 @@ STEPS = """## A step and an epoch
 
 ResNet-56 → ResNet-20, batch 64. kdkit runs under a Lightning Trainer, bf16 autocast, channels_last, and is timed from
 batch to batch. *By hand* is the least loop with the same settings and the same loss modules. RepDistiller's is its own
-loop in fp32. torchdistill's is not measured: its training box builds data sets, loaders, models and losses from its own
-registries, and a comparison would measure those. The teacher is run at every step.
+loop, torchdistill's the box and loop of its examples, both fp32; torchdistill's CRD is not measured, for it wants data
+sets of its own. The columns tell how many times kdkit's time each takes.
 """
 SCALING = """## As the work grows
 
@@ -244,11 +246,11 @@ def steps(rows: Rows) -> str:
     for bench in ("step", "epoch"):
         for row in select(rows, bench=bench, contender="kdkit"):
             faster = row["faster"]
-            peers = [spread(faster[peer]) if peer in faster else "" for peer in ("by hand", "repdistiller")]
+            peers = [spread(faster[peer]) if peer in faster else "" for peer in PEERS]
             total = f"{spread([ms * row['steps'] / 1e3 for ms in row['ms']], '')} s" if bench == "epoch" else ""
             cells = [bench, row["method"], row["teacher"], spread(row["ms"], ""), total, *peers]
             lines.append(f"| {' | '.join(cells)} |")
-    heads = ["what", "method", "teacher", "ms a step", "epoch", "by hand to kdkit", "RepDistiller to kdkit"]
+    heads = ["what", "method", "teacher", "ms a step", "epoch", *PEERS]
     return table(heads, lines) if lines else NOT_RUN
 
 

@@ -1,6 +1,6 @@
 r"""One training step of ResNet-56 → ResNet-20 on images of CIFAR-100's shape, or with --epoch one epoch of them.
 
-    python -m benchmarks.step --repdistiller CLONE --out benchmarks/results/speed_step.jsonl
+    python -m benchmarks.step --repdistiller CLONE --torchdistill SITE --out benchmarks/results/speed_step.jsonl
 
 - `kdkit`: a Distiller under a Trainer with the packaged recipes' settings (SGD, channels_last) in bf16-mixed; its time
   runs from batch to batch, with all that Lightning does in between.
@@ -8,10 +8,11 @@ r"""One training step of ResNet-56 → ResNet-20 on images of CIFAR-100's shape,
 - `repdistiller`: its own training loop, called as it is, with its nets and criteria: fp32, and a look at the loss and
   the accuracy at every step. At a step it is given its negatives ready-made; in an epoch they are drawn for one image
   after the other, as its data set draws them.
+- `torchdistill`: its box in the loop of its examples, fp32; not for crd, which wants data sets of its own.
 
 They take turns in one process: what the Trainer reads is a loader that lets the others run their steps before it hands
 out its own. All start from the same weights and see the same batches. `difference` is, for `by hand`, how far its first
-update of the student is from kdkit's; for `repdistiller`, how far its first loss is from that of `by hand`.
+update of the student is from kdkit's; for the peers, how far their first loss is from that of `by hand`.
 
 An epoch is 50,000 images with random crops and flips, made by kdkit's loader for everybody; `ms` is still a step's.
 """
@@ -31,7 +32,7 @@ import torch
 
 import kdkit
 from benchmarks import timing
-from benchmarks.loops import Batch, Block, HandLoop, Loop, TheirLoop
+from benchmarks.loops import Batch, Block, HandLoop, Loop, TheirLoop, TorchdistillLoop
 from kdkit.data.fake import FakeData
 from kdkit.models import build
 from kdkit.registry import KdkitError
@@ -206,6 +207,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = timing.arguments(__doc__, rounds=15)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="default: all")
     parser.add_argument("--repdistiller", type=Path, metavar="CLONE", help="a clone of HobbitLong/RepDistiller")
+    parser.add_argument("--torchdistill", type=Path, metavar="SITE", help="folder that it is installed in")
     parser.add_argument("--block", type=int, help="steps in one turn (default: 1, on a GPU 20)")
     parser.add_argument("--epoch", action="store_true", help="a turn is an epoch of 50,000 images; try --rounds 1")
     args = timing.begin(parser, words)
@@ -224,6 +226,8 @@ def main(words: Sequence[str] | None = None) -> None:
             if args.repdistiller is not None:
                 labels = distiller.graph.facts.sample_labels
                 found["repdistiller"] = TheirLoop(args.repdistiller, method, hand, labels, size.negatives)
+            if args.torchdistill is not None and method in TorchdistillLoop.METHODS:
+                found["torchdistill"] = TorchdistillLoop(args.torchdistill, method, hand)
             return found
 
         times, differences = run(method, size, args.device, others)
