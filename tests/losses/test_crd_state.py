@@ -159,6 +159,7 @@ def distributed(rank, world, folder, modes):
         loss._ddp_params_and_buffers_to_ignore = [*loss.ddp_ignore]
         ddp = nn.parallel.DistributedDataParallel(loss)
         torch.save(run(ddp, loss, rank, world), f"{folder}/{mode}{rank}")
+    dist.barrier()  # nobody takes the store down while another still talks
     dist.destroy_process_group()
 
 
