@@ -193,40 +193,14 @@ class TorchdistillLoop:
         sys.path.append(str(site))
         core = importlib.import_module("torchdistill.core.distillation")
         logging.getLogger("torchdistill").setLevel(logging.ERROR)
-        layers = ["layer1", "layer2", "layer3"]
-        pair = {name: {"io": "output", "path": name} for name in layers}
-        place = {"student_module_path": ".", "teacher_module_path": "."}
-        place |= {"student_module_io": "output", "teacher_module_io": "output"}
-        labels = {
-            "input": {"is_from_teacher": False, "module_path": ".", "io": "output"},
-            "target": {"uses_label": True},
-        }
-        ce = {"criterion": {"key": "CrossEntropyLoss", "kwargs": {}}, "weight": 1.0}
-        ce["criterion_wrapper"] = {"key": "SimpleLossWrapper", "kwargs": labels}
-        rkd = {
-            "student_output_path": "avgpool",
-            "teacher_output_path": "avgpool",
-            "dist_factor": 25,
-            "angle_factor": 50,
-        }
-        terms: dict[str, tuple[str, dict[str, Any], float]] = {
-            "kd": ("KDLoss", {**place, "temperature": 4.0, "alpha": 0.1, "beta": 0.9}, 1.0),
-            "at": ("ATLoss", {"at_pairs": {n: {"student": p, "teacher": p} for n, p in pair.items()}}, 1000.0),
-            "rkd": ("RKDLoss", {**rkd, "dist_factor": 25, "angle_factor": 50}, 1.0),
-        }
-        key, words, weight = terms[method]
-        taught = {"criterion": {"key": key, "kwargs": words}, "weight": weight}
-        hooks = {"forward_hook": {"output": {"kd": [], "at": layers, "rkd": ["avgpool"]}[method]}}
-        sgd = {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}}
+        hooks = {"kd": [], "at": ["layer1", "layer2", "layer3"], "rkd": ["avgpool"]}[method]
+        net = {"forward_hook": {"output": hooks}, "forward_proc": "forward_batch_only"}
         config = {
             "num_epochs": 1,
-            "teacher": {**hooks, "requires_grad": False, "forward_proc": "forward_batch_only"},
-            "student": {**hooks, "forward_proc": "forward_batch_only"},
-            "optimizer": sgd,
-            "criterion": {
-                "key": "WeightedSumLoss",
-                "kwargs": {"sub_terms": {"taught": taught} | ({} if method == "kd" else {"ce": ce})},
-            },
+            "teacher": {**net, "requires_grad": False},
+            "student": net,
+            "optimizer": {"key": "SGD", "kwargs": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}},
+            "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": torchdistill_terms(method, hooks)}},
         }
         nets = [copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in (hand.teacher, hand.student)]
         self.box = core.DistillationBox(*nets, {}, config, hand.device, None, False, 1)
@@ -241,3 +215,23 @@ class TorchdistillLoop:
             self.box.post_forward_process(loss)
             total += loss.item()
         return total / len(block)
+
+
+def torchdistill_terms(method: str, hooks: Sequence[str]) -> dict[str, Any]:
+    """The losses of a method, as its recipes say them."""
+    logits = {"module_path": ".", "io": "output"}
+    if method == "kd":  # the cross-entropy is inside
+        words = {f"{side}_{name}": value for side in ("student", "teacher") for name, value in logits.items()}
+        words = {name.replace("_io", "_module_io"): value for name, value in words.items()}
+        kd = {"key": "KDLoss", "kwargs": {**words, "temperature": 4.0, "alpha": 0.1, "beta": 0.9}}
+        return {"kd": {"criterion": kd, "weight": 1.0}}
+    wrapped = {"input": {**logits, "is_from_teacher": False}, "target": {"uses_label": True}}
+    ce = {"criterion": {"key": "CrossEntropyLoss", "kwargs": {}}, "weight": 1.0}
+    ce["criterion_wrapper"] = {"key": "SimpleLossWrapper", "kwargs": wrapped}
+    if method == "at":
+        pairs = {n: {side: {"io": "output", "path": n} for side in ("student", "teacher")} for n in hooks}
+        at = {"key": "ATLoss", "kwargs": {"at_pairs": pairs}}
+        return {"ce": ce, "at": {"criterion": at, "weight": 1000.0}}
+    words = {"student_output_path": hooks[0], "teacher_output_path": hooks[0], "reduction": "mean"}
+    rkd = {"key": "RKDLoss", "kwargs": {**words, "dist_factor": 25, "angle_factor": 50}}
+    return {"ce": ce, "rkd": {"criterion": rkd, "weight": 1.0}}
