@@ -121,7 +121,9 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Other data, or another way to read them: data.image_size=64"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of the data; the same as data.root=FOLDER.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder of class folders, scored whole; as data.root=FOLDER.")
+    ] = None,
     split: Annotated[str, typer.Option(help="test, or train: the training images without augmentation.")] = "test",
 ) -> None:
     """Score the models that a run trained.
@@ -282,7 +284,10 @@ def _show_result(result: Result) -> None:
     from kdkit.runs.evaluate import results_table
     from kdkit.runs.result import NOT_FINITE
 
-    show(results_table(result.last, "after the last epoch"), sys.stdout)
+    if result.last:
+        show(results_table(result.last, "after the last epoch"), sys.stdout)
+    else:
+        typer.echo("nothing was scored: there are no labelled test images")
     for node, metrics in result.best.items():
         if result.folder.weights(node).exists():
             typer.echo(f"{node}: best epoch {metrics['epoch']:.0f}, top-1 {100 * metrics['top1']:.2f} %")

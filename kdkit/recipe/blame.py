@@ -17,13 +17,14 @@ def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
 
     Args:
         recipe: what is being built or run.
-        loc: the words it is about; left out, they follow from the text, which begins with the edge or the model.
+        loc: the words it is about; left out, they follow from the text, which begins with the edge, a model or `data`.
     """
     try:
         yield
     except RecipeError:
         raise
     except KdkitError as error:
+        loc = loc or (("data",) if str(error).startswith("data: ") else ())
         text = str(error).removeprefix(f"{loc[0]}: ") if loc else str(error)
         place = (*loc, *_word(recipe, loc, text)) or _guess(recipe, text)
         raise RecipeError([recipe.origin.problem(place, without_edge(text))]) from error

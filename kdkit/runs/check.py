@@ -19,7 +19,7 @@ from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.models.published import fetched
-from kdkit.recipe import Experiment, Recipe, blaming, build, source, tuning
+from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build, source, tuning
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.distiller import Distiller
@@ -40,6 +40,8 @@ def check(recipe: Recipe) -> CheckReport:
     published = any(spec.source == "pretrained" and spec.tune is None for spec in recipe.models.values())
     experiment = build(recipe, weights=None if published else _finished)
     data, facts = experiment.datamodule, experiment.datamodule.facts
+    if not facts.num_samples:
+        raise RecipeError([recipe.origin.problem(("data",), "holds no images to train on")])
     samples = max(SAMPLES, *(edge.min_batch for edge in experiment.edges))
     batch, stand_in = _fake_batch(facts, min(samples, data.batch_size)), _stand_in(facts)
     with blaming(recipe):

@@ -86,6 +86,13 @@ def test_a_folder_without_images_is_named_whole(wrong, tmp_path, monkeypatch):
     assert f"wrong.yaml:1: data.root: {tmp_path / 'empty'} must hold one folder of images per class" in error
 
 
+def test_data_that_only_training_misses_are_told_with_their_line(wrong, tmp_path):
+    path = wrong("{name: fake, samples: 32, classes: 5, shape: [3, 8, 8],", f"{{name: cifar10, root: {tmp_path},")
+    error = refused("fit", path, "--out", tmp_path / "run")
+    assert "wrong.yaml:1: data.root: root must be a folder that holds cifar-10-batches-py/ whole" in error
+    assert f"it was not found in {tmp_path}; set data.root=FOLDER or KDKIT_DATA" in error
+
+
 def test_a_recipe_that_is_not_there(tmp_path):
     assert "no such file" in refused("fit", tmp_path / "gone.yaml")
     assert "is a folder" in refused("check", f"{tmp_path}/")

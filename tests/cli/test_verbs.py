@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 import yaml
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -181,6 +182,29 @@ def test_interrupting_tells_what_is_saved_and_how_to_go_on(monkeypatch, tmp_path
     assert "Traceback" not in said.err
     assert f"kdkit fit {path} --out '{tmp_path}/a run' seed=3 --resume" in said.err
     assert ("last.ckpt holds the run so far" if saved else "has no checkpoint yet") in said.err
+
+
+def test_without_test_images_nothing_is_scored_and_that_is_said(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / "photos" / name / f"{k}.png")
+    recipe = tmp_path / "r.yaml"
+    words = yaml.safe_load(RECIPE)
+    del words["models"]["teacher"], words["losses"][1]
+    words["data"] = {
+        "name": "folder",
+        "root": str(tmp_path / "photos"),
+        "holdout": 0,
+        "image_size": 8,
+        "num_workers": 0,
+    }
+    recipe.write_text(yaml.safe_dump(words))
+    said = kdkit("fit", recipe, "--out", tmp_path / "run")
+    assert said.code == 0
+    assert "nothing was scored: there are no labelled test images" in said.out
+    assert "no test images here" in kdkit("eval", tmp_path / "run").err
+    assert "student" in kdkit("eval", tmp_path / "run", "--data", tmp_path / "photos", "--split", "train").out
 
 
 def test_a_teacher_is_trained_first_then_there_and_the_run_can_be_scored(monkeypatch, tmp_path):

@@ -8,7 +8,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kdkit import data
+from kdkit.recipe import loads
 from kdkit.registry import KdkitError
+from kdkit.runs.check import check
 
 KDKIT_DATA = os.environ.get("KDKIT_DATA", "")
 
@@ -127,6 +129,19 @@ def test_every_image_may_be_the_test_set(photos):
     assert sum(len(y) for _, y in module.test_dataloader()) == 60
     with pytest.raises(KdkitError, match="holdout must leave images to train on, got all"):
         module.setup("fit")
+
+
+def test_nothing_to_train_on_is_told_by_check(photos):
+    text = f"""\
+data: {{name: folder, root: "{photos}", holdout: all}}
+models: {{student: {{arch: resnet8}}}}
+losses: [ce]
+optimizer: {{name: sgd}}
+lr: 0.1
+trainer: {{max_epochs: 1}}
+"""
+    with pytest.raises(KdkitError, match=r"^r\.yaml:1: data: holds no images to train on$"):
+        check(loads(text, name="r.yaml"))
 
 
 def test_imagenets_layout(tmp_path):
