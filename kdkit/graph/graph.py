@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -219,10 +219,13 @@ class Graph(nn.Module):
                 self.models[name].eval()
         return self
 
-    def outputs(self, batch: Batch) -> dict[End, Tensor]:
-        """Every tap that is read in this phase; only nodes that learn keep a graph."""
+    def _live(self) -> list[str]:
+        return [name for name in self.now.readers if name not in self.caches]
+
+    def outputs(self, batch: Batch, *, cached: bool = False) -> dict[End, Tensor]:
+        """Every tap that is read in this phase, or those of `cached` models alone; what learns keeps a graph."""
         found: dict[End, Tensor] = {}
-        for name in self.now.readers:
+        for name in self.caches.keys() & self.now.readers.keys() if cached else self.now.readers:
             self.read(name, batch, found, grad=name in self.now.updates)
         return found
 
@@ -252,6 +255,25 @@ class Graph(nn.Module):
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Σ weight · term."""
         return torch.stack([self.edges[name].weight * value for name, value in terms.items()]).sum()  # type: ignore[operator]
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Every tap open, around `lesson`: hooks cannot be opened inside of what is compiled."""
+        with ExitStack() as stack:
+            for name in self._live():
+                stack.enter_context(self.now.readers[name].open())
+            yield
+
+    def lesson(self, batch: Batch, known: Mapping[End, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Σ weight · term of a step in which all learn at once, and the terms; `known` is what caches gave."""
+        outputs = dict(known)
+        for name in self._live():
+            with torch.set_grad_enabled(name in self.now.updates):
+                reader = self.now.readers[name]
+                values = reader.take(self.model(name)(self.adapters[name](batch.x)))
+            outputs.update({End(name, tap): value for tap, value in values.items()})
+        terms = self.terms(self.now.updates, outputs, batch)
+        return self.weighted(terms), terms
 
     @torch.no_grad()
     def move_ema(self, t: float) -> None:

@@ -114,6 +114,7 @@ class TrainerSpec(Words):
         max_epochs: length of the run; schedules are in proportion to it.
         update: all models learn at once, or one after the other.
         channels_last: memory format of images.
+        compile: compile the step, and on a GPU record it as one CUDA graph; `auto`: the latter alone.
     """
 
     max_epochs: Positive
@@ -132,6 +133,7 @@ class TrainerSpec(Words):
     deterministic: Flag | Literal["warn"] = False
     update: Literal["simultaneous", "sequential"] = "simultaneous"
     channels_last: Flag = True
+    compile: Flag | Literal["auto"] = False
 
 
 @dataclass(frozen=True)

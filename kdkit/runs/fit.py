@@ -104,5 +104,6 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         seed=experiment.seed,
         update=options.pop("update", "simultaneous"),
         channels_last=options.pop("channels_last", True),
+        compile=options.pop("compile", False),
     )
     return distiller, make_trainer(experiment.recipe, options, folder, rows)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -22,8 +22,10 @@ from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory
+from kdkit.train.captured import CapturedStep, recordable, speed_up
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
+from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
@@ -51,6 +53,8 @@ class Distiller(Evaluation):
         update: `simultaneous`: every node learns from what all predicted before the step; `sequential`: nodes are
             updated one after the other, each learning from the already updated ones (Zhang et al. 2018, Algorithm 1).
         channels_last: memory format of 4-d inputs and weights; faster on most machines, the same numbers.
+        compile: compile forward passes and losses, and on a GPU record the whole step as one CUDA graph. `auto`: the
+            latter alone, and nothing on a CPU, where it gains nothing.
         seed: heads, banks and draws follow from it.
 
     Raises:
@@ -66,12 +70,17 @@ class Distiller(Evaluation):
         lr: Spec | None = None,
         update: Literal["simultaneous", "sequential"] = "simultaneous",
         channels_last: bool = True,
+        compile: bool | Literal["auto"] = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         if update not in ("simultaneous", "sequential"):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
+        if compile not in (True, False, "auto"):
+            raise KdkitError(f"compile must be True, False or 'auto', got {compile!r}")
+        if compile is True and update == "sequential":
+            raise KdkitError("compile: peers that are updated one after the other are not compiled; leave it out")
         self.graph = Graph(nodes, edges, seed)
         if not self.graph.trained:
             raise KdkitError("no model is trained; leave out kdkit.frozen for the one that should learn")
@@ -85,6 +94,9 @@ class Distiller(Evaluation):
         self.rates: dict[str, Curve] = {}
         self.borrow = Borrow()
         self.memories: dict[str, Memory] = {}
+        self.compiles = compile
+        self.compiled: Any = None
+        self.captured: CapturedStep | None = None
         for name in nodes:
             if hasattr(type(self), name) or name in self.__dict__ or name in self._modules:
                 raise KdkitError(f"model {name!r}: Lightning or the Distiller uses this name; choose another")
@@ -118,7 +130,8 @@ class Distiller(Evaluation):
             check_validation(self.trainer)
             check_labels(facts.sample_labels, facts.num_classes)
             batch = self._layout(example_batch(self.trainer, graph.min_batch))
-            graph.bind(Batch.of(batch), facts, self._epochs())
+            turns = len(graph.trained) if self.update == "sequential" else 1
+            graph.bind(Batch.of(batch), facts, run_epochs(self.trainer, turns, self.borrow.accumulate))
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self._ddp_params_and_buffers_to_ignore = unshared_buffers(self)
             module, precision = getattr(self.trainer, "datamodule", None), str(self.trainer.precision)
@@ -132,40 +145,24 @@ class Distiller(Evaluation):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.scores = Scores(list(graph.nodes), list(graph.frozen), facts.num_classes)
 
-    def _epochs(self) -> float:
-        trainer, found = self.trainer, []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            found.append(float(trainer.max_epochs))
-        if trainer.max_steps > 0:
-            trainer.fit_loop.setup_data()  # counts the batches
-            self._check_length()
-            turns = len(self.graph.trained) if self.update == "sequential" else 1
-            found.append(trainer.max_steps / (turns * math.ceil(trainer.num_training_batches / self.borrow.accumulate)))
-        if not found:
-            raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
-        return min(found)
-
-    def _check_length(self) -> None:
-        """Time is counted in shares of an epoch, so an epoch needs a length."""
-        if not math.isfinite(self.trainer.num_training_batches):
-            raise KdkitError("the training loader has no length; give the Trainer limit_train_batches")
-
     def configure_optimizers(self) -> NodeOptimizers:
         """One optimiser for each trained node, with the heads and losses that learn with it."""
         made = {}
         for name in self.graph.trained:
             node = self.graph.nodes[name]
             own, beside = self.graph.parameters_of(name)
-            made[name] = build_optimizer(node.optimizer or self.optimizer_spec, [*own, *beside], self.rates[name](0.0))
+            spec, lr = node.optimizer or self.optimizer_spec, self.rates[name](0.0)
+            made[name] = build_optimizer(spec, [*own, *beside], lr, recorded=self.device if recordable(self) else None)
         return NodeOptimizers(made)
 
     # -- training --------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """The caches are filled where they are to be."""
-        self._check_length()
+        steps_per_epoch(self.trainer)
         for memory in self.memories.values():
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)
+        self.compiled, self.captured = speed_up(self)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Images in the models' memory format."""
@@ -187,7 +184,11 @@ class Distiller(Evaluation):
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
             torch.manual_seed(draws.key(self.seed, "step", step, self.global_rank) & 0x7FFFFFFF)
         data = self._located(Batch.of(batch))
-        outputs = graph.outputs(data)
+        if self.captured is not None:
+            self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data, step))
+            graph.move_ema(t)
+            return
+        outputs = graph.outputs(data, cached=self.compiled is not None)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         graph.loss_scale.fill_(1 / accumulate)
         if scaler is not None and scaler._scale is not None:
@@ -196,16 +197,10 @@ class Distiller(Evaluation):
         due = (batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last
         whole: dict[str, Tensor] = {}
         for turn in turns:
-            try:
-                terms = graph.terms(turn, outputs, data)
-            except IndexError:
-                check_labels(data.labels, classes(outputs, graph.facts))
-                raise
-            except ValueError as error:  # a last batch that is too small for a head, an index out of range
-                raise KdkitError(f"step {step}: {error}") from error
-            if terms:  # none in a phase in which nobody teaches, or in a last batch that no loss can compare
+            loss, terms = self.lesson(turn, outputs, data, step)
+            if loss is not None:
                 self.watch.look(terms, step)
-                self._backward(graph.weighted(terms) / accumulate)
+                self._backward(loss / accumulate)
                 whole = {**whole, **{name: whole.get(name, 0) + value.detach() for name, value in terms.items()}}
             if due:
                 self._update(turn, t)
@@ -214,6 +209,27 @@ class Distiller(Evaluation):
         self.sums.add(whole)
         if due:
             graph.move_ema(t)
+
+    def lesson(self, turn: tuple[str, ...], outputs: Any, data: Batch, step: int) -> tuple[Tensor | None, Any]:
+        """The loss of a turn and its terms; none in a phase, or for a last batch, in which nothing can be taught."""
+        graph = self.graph
+        try:
+            if self.compiled is not None:
+                with graph.opened():
+                    loss, terms = self.compiled(data, outputs)
+                    return loss, terms
+            terms = graph.terms(turn, outputs, data)
+        except IndexError:
+            check_labels(data.labels, classes(outputs, graph.facts))
+            raise
+        except ValueError as error:  # a last batch that is too small for a head, an index out of range
+            raise KdkitError(f"step {step}: {error}") from error
+        return graph.weighted(terms) if terms else None, terms
+
+    def _captured_step(self, captured: CapturedStep, data: Batch, step: int) -> None:
+        found = captured(self.graph.now.start, data)
+        self.sums.count(found)
+        self.watch.look(found, step)
 
     def _located(self, data: Batch) -> Batch:
         """The batch with its rows in every cache."""
@@ -227,23 +243,29 @@ class Distiller(Evaluation):
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
         self.trainer.precision_plugin.pre_backward(loss, self).backward()
 
-    def _update(self, turn: tuple[str, ...], t: float) -> None:
+    def _update(self, turn: tuple[str, ...], t: float, whole: Callable[[], None] | None = None) -> None:
+        """Move the nodes of a turn, or do the `whole` step, which Lightning counts as one."""
         optimizer: Any = self.optimizers()
         raw: NodeOptimizers = optimizer.optimizer
-        raw.active = turn
+        raw.active, raw.instead = turn, whole
         for name in turn:
             raw.set_lr(name, self.rates[name](t))
         moved = [p for group in raw.param_groups for p in group["params"] if p.grad is not None]
-        if moved:
+        if moved or whole is not None:
             average_gradients(moved)
             optimizer.step()
             optimizer.zero_grad()
-        raw.active = tuple(raw.of)
+        raw.active, raw.instead = tuple(raw.of), None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip as the Trainer was told to, each node by itself; gradients are unscaled by now."""
+        raw: Any = getattr(optimizer, "optimizer", optimizer)
+        if raw.instead is None:
+            self.clip(raw)
+
+    def clip(self, raw: NodeOptimizers) -> None:
+        """Clip the gradients of the active nodes."""
         if self.borrow.clip_value:
-            raw: Any = getattr(optimizer, "optimizer", optimizer)
             raw.clip(self.borrow.clip_value, by_value=str(self.borrow.clip_algorithm).endswith("value"))
 
     def _refresh(self, name: str, data: Batch, outputs: dict[Any, Tensor]) -> None:

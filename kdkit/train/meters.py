@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,18 +25,30 @@ class TermSums:
     @torch.no_grad()
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Add one step's unweighted terms."""
+        self.add_values(terms)
+        self.count(terms)
+
+    @torch.no_grad()
+    def add_values(self, terms: Mapping[str, Tensor]) -> None:
+        """The part of `add` that the device does, in place."""
         for name, value in terms.items():
-            value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), device=value.device)
+            self.sums[name].add_(value.detach().float())
+
+    def count(self, names: Iterable[str]) -> None:
+        """The part of `add` that the host does."""
+        for name in names:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, Tensor]:
         """Mean of each term since the last `clear`."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
+        return {name: self.sums[name] / count for name, count in self.counts.items()}
 
     def clear(self) -> None:
         """Begin anew."""
-        self.sums.clear()
+        for total in self.sums.values():
+            total.zero_()
         self.counts.clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,19 +6,34 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.graph.optimizers import OPTIMIZERS, check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.registry import KdkitError
 
+RECORDED = {"SGD": ["fused"], "Adam": ["fused", "capturable"], "AdamW": ["fused", "capturable"]}
+"""Optimisers whose step a CUDA graph may hold, and the options that this takes."""
 
-def build_optimizer(spec: Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """The optimiser that a checked spec names; what Python loops over tensors would cost is left to `foreach`."""
+
+def build_optimizer(
+    spec: Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float, recorded: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser that a checked spec names; what Python loops over tensors would cost is left to `foreach`.
+
+    Args:
+        spec: name and options.
+        parameters: what it moves.
+        lr: first learning rate.
+        recorded: the device on which its steps are to be recorded, so that the learning rate must be a tensor there.
+    """
     options = check_optimizer(spec)
     cls: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[options.pop("name")]
+    rate: float | Tensor = lr
+    if recorded is not None and (words := RECORDED.get(cls.__name__)):
+        rate, options = torch.tensor(lr, device=recorded), {**dict.fromkeys(words, True), **options}
     try:
-        return cls(list(parameters), lr=lr, **options)
+        return cls(list(parameters), lr=rate, **options)
     except (ValueError, TypeError) as error:
         raise KdkitError(f"optimizer: {error}") from error
 
@@ -29,10 +44,12 @@ class NodeOptimizers(torch.optim.Optimizer):
     Attributes:
         of: optimiser by node.
         active: nodes that the next `step` moves.
+        instead: a whole training step, which moves them itself; Lightning calls `step` and counts one.
     """
 
     def __init__(self, of: Mapping[str, torch.optim.Optimizer]) -> None:
         self.of = dict(of)
+        self.instead: Callable[[], None] | None = None
         super().__init__(
             [p for optimizer in of.values() for group in optimizer.param_groups for p in group["params"]], {}
         )
@@ -51,11 +68,18 @@ class NodeOptimizers(torch.optim.Optimizer):
         """Groups belong to the nodes' optimisers."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move the active nodes."""
+        """Move the active nodes, or do what stands `instead`."""
         result = None if closure is None else closure()
+        if self.instead is not None:
+            self.instead()
+        else:
+            self.move()
+        return result
+
+    def move(self) -> None:
+        """Move the active nodes."""
         for name in self.active:
             self.of[name].step()
-        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the active nodes, which have just moved."""
@@ -71,16 +95,26 @@ class NodeOptimizers(torch.optim.Optimizer):
     def set_lr(self, name: str, lr: float) -> None:
         """Set a node's learning rate."""
         for group in self.of[name].param_groups:
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """State by node."""
-        return {name: optimizer.state_dict() for name, optimizer in self.of.items()}
+        """State by node, learning rates as numbers."""
+        states = {name: optimizer.state_dict() for name, optimizer in self.of.items()}
+        for state in states.values():
+            for group in state["param_groups"]:
+                group["lr"] = float(group["lr"])
+        return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore every node's state."""
+        """Restore every node's state; a learning rate that is a tensor stays the one that a recording reads."""
         for name, optimizer in self.of.items():
+            rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state_dict[name])
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate.fill_(group["lr"]) if isinstance(rate, Tensor) else group["lr"]
 
 
 def rate(name: str, own: Spec | None, common: Spec, epochs: float) -> Curve:

@@ -1,0 +1,192 @@
+"""Compiled and recorded steps teach what plain ones teach.
+
+There may be no GPU here: a stand-in for its recorder runs the recorded function again, on the same tensors and nothing
+else, which is what a CUDA graph does.
+"""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import kdkit
+from kdkit import data
+from kdkit.registry import KdkitError
+from kdkit.train import captured as recording
+from tests.nets import net
+from tests.train.running import fit, loader, pair, trainer
+
+CRD = kdkit.Edge("crd", num_negatives=8, embed_dim=8)
+FADING = kdkit.Edge("kd", weight={"linear": [1.0, 0.0]}, temperature={"linear": [4.0, 2.0]})
+LATE = kdkit.Edge("at", when={"from": 1})
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Every function that was recorded, and how often it was started."""
+    made = []
+
+    def record(work):
+        found, entry = {}, [0]
+        made.append(entry)
+
+        def start():
+            entry[0] += 1
+            found.update(work())
+
+        return start, found
+
+    monkeypatch.setattr(recording, "record_on_cuda", record)
+    monkeypatch.setattr(recording.CapturedStep.__init__, "__defaults__", (record,))
+    monkeypatch.setattr("kdkit.train.distiller.recordable", lambda distiller: distiller.compiles is not False)
+    monkeypatch.setattr(recording, "recordable", lambda distiller: distiller.compiles is not False)
+    return made
+
+
+def trained(edges, compile, epochs=3, nodes=None, lr=None, **options):
+    made = kdkit.Distiller(nodes or pair(), edges, lr=lr or {"cosine": [0.1, 0.0]}, compile=compile)
+    run = fit(made, loader(n=72), epochs=epochs, **options)
+    return made, run
+
+
+def state(made):
+    return {name: value.clone() for name, value in made.state_dict().items()}
+
+
+def assert_same(one, other, **tolerance):
+    one, other = state(one), state(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [["ce", FADING], ["ce", CRD], ["ce", LATE, "rkd"], ["ce", kdkit.Edge("hint", head="conv_bn_relu")]],
+    ids=["schedules", "crd", "phases", "head"],
+)
+def test_a_recorded_step_is_the_step(recorded, edges):
+    """Banks, Z, statistics and weights; 72 samples in batches of 16 end with one of 8, which is recorded by itself."""
+    plain, first = trained(edges, compile=False)
+    quick, second = trained(edges, compile="auto")
+    assert first.global_step == second.global_step == 15
+    assert sum(entry[0] for entry in recorded) >= 3
+    assert_same(plain, quick, rtol=1e-5, atol=1e-6)
+    assert first.callback_metrics.keys() == second.callback_metrics.keys()
+    for name, value in first.callback_metrics.items():
+        torch.testing.assert_close(value, second.callback_metrics[name], rtol=1e-4, atol=1e-5)
+
+
+def test_whole_and_last_batches_are_two_recordings(recorded):
+    trained(["ce", "kd"], compile="auto", epochs=6)
+    warm = recording.WARM
+    assert [entry[0] for entry in recorded] == [6 * 4 - warm, 6 - warm]
+
+
+def test_clipping_and_adamw_are_recorded_too(recorded):
+    def nodes():
+        return {"teacher": kdkit.frozen(net(12, seed=1)), "student": net(8, seed=2)}
+
+    def run(compile):
+        made = kdkit.Distiller(nodes(), ["ce", "kd"], optimizer={"name": "adamw"}, lr=1e-2, compile=compile)
+        fit(made, loader(n=64), epochs=3, gradient_clip_val=0.05)
+        return made
+
+    plain, quick = run(False), run("auto")  # not whole: a bias before BatchNorm has no gradient but rounding
+    torch.testing.assert_close(plain.student.fc.weight, quick.student.fc.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.student.conv2.weight, quick.student.conv2.weight, rtol=1e-4, atol=1e-5)
+    assert recorded[0][0] == 12 - recording.WARM
+
+
+def test_cached_teachers_are_recorded(recorded, tmp_path):
+    def run(compile, cache):
+        teacher, student = net(8, seed=1, classes=10), net(8, seed=2, classes=10)
+        made = kdkit.Distiller(
+            {"teacher": kdkit.frozen(teacher, cache=cache), "student": student}, ["ce", "kd"], lr=0.05, compile=compile
+        )
+        fit(made, data.build("digits", image_size=8, subset=200, batch_size=50, padding=1), epochs=3)
+        return made
+
+    assert_same(run(False, False), run("auto", {"dtype": "float32", "folder": str(tmp_path)}), rtol=1e-5, atol=1e-6)
+    assert recorded[0][0] == 12 - recording.WARM
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "reason"),
+    [
+        ({}, {"accumulate_grad_batches": 2}, "gradients are accumulated"),
+        ({"update": "sequential"}, {}, "one after the other"),
+        ({"optimizer": {"name": "rmsprop"}}, {}, "optimizer of student cannot be recorded"),
+    ],
+)
+def test_what_cannot_be_recorded_says_why_and_trains(recorded, monkeypatch, words, options, reason):
+    told = []
+    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    made = kdkit.Distiller(pair(), ["ce", "kd"], lr=0.01, compile="auto", **words)
+    before = made.student.fc.weight.clone()
+    fit(made, loader(n=32), epochs=1, **options)
+    assert reason in told[0]
+    assert not recorded
+    assert not torch.equal(before, made.student.fc.weight)
+
+
+def test_dropout_is_not_recorded(recorded, monkeypatch):
+    told = []
+    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    trained(["ce", "kd"], "auto", 1, {"teacher": kdkit.frozen(net(12, seed=1)), "student": net(8, dropout=0.5)})
+    assert "dropout" in told[0]
+
+
+def test_a_failed_recording_goes_on_without(monkeypatch, recorded):
+    def fails(work):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    told = []
+    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    monkeypatch.setattr(recording.CapturedStep.__init__, "__defaults__", (fails,))
+    assert_same(trained(["ce", "kd"], "auto")[0], trained(["ce", "kd"], False)[0], rtol=1e-5, atol=1e-6)
+    assert told == ["training without a CUDA graph: operation not permitted when stream is capturing"]
+
+
+class StopAfter(pl.Callback):
+    """Saves after the second epoch."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, _):
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("first", "second"), [(False, "auto"), ("auto", False), ("auto", "auto")])
+def test_a_checkpoint_serves_both(recorded, tmp_path, first, second):
+    whole, _ = trained(["ce", CRD], first, epochs=4, callbacks=[StopAfter(tmp_path / "half.ckpt")])
+    resumed = kdkit.Distiller(pair(), ["ce", CRD], lr={"cosine": [0.1, 0.0]}, compile=second)
+    trainer(4).fit(resumed, loader(n=72), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert_same(whole, resumed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("edges", [["ce", FADING], ["ce", CRD], ["ce", LATE]], ids=["schedules", "crd", "phases"])
+def test_a_compiled_step_is_the_step(monkeypatch, edges):
+    real, made = torch.compile, []
+
+    def traced(function, **options):
+        made.append(function)
+        return real(function, backend="aot_eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    assert_same(trained(edges, True)[0], trained(edges, False)[0], rtol=1e-5, atol=1e-6)
+    assert len(made) == 1
+
+
+def test_auto_is_off_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    made, _ = trained(["ce", "kd"], "auto", epochs=1)
+    assert made.compiled is made.captured is None
+
+
+def test_wrong_words():
+    with pytest.raises(KdkitError, match="compile must be True, False or 'auto'"):
+        kdkit.Distiller(pair(), ["ce"], compile="yes")
+    with pytest.raises(KdkitError, match="one after the other are not compiled"):
+        kdkit.Distiller(pair(), ["ce"], compile=True, update="sequential")
