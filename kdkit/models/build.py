@@ -40,7 +40,8 @@ def build(
         pretrained: load published weights; a classifier of another width is drawn anew.
         base: folder that relative files are looked up in (the recipe's), default the working directory.
         allow_custom: whether the two last forms, which run the user's code, are allowed.
-        options: keywords of the model's own factory. `backbone`, a name like `arch`, is built first.
+        options: keywords of the model's own factory. `backbone`, a name like `arch` or `{arch: NAME}` with its
+            options, is built first.
 
     Raises:
         UnknownNameError: nothing has that name; the nearest names are offered.
@@ -53,9 +54,12 @@ def build(
     source, _, name = arch.partition("/")
     if source in zoo.SOURCES and ".py:" not in arch:
         return zoo.SOURCES[source](name, num_classes, pretrained, options)
-    if isinstance(backbone := options.get("backbone"), str):
+    if isinstance(backbone := options.get("backbone"), (str, dict)):
+        inner = backbone if isinstance(backbone, dict) else {"arch": backbone}
+        if "arch" not in inner or inner.keys() & {"num_classes", "pretrained", "base", "allow_custom"}:
+            raise KdkitError(f"{arch}: backbone must be a name, or {{arch: NAME}} with its options, got {backbone!r}")
         options["backbone"] = build(
-            backbone, num_classes=num_classes, pretrained=pretrained, base=base, allow_custom=allow_custom
+            **inner, num_classes=num_classes, pretrained=pretrained, base=base, allow_custom=allow_custom
         )
         pretrained = False
     if ":" in arch:

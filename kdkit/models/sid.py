@@ -145,7 +145,7 @@ def sid(
 
     Args:
         num_classes: N.
-        backbone: a net by its name in a recipe, or itself.
+        backbone: a net by its name in a recipe, by `{arch: NAME}` with its options, or itself.
         modules: how many modules, L.
         kind: `linear` or `mlp`.
         hidden: width of the hidden layer of `mlp`.

@@ -76,6 +76,10 @@ def test_a_backbone_is_built_by_name_first(folder):
     assert net.backbone.fc.out_features == net.num_classes == 7
     net = build("my_net.py:Around", num_classes=7, base=folder, backbone="my_net.py:make_net", pretrained=True)
     assert net.backbone.width == 9
+    narrow = {"arch": "resnet8", "widths": [4, 4, 8, 16]}
+    assert build("my_net.py:Around", num_classes=7, base=folder, backbone=narrow).backbone.fc.in_features == 16
+    with pytest.raises(KdkitError, match="backbone must be a name, or {arch: NAME} with its options"):
+        build("sid", num_classes=7, backbone={"widths": [4, 4, 8, 16]})
 
 
 def test_its_instances_pickle_and_share_one_class(folder):
