@@ -14,6 +14,9 @@ They take turns in one process: what the Trainer reads is a loader that lets the
 out its own. All start from the same weights and see the same batches. `difference` is, for `by hand`, how far its first
 update of the student is from kdkit's; for the peers, how far their first loss is from that of `by hand`.
 
+With --teacher cached kdkit reads what its teacher says from a cache that the warm-up has filled (an epoch: its first
+round, so take three); all others run it, and so does `at`, whose maps are too many to keep.
+
 An epoch is 50,000 images with random crops and flips, made by kdkit's loader for everybody; `ms` is still a step's.
 """
 
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +49,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "crd+kd": {"ce": {}, "kd": {}, "crd": {}},
     "crd shared": {"ce": {}, "crd": {"negatives": "shared"}},
 }
+TEACHERS = ["live", "cached"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class _TurnLoader:
     def block(self, prepared: Sequence[Any], prepare: Callable[[Batch], Any]) -> Iterator[Any]:
         """The batches of one turn."""
         if self.data.size.fresh:
+            self.source.set_epoch(0)  # the same views for everybody
             return map(prepare, self.source)
         return itertools.islice(itertools.cycle(prepared), self.data.size.block)
 
@@ -164,13 +170,19 @@ class Start(pl.Callback):
 
 
 def run(
-    method: str, size: Size, device: torch.device, others: Callable[[Any], dict[str, Loop]] = lambda distiller: {}
+    method: str,
+    size: Size,
+    device: torch.device,
+    others: Callable[[Any], dict[str, Loop]] = lambda distiller: {},
+    *,
+    cache: str | None = None,
 ) -> tuple[timing.Times, dict[str, float]]:
-    """Seconds a step of kdkit and of other loops, and how far those were from it after the warm-up."""
+    """Seconds a step of kdkit and of other loops, and how far those were from it at first; `cache` names a folder."""
     data, start = Turns(size, device), Start(others)
     torch.manual_seed(0)
     names = ["student", *(f"student{i}" for i in range(2, size.students + 1))]
-    nodes: dict[str, Any] = {"teacher": kdkit.frozen(build("resnet56", num_classes=100))}
+    words: dict[str, Any] = {} if cache is None else {"cache": {"folder": cache}}
+    nodes: dict[str, Any] = {"teacher": kdkit.frozen(build("resnet56", num_classes=100), **words)}
     nodes |= {name: build("resnet20", num_classes=100) for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -206,6 +218,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = timing.arguments(__doc__, rounds=15)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="default: all")
+    parser.add_argument("--teacher", nargs="+", default=TEACHERS, choices=TEACHERS, help="default: both")
     parser.add_argument("--repdistiller", type=Path, metavar="CLONE", help="a clone of HobbitLong/RepDistiller")
     parser.add_argument("--torchdistill", type=Path, metavar="SITE", help="folder that it is installed in")
     parser.add_argument("--block", type=int, help="steps in one turn (default: 1, on a GPU 20)")
@@ -218,21 +231,25 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.epoch:
         size = replace(size, block=-(-size.samples // size.batch))
     rows = timing.Rows(args, "epoch" if args.epoch else "step")
-    for method in args.methods:
 
-        def others(distiller: Any, method: str = method) -> dict[str, Loop]:
-            hand = HandLoop(distiller, args.device)
-            found: dict[str, Loop] = {"by hand": hand}
-            if args.repdistiller is not None:
-                labels = distiller.graph.facts.sample_labels
-                found["repdistiller"] = TheirLoop(args.repdistiller, method, hand, labels, size.negatives)
-            if args.torchdistill is not None and method in TorchdistillLoop.METHODS:
-                found["torchdistill"] = TorchdistillLoop(args.torchdistill, method, hand)
-            return found
+    def others(distiller: Any) -> dict[str, Loop]:
+        hand = HandLoop(distiller, args.device)
+        found: dict[str, Loop] = {"by hand": hand}
+        if args.repdistiller is not None:
+            labels = distiller.graph.facts.sample_labels
+            found["repdistiller"] = TheirLoop(args.repdistiller, method, hand, labels, size.negatives)
+        if args.torchdistill is not None and method in TorchdistillLoop.METHODS:
+            found["torchdistill"] = TorchdistillLoop(args.torchdistill, method, hand)
+        return found
 
-        times, differences = run(method, size, args.device, others)
+    for method, teacher in itertools.product(args.methods, args.teacher):
+        if (method, teacher) == ("at", "cached"):  # the maps of all views are 161 GB
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            cache = folder if teacher == "cached" else None
+            times, differences = run(method, size, args.device, others, cache=cache)
         for name, figures in timing.summary(times).items():
-            row = {"method": method, "teacher": "live", "batch": size.batch, "steps": size.block, "contender": name}
+            row = {"method": method, "teacher": teacher, "batch": size.batch, "steps": size.block, "contender": name}
             rows.add(**row, **figures, difference=float(f"{differences.get(name, 0.0):.2g}"))
 
 
