@@ -33,6 +33,7 @@ class Digits(DeviceData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.refuse_root()
         if self.image_size < 8 or self.channels < 1:
             raise KdkitError(
                 f"data: image_size must be at least 8 and channels at least 1, "

@@ -30,6 +30,10 @@ class FakeData(DeviceData):
     means: tuple[float, ...] | None = None
     stds: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_root()
+
     @classmethod
     def like(cls, facts: DataFacts, batch_size: int, seed: int) -> FakeData:
         """Four batches with the facts of another data set."""

@@ -92,7 +92,7 @@ class Folder(DataModule):
         if self.holdout is None:
             raise KdkitError(
                 f"data: holdout must be a share or a count, as {self.folder} has no val/, got nothing; "
-                "set data.holdout=0.1, or 0 for no test set"
+                "set data.holdout=0.1, or 0 for no test set, or all to evaluate only"
             )
         if self.holdout == "all":
             return whole.take(torch.arange(0)), whole

@@ -68,6 +68,14 @@ class DataModule(LightningDataModule, ABC):
             raise KdkitError(f"data: label_noise must be a share in [0, 1], got {self.label_noise}")
         self._parts: tuple[Tensor, Tensor] | None = None
 
+    def refuse_root(self) -> None:
+        """For data that lie in no folder: one that is given all the same would silently not be looked at."""
+        if self.root is not None:
+            raise KdkitError(
+                f"data: root must be left out, as these data lie in no folder, got {str(self.root)!r}; "
+                f"a folder of images is data={{name: folder, root: {self.root}}}"
+            )
+
     @abstractmethod
     def describe(self) -> DataFacts:
         """The facts of the whole training set."""

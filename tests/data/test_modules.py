@@ -243,6 +243,8 @@ def test_corrupt_cifar_says_so(tmp_path):
         ("digits", {"label_noise": 1.5}, r"label_noise must be a share in \[0, 1\], got 1.5"),
         ("digits", {"padding": -1}, "padding must be 0 or more pixels, got -1"),
         ("digits", {"image_size": 4}, "image_size must be at least 8"),
+        ("digits", {"root": "x"}, r"root must be left out, .* got 'x'; .* data=\{name: folder, root: x\}"),
+        ("fake", {"root": "x"}, "root must be left out"),
     ],
 )
 def test_wrong_options(name, options, message):

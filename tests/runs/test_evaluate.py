@@ -115,6 +115,11 @@ def test_overrides_and_splits_that_cannot_be(run, tmp_path, split):
         evaluate(folder, ["data.rot=x"], split=split)
 
 
+def test_a_folder_for_data_that_lie_in_none_is_refused(run, tmp_path):
+    with pytest.raises(KdkitError, match=r"override 'data.root=.*': data\.root: root must be left out"):
+        evaluate(run[0], [f"data.root={tmp_path}"])
+
+
 def test_what_is_no_finished_run(tmp_path, run):
     folder, _ = run
     with pytest.raises(KdkitError, match="no such run"):
