@@ -1,0 +1,286 @@
+"""From a suite to its runs: a recipe for every pair, method and seed, and one for every teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdkit.bench.suite import ALONE, TEACHER, Method, Pair, Read
+from kdkit.recipe import Recipe, content_key, fingerprint, load, of_tree, packaged, resolved, source
+from kdkit.recipe.errors import Mark, Problem, RecipeError
+from kdkit.recipe.find import find_protocol
+from kdkit.recipe.named import find_loss
+from kdkit.recipe.syntax import Item, read
+from kdkit.recipe.tree import edge_name, normalise, split
+from kdkit.recipe.write import document
+from kdkit.registry import KdkitError, nearest, reads
+
+Template = tuple[list[Any], dict[str, Any], str]  # losses, models, and trainer.update of a method's packaged recipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite.
+
+    Attributes:
+        pair: its title.
+        method: its name; `teacher` for the run that makes the pair's teacher.
+        seed: of the run.
+        recipe: whole.
+        content: the key of all that determines the result.
+        column: the fingerprint of all but method and seed; only cells that share it may be compared.
+        protocol_epochs: length of a run where no override changes it.
+        node: the model that the table is about.
+        needs: content of the teacher's run that comes first, if the suite trains it.
+    """
+
+    pair: str
+    method: str
+    seed: int
+    recipe: Recipe
+    content: str
+    column: str
+    protocol_epochs: int
+    node: str
+    needs: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes it the same run in the same column."""
+        return self.content, self.column
+
+
+def expand(read_suite: Read, teachers: Path) -> list[Cell]:
+    """Every run of a suite, in the order of what its table needs most: all methods of a seed, then the next seed.
+
+    Args:
+        read_suite: the suite.
+        teachers: the folder that recipes of teachers are written to.
+
+    Raises:
+        RecipeError: all that is wrong with any of its recipes.
+    """
+    suite = read_suite.suite
+    found: list[Problem] = []
+    first: list[list[Cell]] = []
+    for i, pair in enumerate(suite.pairs):
+        try:
+            first.append(list(_column(read_suite, i, pair, teachers)))
+        except RecipeError as error:
+            found += error.problems
+    if found:
+        raise RecipeError(found)
+    _check_overrides(read_suite, [cell.recipe for column in first for cell in column])
+    cells = [cell for column in first for cell in column if cell.method == TEACHER or cell.seed == read_suite.seeds[0]]
+    for seed in read_suite.seeds[1:]:
+        cells += [_reseeded(cell, seed) for column in first for cell in column if cell.method != TEACHER]
+    return cells
+
+
+def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Cell]:
+    """The teacher and every method of a pair, with the first seed."""
+    item = read_suite.tree.value["pairs"].value[i]
+    teacher = _model(item.value["teacher"])
+    student = _model(item.value["student"])
+    make = _Maker(read_suite, pair, item.mark)
+    trains = "weights" not in teacher.value
+    if trains:
+        losses = Item([Item("ce", item.mark)], item.mark)
+        made = make.recipe(f"{_slug(teacher)}_{read_suite.suite.protocol}", {"net": teacher}, losses, teacher=True)
+        weights = _published(made) or str(_written(made, teachers))
+        teacher = Item({**teacher.value, "weights": Item(weights, item.mark)}, item.mark)
+    template: Template = (["ce", "kd"], {}, "")
+    plain = make.method(Method("kd", None, item.mark), template, teacher, student, 0)
+    column, epochs, needs = fingerprint(plain), _protocol_epochs(read_suite), None
+    if trains:
+        made = source(plain, TEACHER)
+        needs = content_key(made)
+        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, epochs, made.trained[0])
+    wrong: list[Problem] = []
+    for method in read_suite.methods:
+        try:
+            recipe = make.method(method, _template(read_suite, method), teacher, student, read_suite.seeds[0])
+        except RecipeError as error:
+            wrong += error.problems
+            continue
+        node = "student" if "student" in recipe.models else recipe.trained[0]
+        uses = needs if recipe.models.keys() & {"teacher"} else None
+        key = content_key(recipe)
+        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, epochs, node, uses)
+    if wrong:
+        raise RecipeError(wrong)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the recipes of a pair."""
+
+    read_suite: Read
+    pair: Pair
+    mark: Mark
+
+    def method(self, method: Method, template: Template, teacher: Item, student: Item, seed: int) -> Recipe:
+        """The recipe of one method: its losses, between this pair's models."""
+        listed, theirs, update = template
+        losses = method.losses or _item(listed, method.mark)
+        models = self._models(theirs, losses, teacher, student)
+        return self.recipe(f"{self.pair.title}-{method.name}", models, losses, seed=seed, update=update)
+
+    def _models(self, theirs: dict[str, Any], losses: Item, teacher: Item, student: Item) -> dict[str, Item]:
+        if not theirs:
+            models = {"student": student}
+            return {"teacher": teacher, **models} if self._taught(losses) else models
+        usual = theirs.get("student", {}).get("arch")
+        made = {}
+        for name, words in theirs.items():
+            options = words.get("options", {})
+            if name.startswith(TEACHER):
+                made[name] = teacher
+            elif "backbone" in options:  # a net around another one
+                plain = student.plain
+                inner = {**options, "backbone": {"arch": plain["arch"], **plain.get("options", {})}}
+                if not plain.get("options"):
+                    inner["backbone"] = plain["arch"]
+                made[name] = _item({**words, "options": inner}, self.mark)
+            else:
+                made[name] = (
+                    student if words.get("arch") in (usual, None) and "ema" not in words else _item(words, self.mark)
+                )
+        return made
+
+    def _taught(self, losses: Item) -> bool:
+        """Whether a loss asks for a teacher."""
+        flat = normalise(Item({"losses": losses}, self.mark)).value["losses"]
+        for edge in flat.value:
+            try:
+                cls, _ = find_loss(str(edge.value["loss"].value), self.read_suite.folder)
+            except KdkitError as error:
+                raise RecipeError([Problem.at(edge.mark, "methods", str(error))]) from None
+            if any(word.startswith(TEACHER) for word in reads(cls)):
+                return True
+        return False
+
+    def recipe(
+        self,
+        name: str,
+        models: dict[str, Item],
+        losses: Item,
+        *,
+        seed: int = 0,
+        teacher: bool = False,
+        update: str = "",
+    ) -> Recipe:
+        """A recipe of the suite's protocol, with those overrides that are about something it has."""
+        words = {
+            "protocol": self.read_suite.tree.value["protocol"],
+            "models": Item(models, self.mark),
+            "losses": losses,
+        }
+        if update:
+            words["trainer"] = _item({"update": update}, self.mark)
+        words["seed"] = Item(seed, self.mark)
+        root = Item(words, self.read_suite.tree.mark)
+        given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
+        titles = [edge_name(edge) for edge in normalise(root).value["losses"].value]
+        kept = [text for text in given if _concerns(text, list(models), titles)]
+        return of_tree(root, name=name, folder=self.read_suite.folder, overrides=kept)
+
+
+def _concerns(text: str, models: Sequence[str], losses: Sequence[str]) -> bool:
+    path, _ = split(text)
+    named = {"models": models, "losses": losses}.get(path[0])
+    return named is None or (len(path) > 1 and path[1] in named)
+
+
+def _check_overrides(read_suite: Read, recipes: Iterable[Recipe]) -> None:
+    """An override of a model or a loss that no run has changes nothing, which nobody means."""
+    recipes = list(recipes)
+    given = [*read_suite.suite.overrides, *(text for pair in read_suite.suite.pairs for text in pair.overrides)]
+    for text in given:
+        path, item = split(text)
+        if path[0] in ("seed", "protocol"):
+            message = f"the suite says its {path[0]} itself; change it there"
+            raise RecipeError([Problem.at(item.mark, path[0], message)])
+        if not any(_concerns(text, list(r.models), [edge.title for edge in r.losses]) for r in recipes):
+            names = {
+                "models": [m for r in recipes for m in r.models],
+                "losses": [e.title for r in recipes for e in r.losses],
+            }
+            known = list(dict.fromkeys(names[path[0]]))
+            hint = nearest(path[1], known) if len(path) > 1 else ""
+            message = f"no run of the suite has it{hint or '; there are: ' + ', '.join(known)}"
+            raise RecipeError([Problem.at(item.mark, ".".join(path[:2]), message)])
+
+
+def _template(read_suite: Read, method: Method) -> Template:
+    """Losses and models of the packaged recipe that a method's name means."""
+    if method.name == ALONE and method.losses is None:
+        return ["ce"], {"student": {}}, ""
+    if method.losses is not None:
+        return [], {}, ""
+    known = {info.name: info.path for info in packaged()}
+    data = _protocol(read_suite).value["data"].plain["name"]
+    wanted = (method.name, f"{method.name}_{data}", f"{method.name}_cifar100")
+    path = next((known[name] for name in wanted if name in known), None)
+    if path is None:
+        methods = list(dict.fromkeys(name.rpartition("_")[0] for name in known))
+        hint = nearest(method.name, methods) or "; `kdkit recipes` lists them"
+        message = (
+            f"no packaged recipe is called {wanted[1]!r}{hint}\n  or write its losses out: `{method.name}: [ce, …]`"
+        )
+        raise RecipeError([Problem.at(method.mark, f"methods.{method.name}", message)])
+    whole = document(load(path))
+    return whole["losses"], whole["models"], whole["trainer"].get("update", "")
+
+
+def _protocol(read_suite: Read) -> Item:
+    word = read_suite.tree.value["protocol"]
+    path = find_protocol(str(word.value), read_suite.folder)
+    if path is None:  # told with its nearest names where the first recipe is made
+        raise RecipeError([Problem.at(word.mark, "protocol", f"no protocol is called {word.value!r}")])
+    return read(path)
+
+
+def _protocol_epochs(read_suite: Read) -> int:
+    return int(_protocol(read_suite).value["trainer"].plain["max_epochs"])
+
+
+def _published(recipe: Recipe) -> str | None:
+    """The packaged recipe that says the same as a teacher's, whose result may be there already."""
+    key = content_key(recipe)
+    names = [info.name for info in packaged() if info.name.startswith(f"{TEACHER}_")]
+    return next((name for name in names if content_key(load(name)) == key), None)
+
+
+def _written(recipe: Recipe, folder: Path) -> Path:
+    """A file with the recipe; folders of the data and words of the machine come from who asks for its weights."""
+    from kdkit.runs.folder import write_text
+
+    path = (folder / content_key(recipe)[:12] / f"{recipe.name}.yaml").resolve()
+    write_text(path, resolved(recipe))
+    return path
+
+
+def _reseeded(cell: Cell, seed: int) -> Cell:
+    recipe = cell.recipe.model_copy(update={"seed": seed})
+    return replace(cell, seed=seed, recipe=recipe, content=content_key(recipe))
+
+
+def _model(item: Item) -> Item:
+    """`resnet20` as `{arch: resnet20}`."""
+    return item if isinstance(item.value, dict) else Item({"arch": item}, item.mark)
+
+
+def _item(value: Any, mark: Mark) -> Item:
+    """Plain words as an item, all at one mark."""
+    if isinstance(value, dict):
+        return Item({key: _item(part, mark) for key, part in value.items()}, mark)
+    if isinstance(value, (list, tuple)):
+        return Item([_item(part, mark) for part in value], mark)
+    return Item(value, mark)
+
+
+def _slug(model: Item) -> str:
+    return str(model.plain.get("arch", "model")).replace("/", "_").replace(":", "_")

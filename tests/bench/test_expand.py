@@ -1,0 +1,136 @@
+"""Suites become recipes; what is wrong is told with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from kdkit.bench.expand import expand
+from kdkit.bench.suite import load_suite
+from kdkit.recipe import RecipeError, content_key, load, source
+from kdkit.recipe.write import document
+from tests.bench.grid import TINY, write
+
+SUITES = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
+METHODS = "methods: [student, kd]\n"
+
+
+def cells(folder, text=TINY, overrides=()):
+    return expand(load_suite(write(folder, text), overrides), folder / "teachers")
+
+
+def refused(folder, text, *words):
+    with pytest.raises(RecipeError) as error:
+        cells(folder, text)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_a_grid_in_the_order_of_need(tmp_path):
+    made = cells(tmp_path)
+    assert [(c.method, c.seed) for c in made] == [("teacher", 0), ("student", 0), ("kd", 0), ("student", 1), ("kd", 1)]
+    assert len({c.content for c in made}) == 5
+    assert len({c.column for c in made}) == 1
+    teacher, student, kd, *_ = made
+    assert kd.needs == teacher.content
+    assert student.needs is None
+    assert list(student.recipe.models) == ["student"]
+    assert content_key(source(kd.recipe, "teacher")) == teacher.content
+    assert teacher.recipe.trainer.max_epochs == 2
+    assert teacher.protocol_epochs == 20
+    assert kd.content == content_key(kd.recipe)
+
+
+def test_a_name_means_the_packaged_losses_between_the_pairs_models(tmp_path):
+    text = TINY.replace("[student, kd]", "[crd, dml, sid, kd]")
+    by = {c.method: document(c.recipe) for c in cells(tmp_path, text)}
+    assert by["crd"]["losses"] == document(load("crd_cifar100"))["losses"]
+    assert by["kd"]["losses"] == document(load("kd_digits"))["losses"]
+    assert by["dml"]["models"]["peer"] == by["dml"]["models"]["student"] == by["crd"]["models"]["student"]
+    assert by["sid"]["models"]["student"]["options"]["backbone"] == {"arch": "resnet8", "widths": [4, 4, 8, 16]}
+
+
+def test_losses_written_out(tmp_path):
+    (tmp_path / "my_loss.py").write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def forward(self, student): return student.mean()\n"
+    )
+    text = TINY.replace(
+        "[student, kd]", "[{mine: [ce, {my_loss.py:Mine: {weight: 2}}]}, {taught: [ce, kd: {temperature: 2}]}]"
+    )
+    by = {c.method: c.recipe for c in cells(tmp_path, text)}
+    assert by["mine"].losses[1].loss == f"{tmp_path}/my_loss.py:Mine"
+    assert list(by["mine"].models) == ["student"]  # no loss of it asks for a teacher
+    assert list(by["taught"].models) == ["teacher", "student"]
+    assert by["taught"].losses[1].arguments["temperature"] == 2
+
+
+def test_overrides_go_where_they_belong(tmp_path):
+    made = {
+        c.method: c for c in cells(tmp_path, TINY, ["losses.kd.weight=0.3", "models.teacher.cache=true"]) if c.seed == 0
+    }
+    assert made["kd"].recipe.losses[1].weight == 0.3
+    assert made["kd"].recipe.models["teacher"].cache is not None
+    plain = {c.method: c for c in cells(tmp_path) if c.seed == 0}
+    assert made["student"].content == plain["student"].content
+    assert made["teacher"].content == plain["teacher"].content
+    assert made["kd"].column == plain["kd"].column  # a method's weight is no part of the protocol
+    other = {c.method: c for c in cells(tmp_path, TINY, ["lr=0.01"]) if c.seed == 0}
+    assert other["kd"].column != plain["kd"].column
+    own = {c.method: c for c in cells(tmp_path, TINY.replace("name: tiny", "overrides: [lr=0.01]"))}
+    assert own["teacher"].content == plain["teacher"].content
+    assert own["kd"].content != plain["kd"].content
+    assert own["kd"].pair == "resnet8-resnet8"
+
+
+def test_a_packaged_teacher_is_used_where_it_is_the_same(tmp_path):
+    text = "protocol: digits_20\npairs: [{teacher: resnet20, student: resnet8}]\nmethods: [kd]\nseeds: [3]\n"
+    teacher, kd = cells(tmp_path, text)
+    assert kd.recipe.models["teacher"].weights == "teacher_digits"
+    assert teacher.recipe.name == "teacher_digits"
+    assert kd.seed == 3
+
+
+def test_a_teacher_with_weights_is_not_trained(tmp_path):
+    text = TINY.replace("teacher: resnet8", "teacher: {arch: torchvision/resnet18, weights: pretrained}")
+    assert [c.method for c in cells(tmp_path, text) if c.seed == 0] == ["student", "kd"]
+
+
+def test_wrong_words_are_told_with_their_line(tmp_path):
+    refused(tmp_path, TINY.replace("methods", "metods"), "suite.yaml:3: metods: unknown key", "did you mean 'methods'")
+    refused(tmp_path, TINY.replace("name: tiny", "nam: tiny"), "suite.yaml:2: pairs.0.nam: unknown key 'nam'", "'name'")
+    refused(
+        tmp_path, TINY.replace("digits_20", "digits_2"), "suite.yaml:1: protocol: no protocol is called", "'digits_20'"
+    )
+    refused(tmp_path, TINY.replace("kd]", "krd]"), "suite.yaml:3", "no packaged recipe is called 'krd_digits'", "'crd'")
+    refused(tmp_path, TINY.replace("kd]", "{mine: [ce, kdd]}]"), "suite.yaml:3", "unknown loss 'kdd'", "'kd'")
+    refused(tmp_path, TINY.replace("kd]", "{mine: 3}]"), "suite.yaml:3: methods.mine: must be a list of losses")
+    refused(tmp_path, TINY.replace("kd]", "kd, kd]"), "suite.yaml:3: 'kd' stands twice")
+    refused(tmp_path, TINY.replace("kd]", "teacher]"), "teachers are trained by themselves")
+    refused(tmp_path, TINY.replace("seeds: 2", "seeds: 0"), "suite.yaml:4: seeds: must be at least 1")
+    refused(tmp_path, TINY.replace("seeds: 2", "seeds: two"), "suite.yaml:4: seeds: must be")
+    refused(tmp_path, TINY.replace("seeds: 2\n", ""), "seeds: must be given")
+    refused(tmp_path, TINY.replace("teacher: resnet8", "teacher: resnet9"), "unknown model 'resnet9'", "suite.yaml:2")
+    refused(tmp_path, TINY.replace("max_epochs=2", "max_epoch=2"), "override 'trainer.max_epoch=2'", "'max_epochs'")
+    refused(
+        tmp_path,
+        TINY.replace("max_epochs=2", "max_epochs=2, losses.crd.weight=1"),
+        "losses.crd: no run of the suite has it",
+    )
+    refused(tmp_path, TINY.replace("max_epochs=2", "max_epochs=2, seed=1"), "the suite says its seed itself")
+
+
+def test_all_that_is_wrong_is_told_together(tmp_path):
+    refused(
+        tmp_path,
+        TINY.replace("[student, kd]", "[krd, {mine: [ce, kd: {temperature: -1}]}]"),
+        "2 problems",
+        "temperature",
+    )
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_the_suites_of_the_repository_expand(path, tmp_path):
+    made = expand(load_suite(path), tmp_path)
+    read = load_suite(path)
+    runs = len(read.suite.pairs) * len(read.methods) * len(read.seeds)
+    assert len([c for c in made if c.method != "teacher"]) == runs
+    assert all(c.recipe.trained for c in made)
