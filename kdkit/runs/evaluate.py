@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,38 @@ def _weights_files(run: Path) -> dict[str, Path]:
     return files
 
 
+def predictions(run: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """What every model that a run trained says of each test image: its class, and whether that is right.
+
+    Raises:
+        KdkitError: as `evaluate`.
+    """
+    files = _weights_files(run)
+    told = {name: read(path) for name, path in files.items()}
+    said: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in files}
+    for name, logits, labels in _seen(eval_recipe(files, told, [], "test"), files, told, "test"):
+        said[name].append(((best := logits.argmax(-1)).cpu(), (best == labels).cpu()))
+    return {name: (torch.cat([c for c, _ in parts]), torch.cat([r for _, r in parts])) for name, parts in said.items()}
+
+
 def _scores(
     recipe: Recipe, files: Mapping[str, Path], told: Mapping[str, Mapping[str, Any]], split: str
 ) -> dict[str, dict[str, float]]:
+    scores = Scores(list(files), once=[])
+    for name, logits, labels in _seen(recipe, files, told, split):
+        scores.update(name, logits, labels)
+    found: dict[str, dict[str, float]] = {name: {} for name in files}
+    for key, value in scores.compute().items():
+        name, metric = key.split("/")
+        found[name][metric] = float(value)
+    return found
+
+
+@torch.inference_mode()
+def _seen(
+    recipe: Recipe, files: Mapping[str, Path], told: Mapping[str, Mapping[str, Any]], split: str
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Every model's logits on every batch, and the labels as that model numbers them."""
     experiment = build(recipe, weights=None)
     data = experiment.datamodule
     if not data.num_classes:
@@ -106,19 +135,12 @@ def _scores(
         )
     classes = {name: told[name].get("classes") or data.class_names for name in files}
     places = {name: _places(path, classes[name], data).to(data.device) for name, path in files.items()}
-    scores = Scores(list(nets), once=[])
-    with torch.inference_mode():
-        for x, labels, *_ in loader:
-            for name, net in nets.items():
-                logits = _logits(name, net, x)
-                if logits.shape[-1] != (wanted := len(classes[name]) or data.num_classes):
-                    raise KdkitError(f"{name} has {logits.shape[-1]} classes, the data {wanted}; name its own data")
-                scores.update(name, logits, places[name][labels])
-    found: dict[str, dict[str, float]] = {name: {} for name in nets}
-    for key, value in scores.compute().items():
-        name, metric = key.split("/")
-        found[name][metric] = float(value)
-    return found
+    for x, labels, *_ in loader:
+        for name, net in nets.items():
+            logits = _logits(name, net, x)
+            if logits.shape[-1] != (wanted := len(classes[name]) or data.num_classes):
+                raise KdkitError(f"{name} has {logits.shape[-1]} classes, the data {wanted}; name its own data")
+            yield name, logits, places[name][labels]
 
 
 def _net(node: Node, path: Path, arch: str, facts: Facts, told: Mapping[str, Any]) -> nn.Module:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from kdkit import data, models
 from kdkit.console import show
 from kdkit.registry import KdkitError
-from kdkit.runs.evaluate import evaluate, results_table
+from kdkit.runs.evaluate import evaluate, predictions, results_table
 
 RECIPE = """\
 data: {name: digits, image_size: 8, batch_size: 32}
@@ -157,3 +157,14 @@ def test_the_table_is_in_percent(capsys):
     assert lines[0] == ["after", "the", "last", "epoch"]
     assert lines[1] == ["model", "top-1", "%", "top-5", "%", "nll"]
     assert lines[3:] == [["student", "71.16", "90.00", "1.05"], ["small", "50.00", "2.00"]]
+
+
+def test_predictions_are_those_that_the_score_counts(run):
+    folder, nets = run
+    said = predictions(folder)
+    for name, metrics in evaluate(folder).items():
+        classes, right = said[name]
+        assert right.float().mean().item() == pytest.approx(metrics["top1"])
+        images, labels = data.build("digits", image_size=8).tensors(False)
+        assert torch.equal(right, classes == labels)
+    assert list(said) == sorted(nets)
