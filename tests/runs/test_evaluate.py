@@ -165,6 +165,6 @@ def test_predictions_are_those_that_the_score_counts(run):
     for name, metrics in evaluate(folder).items():
         classes, right = said[name]
         assert right.float().mean().item() == pytest.approx(metrics["top1"])
-        images, labels = data.build("digits", image_size=8).tensors(False)
+        _, labels = data.build("digits", image_size=8).tensors(False)
         assert torch.equal(right, classes == labels)
     assert list(said) == sorted(nets)
