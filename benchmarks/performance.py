@@ -35,7 +35,7 @@ $ python -m benchmarks.losses --torchdistill SITE --repdistiller RepDistiller --
     --out benchmarks/results/speed_losses.jsonl
 $ python -m benchmarks.step --torchdistill SITE --repdistiller RepDistiller \\
     --out benchmarks/results/speed_step.jsonl
-$ python -m benchmarks.step --epoch --rounds 1 --methods kd crd --repdistiller RepDistiller \\
+$ python -m benchmarks.step --epoch --rounds 1 --methods kd crd --teacher live --repdistiller RepDistiller \\
     --out benchmarks/results/speed_step.jsonl
 $ python -m benchmarks.scaling --out benchmarks/results/speed_scaling.jsonl
 ```
