@@ -17,6 +17,7 @@ from kdkit.runs.curves import draw_curves
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import only_here
+from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
 from kdkit.runs.result import Result, figures, read_result
 from kdkit.runs.resume import check_same, epochs_done
@@ -25,9 +26,17 @@ from kdkit.runs.teacher import trained_weights
 from kdkit.runs.told import metadata, note_classes
 from kdkit.runs.trainer import make_trainer, quiet, refusals
 from kdkit.train.distiller import Distiller
+from kdkit.train.profile import StepProfiler
 
 
-def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwrite: bool = False) -> Result:
+def fit(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    profile: bool = False,
+) -> Result:
     """Run a recipe to its end.
 
     Args:
@@ -35,6 +44,7 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
         out: the run's folder; left out, `runs/<recipe>-seed<seed>`.
         resume: go on from the folder's last checkpoint; a finished run is only read.
         overwrite: delete the run that the folder holds; files that are not kdkit's stay.
+        profile: measure some steps, print where their time goes and write a Chrome trace into the folder.
 
     Raises:
         KdkitError: the recipe, the data or the folder do not allow it, or a loss became non-finite.
@@ -43,7 +53,7 @@ def fit(recipe: Recipe, *, out: Path | None = None, resume: bool = False, overwr
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if first_rank():  # the others are started in the middle of the first one's fit
         folder.check(resume=resume, overwrite=overwrite)
-    return _fit(recipe, folder, resume=resume, overwrite=overwrite)
+    return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile)
 
 
 def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
@@ -51,7 +61,7 @@ def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
     return _fit(recipe, folder, resume=True, overwrite=False)
 
 
-def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> Result:
+def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, profile: bool = False) -> Result:
     if resume and folder.begun:
         check_same(recipe, folder)
     if resume and folder.complete:
@@ -60,6 +70,8 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) ->
     rows = MetricRows(folder.metrics)
     with blaming(recipe):
         distiller, trainer = assemble(experiment, folder, rows)
+    if profile:
+        trainer.callbacks.append(StepProfiler(folder.trace, show_parts))  # type: ignore[attr-defined]
     began = time.perf_counter()
     held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
     with held, interruptible(folder):

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def trace(self) -> Path:
+        """A Chrome trace of some steps, where that was asked for."""
+        return self.path / "trace.json.gz"
+
+    @property
     def lock(self) -> Path:
         """Held while somebody trains here."""
         return self.path / f"{OURS}lock"
@@ -132,7 +137,7 @@ class RunFolder:
             if "recipe" in told and told.get("node") == path.stem:
                 yield path
         yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
-        yield from (self.result, self.checkpoint, self.curves, self.metrics, self.recipe, self.provenance)
+        yield from (self.result, self.checkpoint, self.curves, self.trace, self.metrics, self.recipe, self.provenance)
 
     def _alien(self) -> str | None:
         """A file in a folder that no run began in."""

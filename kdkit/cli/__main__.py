@@ -1,0 +1,5 @@
+"""`python -m kdkit.cli`."""
+
+from kdkit.cli import main
+
+main()

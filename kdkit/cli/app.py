@@ -1,0 +1,73 @@
+"""The command line's root: how verbs fail, and the words that several of them take."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kdkit.registry import KdkitError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Changes to the recipe: seed=1 losses.kd.weight=0.5 'lr={cosine: [0.1, 0]}'"
+    ),
+]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name, or a .yaml file.")]
+NoCustomCode = Annotated[
+    bool, typer.Option("--no-custom-code", help="Refuse recipes that bring their own Python: for recipes of strangers.")
+]
+
+
+class Verbs(TyperGroup):
+    """The verbs, and how they fail: what the user can mend is one message and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; an exception that is not the user's to mend keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except KdkitError as error:
+            say("error:", "red", str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stop:
+            say("stopped.", "yellow", str(stop))
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Knowledge distillation: models are nodes, losses are edges, a recipe is that graph written down.",
+    epilog="Example: kdkit fit crd_cifar100 trainer.max_epochs=30",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from kdkit import __version__
+
+        typer.echo(f"kdkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def say(word: str, style: str, text: str) -> None:
+    """A message on standard error, whole and unwrapped."""
+    from kdkit.console import tell
+
+    tell(text, sys.stderr, word, f"bold {style}")
