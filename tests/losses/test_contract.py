@@ -280,3 +280,14 @@ def test_exported_under_its_class_name(name):
     assert cls.__name__ in kdkit.losses.__all__
     assert kdkit.losses.__all__ == sorted(kdkit.losses.__all__)
     assert len(NAMES) >= 14
+
+
+def test_never_waits_for_the_device(name):
+    """Neither way, told without a GPU: on the meta device there is no number to look at, so that a look raises."""
+    loss, words = build(name, torch.float32)
+    words = {word: each(lambda t: t.detach().to("meta"), value) for word, value in words.items()}
+    words = with_gradients(words)
+    value = loss.to("meta")(**words)
+    value.backward()
+    assert value.device.type == "meta"
+    assert all(t.grad is not None for t in tensors(words, STUDENT))
