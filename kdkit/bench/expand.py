@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdkit.bench.suite import ALONE, TEACHER, Method, Pair, Read
-from kdkit.recipe import Recipe, content_key, fingerprint, load, of_tree, packaged, resolved, source
+from kdkit.recipe import Recipe, content_key, fingerprint, load, loads, of_tree, packaged, resolved, source
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
 from kdkit.recipe.named import find_loss
@@ -31,6 +31,7 @@ class Cell:
         recipe: whole.
         content: the key of all that determines the result.
         column: the fingerprint of all but method and seed; only cells that share it may be compared.
+        protocol: its name.
         protocol_epochs: length of a run where no override changes it.
         node: the model that the table is about.
         needs: content of the teacher's run that comes first, if the suite trains it.
@@ -42,6 +43,7 @@ class Cell:
     recipe: Recipe
     content: str
     column: str
+    protocol: str
     protocol_epochs: int
     node: str
     needs: str | None = None
@@ -50,6 +52,15 @@ class Cell:
     def key(self) -> tuple[str, str]:
         """What makes it the same run in the same column."""
         return self.content, self.column
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process as text: the classes that check a recipe are made at run time."""
+        words = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _again, ({**words, "recipe": resolved(self.recipe)}, self.recipe.name, self.recipe.origin.folder)
+
+
+def _again(words: dict[str, Any], name: str, folder: Path) -> Cell:
+    return Cell(**{**words, "recipe": loads(words["recipe"], name=name, folder=folder)})
 
 
 def expand(read_suite: Read, teachers: Path) -> list[Cell]:
@@ -93,11 +104,11 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
         teacher = Item({**teacher.value, "weights": Item(weights, item.mark)}, item.mark)
     template: Template = (["ce", "kd"], {}, "")
     plain = make.method(Method("kd", None, item.mark), template, teacher, student, 0)
-    column, epochs, needs = fingerprint(plain), _protocol_epochs(read_suite), None
+    column, protocol, needs = fingerprint(plain), (read_suite.suite.protocol, _protocol_epochs(read_suite)), None
     if trains:
         made = source(plain, TEACHER)
         needs = content_key(made)
-        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, epochs, made.trained[0])
+        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, *protocol, made.trained[0])
     wrong: list[Problem] = []
     for method in read_suite.methods:
         try:
@@ -108,7 +119,7 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
         node = "student" if "student" in recipe.models else recipe.trained[0]
         uses = needs if recipe.models.keys() & {"teacher"} else None
         key = content_key(recipe)
-        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, epochs, node, uses)
+        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, *protocol, node, uses)
     if wrong:
         raise RecipeError(wrong)
 

@@ -31,9 +31,9 @@ def bench(
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Runs side by side; they share the CPU's threads.")] = 1,
 ) -> None:
-    """Run a suite: every method on every pair with every seed, and keep a row of each.
+    """Run the methods, pairs and seeds of a suite.
 
-    Every method gets one seed before any gets two. What has a row is skipped, what was begun goes on, and what fails
+    A row of each is kept. Every method gets one seed before any gets two. What has a row is skipped, what was begun goes on, and what fails
     is told and keeps nobody else from running.
     """
     from kdkit.bench.suite import load_suite

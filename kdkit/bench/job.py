@@ -1,0 +1,118 @@
+"""One run of a suite, in a process of its own: whatever becomes of it, the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from kdkit.bench.expand import Cell
+from kdkit.bench.rows import make_row
+from kdkit.bench.suite import TEACHER
+from kdkit.registry import KdkitError
+from kdkit.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process is given.
+
+    Attributes:
+        cell: the run.
+        suite: its name, and where it lies.
+        out: folder of the suite's runs.
+        threads: of the CPU.
+    """
+
+    cell: Cell
+    suite: str
+    beside: Path
+    out: Path
+    threads: int
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run lies; a teacher's is kept for every suite that asks for it."""
+        from kdkit.runs.teacher import teacher_folder
+
+        if self.cell.method == TEACHER:
+            return teacher_folder(self.cell.recipe)
+        name = f"{self.cell.pair}-{self.cell.method}-seed{self.cell.seed}-{self.cell.content[:8]}"
+        return RunFolder(self.out / name)
+
+    @property
+    def log(self) -> Path:
+        """What the run says while it trains."""
+        return self.out / "logs" / f"{self.folder.path.name}.txt"
+
+
+def work(job: Job, environment: dict[str, str], here: str, answer: Connection) -> None:
+    """The process: train, or go on with it; the answer is `(word, row or sentence)`."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(here)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", encoding="utf-8", buffering=1) as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        sys.stdout = sys.stderr = said
+        signal.signal(signal.SIGINT, _once)
+        try:
+            answer.send(("done", run(job)))
+        except KdkitError as error:
+            print(f"error: {error}")
+            answer.send(("failed", str(error)))
+        except KeyboardInterrupt as stop:
+            print(f"stopped: {stop}")
+            answer.send(("stopped", str(stop)))
+        except BaseException as error:
+            traceback.print_exc()
+            answer.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _once(*_: Any) -> None:
+    """The first Ctrl-C ends the run; the terminal's and the suite's are often two of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train what is not trained yet, and make its row."""
+    import torch
+
+    from kdkit.runs.fit import fit, fit_teacher
+    from kdkit.runs.teacher import trained_weights
+
+    torch.set_num_threads(job.threads)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    folder = job.folder
+    there, resumed = folder.complete, folder.begun and not folder.complete
+    if job.cell.method == TEACHER:
+        trained_weights(job.cell.recipe, fit_teacher)
+    else:
+        fit(job.cell.recipe, out=folder.path, resume=True)
+    extra: dict[str, Any] = {"peak_gb": None if there else peak_gigabytes(), "resumed": resumed}
+    if resumed:
+        extra["minutes"] = None  # those of the last part, which say little
+    hidden = (job.beside.resolve(), job.out.resolve(), Path.cwd())
+    return make_row(job.cell, job.suite, folder, extra, hidden)
+
+
+def peak_gigabytes() -> float | None:
+    """Largest memory so far: the accelerator's where there is one, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(size / (1e9 if sys.platform == "darwin" else 1e6), 3)

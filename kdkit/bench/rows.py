@@ -1,0 +1,132 @@
+"""Rows of results: one JSON line a run, appended whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kdkit.bench.expand import Cell
+from kdkit.bench.packed import pack
+from kdkit.recipe import source
+from kdkit.recipe.write import READING, document, dump
+from kdkit.registry import KdkitError
+from kdkit.runs.folder import RunFolder, read_json
+
+Row = dict[str, Any]
+NEEDED = {"suite", "pair", "method", "node", "seed", "content", "fingerprint", "last", "best", "epochs", "recipe"}
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def key(row: Row) -> tuple[str, str]:
+    """What makes it the row of a cell."""
+    return row["content"], row["fingerprint"]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every row of a file; a last line without its end, which a power cut leaves, is none.
+
+    Raises:
+        KdkitError: no such file, or a line that is no row of `kdkit bench`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise KdkitError(f"{path} cannot be read: {error.strerror}") from None
+    found = []
+    for i, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise KdkitError(f"{path}:{i}: is no JSON ({error}); take the line out") from None
+        if not isinstance(row, dict) or (missing := NEEDED - row.keys()):
+            which = "" if not isinstance(row, dict) else f"; it has no {', '.join(sorted(missing))}"
+            raise KdkitError(f"{path}:{i}: is no row of `kdkit bench`{which}")
+        found.append(row)
+    return found
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row: one write under a lock; what a power cut left of another is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with FileLock(_lock(path)), path.open("a+b") as file:
+        file.seek(0)
+        before = file.read()
+        if before and not before.endswith(b"\n"):
+            file.truncate(before.rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequence[Path]) -> Row:
+    """All that a table needs to know of a finished run.
+
+    Args:
+        cell: what was run.
+        suite: its name.
+        folder: of the run.
+        extra: what was measured around it.
+        hidden: folders of this machine, which no row tells.
+    """
+    from kdkit.models import read_weights
+    from kdkit.runs.evaluate import predictions
+
+    classes, correct = predictions(folder.path)[cell.node]
+    weights = read_weights(folder.weights(cell.node))
+    origin = {k: v for k, v in read_json(folder.provenance).items() if k != "classes"}
+    figures = read_json(folder.result)
+    return {
+        "suite": suite,
+        "pair": cell.pair,
+        "method": cell.method,
+        "node": cell.node,
+        **origin,
+        "fingerprint": cell.column,
+        "content": cell.content,
+        **figures,
+        **extra,
+        "protocol": cell.protocol,
+        "protocol_epochs": cell.protocol_epochs,
+        "parameters": sum(t.numel() for name, t in weights.items() if not name.endswith(STATISTICS)),
+        "curve": _curve(folder, cell.node),
+        "recipe": _portable(cell, hidden),
+        "predictions": pack(classes.numpy(), correct.numpy()),
+    }
+
+
+def _curve(folder: RunFolder, node: str) -> list[list[float]]:
+    """Top-1 after every epoch that was validated."""
+    import csv
+
+    with folder.metrics.open(encoding="utf-8", newline="") as file:
+        rows = [(row["epoch"], row.get(f"val/{node}/top1")) for row in csv.DictReader(file)]
+    return [[int(epoch), round(float(top1), 5)] for epoch, top1 in rows if top1]
+
+
+def _portable(cell: Cell, hidden: Sequence[Path]) -> str:
+    """The resolved recipe without folders of this machine; a teacher's own recipe is written below its name."""
+    whole = document(cell.recipe)
+    whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
+    text = dump(whole)
+    for name, spec in cell.recipe.models.items():
+        if spec.source == "recipe":
+            theirs, short = document(source(cell.recipe, name)), Path(str(spec.weights)).name
+            theirs["data"] = {k: v for k, v in theirs["data"].items() if k not in READING}
+            text = text.replace(str(spec.weights), short)
+            text += f"# {short}:\n" + "".join(f"#   {line}\n" for line in dump(theirs).splitlines())
+    for folder in sorted(map(str, hidden), key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
+
+
+def _lock(path: Path) -> Path:
+    name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"kdkit-rows-{name}.lock"

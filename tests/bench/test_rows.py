@@ -1,0 +1,56 @@
+"""Rows are whole or not there, and predictions come back as they were."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kdkit.bench import packed
+from kdkit.bench.rows import NEEDED, append, read_rows
+from kdkit.registry import KdkitError
+
+ROW = dict.fromkeys(NEEDED, 0)
+
+
+@pytest.mark.parametrize(("classes", "n"), [(10, 360), (100, 10_000), (1000, 5_001), (2, 1)])
+def test_predictions_come_back(classes, n):
+    rng = np.random.default_rng(0)
+    told, right = rng.integers(classes, size=n), rng.random(n) < 0.7
+    line = json.loads(json.dumps(packed.pack(told, right)))
+    np.testing.assert_array_equal(packed.predicted(line), told)
+    np.testing.assert_array_equal(packed.right(line), right)
+    assert len(json.dumps(line)) < 12_500 * n / 10_000 * (2 if classes > 256 else 1) + 400
+
+
+def test_damaged_predictions_are_refused():
+    line = packed.pack(np.arange(20), np.ones(20, bool))
+    with pytest.raises(KdkitError, match="damaged"):
+        packed.right({**line, "images": 30})
+    with pytest.raises(KdkitError, match="damaged"):
+        packed.predicted({**line, "classes": line["classes"][:-3]})
+
+
+def test_rows_are_appended_and_a_torn_one_is_cut_off(tmp_path):
+    path = tmp_path / "new" / "rows.jsonl"
+    append(path, {**ROW, "seed": 1})
+    append(path, {**ROW, "seed": 2})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"seed": 3, "las')  # the power went
+    assert [row["seed"] for row in read_rows(path)] == [1, 2]
+    append(path, {**ROW, "seed": 4})
+    assert [row["seed"] for row in read_rows(path)] == [1, 2, 4]
+    assert path.read_bytes().startswith(whole)
+
+
+def test_what_is_no_row_is_told_with_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(KdkitError, match="cannot be read"):
+        read_rows(path)
+    path.write_text(json.dumps(ROW) + "\n{\n")
+    with pytest.raises(KdkitError, match=r"rows.jsonl:2: is no JSON"):
+        read_rows(path)
+    path.write_text('{"run": "kd_cifar100-seed0", "seed": 0}\n')
+    with pytest.raises(KdkitError, match=r"rows.jsonl:1: is no row of `kdkit bench`; it has no best, content"):
+        read_rows(path)
+    with pytest.raises(ValueError, match="JSON"):
+        append(path, {**ROW, "minutes": float("nan")})

@@ -1,0 +1,159 @@
+"""A suite runs to its rows, whatever happens to one of its runs."""
+
+from time import monotonic
+
+import pytest
+
+from kdkit.bench import packed
+from kdkit.bench import run as running
+from kdkit.bench.plan import Plan
+from kdkit.bench.rows import read_rows
+from kdkit.bench.run import make_plan, run_suite
+from kdkit.bench.suite import load_suite
+from kdkit.recipe import content_key, loads
+from tests.bench.grid import TINY, write
+
+BAD = """\
+import os
+from torch import nn
+
+
+class Dies(nn.Module):
+    def forward(self, student):
+        os._exit(3)
+
+
+class Raises(nn.Module):
+    def forward(self, student):
+        raise ZeroDivisionError("mine")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def go(folder, text=TINY, *, name="suite", hours=None, processes=1):
+    told = []
+    suite, rows = load_suite(write(folder, text, name)), folder / "rows.jsonl"
+    outcome = run_suite(suite, folder / "out", rows, hours=hours, processes=processes, tell=told.append)
+    return outcome, read_rows(rows) if rows.exists() else [], told
+
+
+def test_a_suite_becomes_rows_that_tell_everything(tmp_path):
+    outcome, rows, _ = go(tmp_path)
+    assert (outcome.done, outcome.failed, outcome.left) == (5, {}, 0)
+    order = [(row["method"], row["seed"]) for row in rows]
+    assert order == [("teacher", 0), ("student", 0), ("kd", 0), ("student", 1), ("kd", 1)]
+    assert len({row["fingerprint"] for row in rows}) == 1
+    for row in rows:
+        right = packed.right(row["predictions"])
+        assert right.mean() == pytest.approx(row["last"][row["node"]]["top1"], abs=1e-6)
+        assert len(packed.predicted(row["predictions"])) == len(right) == 360
+        assert row["curve"][-1][0] == row["epochs"] == 2
+        assert (row["minutes"] > 0, row["peak_gb"] > 0.1, row["protocol_epochs"]) == (True, True, 20)
+        assert str(tmp_path) not in str(row)
+    student = next(row for row in rows if row["method"] == "student")
+    assert content_key(loads(student["recipe"])) == student["content"]
+    assert student["parameters"] < rows[0]["parameters"]
+    assert "# resnet8_digits_20.yaml:" in next(row for row in rows if row["method"] == "kd")["recipe"]
+
+    again, same, told = go(tmp_path)
+    assert (again.done, same, told) == (0, rows, [])
+    (tmp_path / "rows.jsonl").write_text("")  # the runs stand; only their rows are made again
+    outcome, made, _ = go(tmp_path, TINY.replace("seeds: 2", "seeds: 1"))
+    assert outcome.done == 3
+    keys = ("content", "fingerprint", "last", "predictions", "minutes")
+    assert [[row[k] for k in keys] for row in made] == [[row[k] for k in keys] for row in rows[:3]]
+
+
+def test_one_that_fails_keeps_nobody_from_running(tmp_path):
+    (tmp_path / "bad.py").write_text(BAD)
+    methods = "[{dies: [ce, bad.py:Dies]}, {raises: [ce, bad.py:Raises]}, student]"
+    text = TINY.replace("[student, kd]", methods).replace("seeds: 2", "seeds: 1")
+    outcome, rows, told = go(tmp_path, text, processes=2)
+    assert [row["method"] for row in rows if row["method"] != "teacher"] == ["student"]
+    assert outcome.failed == {
+        "tiny dies seed 0": "its process died (exit code 3)",
+        "tiny raises seed 0": outcome.failed["tiny raises seed 0"],
+    }
+    assert "mine" in outcome.failed["tiny raises seed 0"]
+    assert sum("FAILED" in line for line in told) == 2
+
+
+def test_without_its_teacher_a_run_fails_with_it(tmp_path):
+    text = TINY.replace("data.subset=64", "'data={name: folder, root: nowhere}'").replace("seeds: 2", "seeds: 1")
+    outcome, rows, _ = go(tmp_path, text)
+    assert rows == []
+    assert outcome.failed["tiny kd seed 0"] == "its teacher failed"
+    assert "nowhere" in outcome.failed["tiny teacher seed 0"]
+
+
+def test_a_budget_stops_in_mid_run_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    text = TINY.replace("[student, kd]", "[student]").replace("seeds: 2", "seeds: 1").replace("_epochs=2", "_epochs=40")
+    text = text.replace("teacher: resnet8", "teacher: {arch: resnet8, weights: pretrained.pth}")
+    (tmp_path / "pretrained.pth").touch()
+    whole, (row,), _ = go(tmp_path, text)
+    assert whole.done == 1
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "out").rename(tmp_path / "before")
+
+    def clock():  # an hour is over when the first checkpoint is there
+        return 1e9 if list((tmp_path / "out").glob("tiny-student-*/checkpoints/last.ckpt")) else monotonic()
+
+    monkeypatch.setattr(running, "LOOK", 0.02)
+    monkeypatch.setattr(running, "monotonic", clock)
+    outcome, rows, told = go(tmp_path, text, hours=1)
+    assert (outcome.done, outcome.left, rows) == (0, 1, [])
+    assert "holds the run so far" in told[-1]
+    monkeypatch.undo()
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    outcome, (resumed,), told = go(tmp_path, text)
+    assert "goes on" in told[0]
+    assert resumed["resumed"]
+    assert resumed["minutes"] is None
+    for word in ("last", "best", "curve", "predictions", "content"):
+        assert resumed[word] == row[word]
+
+
+def test_two_pairs_share_the_student_alone(tmp_path):
+    """It is trained once, and has a row in both columns."""
+    student = "student: {arch: resnet8, options: {widths: [4, 4, 8, 16]}}"
+    pairs = f"pairs: [{{teacher: resnet8, {student}, name: one}}, {{teacher: resnet14, {student}, name: two}}]\n"
+    text = f"{TINY.splitlines()[0]}\n{pairs}methods: [student]\nseeds: 1\n{TINY.splitlines()[-1]}\n"
+    suite = load_suite(write(tmp_path, text))
+    plan = make_plan(suite, tmp_path / "out", tmp_path / "rows.jsonl")
+    assert [(c.pair, c.method) for c in plan.left] == [
+        ("one", "teacher"), ("one", "student"), ("two", "teacher"), ("two", "student"),
+    ]  # fmt: skip
+    one, two = (c for c in plan.left if c.method == "student")
+    assert one.content == two.content
+    assert one.column != two.column
+    outcome, rows, told = go(tmp_path, text)
+    assert outcome.done == 4
+    mine = [row for row in rows if row["method"] == "student"]
+    assert [row["pair"] for row in mine] == ["one", "two"]
+    assert mine[0]["started"] == mine[1]["started"]
+    assert any("the same run as one" in line for line in told)
+
+
+def test_the_time_left_is_told_by_runs_of_its_like(tmp_path):
+    cells = make_plan(load_suite(write(tmp_path)), tmp_path / "out", tmp_path / "none").cells
+    row = {"pair": "tiny", "epochs": 2, "resumed": False}
+    by = {(c.method, c.seed): c for c in cells}
+
+    def done(method, seed, minutes):
+        cell = by[method, seed]
+        return {**row, "method": method, "content": cell.content, "fingerprint": cell.column, "minutes": minutes}
+
+    assert Plan.of(cells, []).seconds(by["kd", 0]) is None
+    assert "known after the first" in Plan.of(cells, []).estimate(1)
+    plan = Plan.of(cells, [done("student", 0, 2.0), done("teacher", 0, 50.0)])
+    assert plan.seconds(by["kd", 0]) == 120  # another method of the pair, and no teacher
+    plan = Plan.of(cells, [done("student", 0, 2.0), done("kd", 0, 4.0)])
+    assert plan.seconds(by["kd", 1]) == 240
+    assert plan.seconds(by["student", 1]) == 120
+    assert plan.estimate(2) == "3 left, some 3 m and 1 of unknown length"
