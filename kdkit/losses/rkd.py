@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import centred_gram, squared_distances
@@ -17,8 +16,8 @@ from kdkit.registry import register_loss
 LEAST = 3
 """Samples with a relation to teach: the one distance between two is always 1 in units of its mean, their angles 0."""
 
-CHUNK = 2**22
-"""Most angles held at once (16 MB in fp32). More are done in pieces, and each piece again in the backward pass."""
+CHUNK, LARGE_CHUNK = 2**18, 2**24
+"""Most angles held at once: what stays in a core's cache; on a GPU, and compiled, what keeps it busy."""
 
 
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,7 +134,8 @@ class RKDAngleLoss(nn.Module):
     0 where j or k coincides with i. huber as in `RKDDistanceLoss`.
 
     `forward(student, teacher)` takes features (B, D), or anything (B, …) to be flattened, of any two widths. The
-    teacher's are detached. Time is B³, memory is bounded: beyond 2²² triplets it goes piece by piece.
+    teacher's are detached. Time is B³, memory is bounded: more than `CHUNK` triplets go piece by piece. The gradient is
+    exact and written out; it cannot be differentiated again.
 
     Returns:
         A scalar without unit; rotating, shifting or scaling the features of either side changes nothing.
@@ -180,18 +180,30 @@ def _relative(square: Tensor) -> Tensor:
 
 
 def _angle_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
-    batch = len(square_s)
-    inverse_s, inverse_t = _inverse(square_s), _inverse(square_t)
-    tensors = (square_s, inverse_s, square_t, inverse_t)
-    rows = max(1, CHUNK // batch**2)
-    if rows >= batch:
-        total = _angle_sum(*tensors, 0, batch)
-    else:
-        total = square_s.new_zeros(())
-        for start in range(0, batch, rows):
-            piece = checkpoint(_angle_sum, *tensors, start, start + rows, use_reentrant=False, preserve_rng_state=False)
-            total = total + piece
-    return total / batch**3
+    """The gradient is written out, for autograd would keep half a dozen tensors of B³ numbers."""
+    with torch.no_grad():
+        value, slope = _angles(square_s, square_t)
+    loss: Tensor = value + ((square_s - square_s.detach()) * slope).sum()
+    return loss
+
+
+def _angles(square_s: Tensor, square_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over all angles, and its derivative by each of the student's squared distances: (B, B)."""
+    batch, inverse_s, inverse_t = len(square_s), _inverse(square_s), _inverse(square_t)
+    eager = square_s.device.type == "cpu" and not torch.compiler.is_compiling()
+    rows = max(1, (CHUNK if eager else LARGE_CHUNK) // batch**2)
+    total, slope, scale = square_s.new_zeros(()), torch.zeros_like(square_s), inverse_s.square() / 2
+    for start in range(0, batch, rows):
+        part = slice(start, start + rows)
+        cosines = _cosines(square_s, inverse_s, part)
+        difference = cosines - _cosines(square_t, inverse_t, part)
+        pull = difference.clamp(-1, 1)  # of huber; huber itself is pull·(difference − pull/2)
+        total += (pull * difference.sub_(pull / 2)).sum()
+        by_scale = pull * cosines  # 1/d_ij and 1/d_ik are in the cosine as factors: ∂(1/d)/∂d² = −1/(2·d³)
+        by_square = pull.mul_(inverse_s[part, :, None] / 2).mul_(inverse_s[part, None, :])
+        slope -= by_square.sum(0)
+        slope[part] += by_square.sum(1) + by_square.sum(2) - (by_scale.sum(1) + by_scale.sum(2)) * scale[part]
+    return total / batch**3, slope / batch**3
 
 
 def _inverse(square: Tensor) -> Tensor:
@@ -200,17 +212,8 @@ def _inverse(square: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, square, 1.0).rsqrt(), 0.0)
 
 
-def _angle_sum(
-    square_s: Tensor, inverse_s: Tensor, square_t: Tensor, inverse_t: Tensor, start: int, stop: int
-) -> Tensor:
-    """Sum over all angles at the samples from `start` to `stop`."""
-    cosines_s = _cosines(square_s, inverse_s, start, stop)
-    cosines_t = _cosines(square_t, inverse_t, start, stop)
-    return F.smooth_l1_loss(cosines_s, cosines_t, reduction="sum")
-
-
-def _cosines(square: Tensor, inverse: Tensor, start: int, stop: int) -> Tensor:
-    """cos∠_jik = (d_ij² + d_ik² − d_jk²) / (2·d_ij·d_ik) for i from `start` to `stop`: (rows, B, B)."""
-    near, scale = square[start:stop], inverse[start:stop]
-    products = near[:, :, None] + near[:, None, :] - square
-    return products * (scale[:, :, None] / 2) * scale[:, None, :]
+def _cosines(square: Tensor, inverse: Tensor, part: slice) -> Tensor:
+    """cos∠_jik = (d_ij² + d_ik² − d_jk²) / (2·d_ij·d_ik) for i in `part`: (rows, B, B)."""
+    near, scale = square[part], inverse[part]
+    products = (near[:, :, None] + near[:, None, :]).sub_(square)
+    return products.mul_(scale[:, :, None] / 2).mul_(scale[:, None, :])

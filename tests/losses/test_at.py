@@ -90,3 +90,11 @@ def test_refusals():
         ATLoss()(torch.randn(3, 4, 5, 5), torch.randn(3, 4))
     with pytest.raises(ValueError, match=r"at: student must hold teacher's 3 samples, got 2; give both the same batch"):
         ATLoss()(torch.randn(2, 4, 5, 5), torch.randn(3, 4, 5, 5))
+
+
+def test_a_scheduled_power_is_the_power():
+    s, t = maps(2, 3, 4, 4), maps(2, 3, 4, 4)
+    loss = ATLoss()
+    expected = loss(s, t)
+    loss.p = torch.tensor(2.0, dtype=torch.float64)
+    torch.testing.assert_close(loss(s, t), expected)

@@ -112,6 +112,32 @@ def test_a_weight_of_zero_skips_the_work(monkeypatch):
     RKDLoss(distance_weight=0.0)(s, t)
 
 
+def broadcast_angle(s, t):
+    """As known code has it: all differences, normalised, multiplied with each other; autograd does the rest."""
+
+    def cosines(x):
+        directions = torch.nn.functional.normalize(x[None] - x[:, None], dim=2)
+        return torch.bmm(directions, directions.mT)
+
+    return torch.nn.functional.smooth_l1_loss(cosines(s), cosines(t))
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_written_out_gradient_is_autograds(scale):
+    """Also in the linear part of huber, where two cosines are more than 1 apart."""
+    s, t = (scale * features(9, 3)).requires_grad_(), features(9, 5)
+    ours, known = RKDAngleLoss()(s, t), broadcast_angle(s, t)
+    torch.testing.assert_close(ours, known)
+    torch.testing.assert_close(*(torch.autograd.grad(value, s)[0] for value in (ours, known)))
+    opposite = torch.tensor([[0.0, 0], [1, 0], [2, 0]], dtype=torch.float64)
+    s, t = opposite.clone().requires_grad_(), opposite[[1, 0, 2]]
+    with torch.no_grad():
+        s += 0.01 * features(3, 2)
+    ours, known = RKDAngleLoss()(s, t), broadcast_angle(s, t)
+    torch.testing.assert_close(ours, known)
+    torch.testing.assert_close(*(torch.autograd.grad(value, s)[0] for value in (ours, known)))
+
+
 @pytest.mark.parametrize("rows", [1, 5, 11])
 def test_pieces_add_up_to_the_whole(monkeypatch, rows):
     s, t = features(12, 4).requires_grad_(), features(12, 9)
@@ -124,7 +150,7 @@ def test_pieces_add_up_to_the_whole(monkeypatch, rows):
 
 
 def test_pieces_compile(monkeypatch):
-    monkeypatch.setattr(rkd, "CHUNK", 5 * 8 * 8)
+    monkeypatch.setattr(rkd, "LARGE_CHUNK", 5 * 8 * 8)
     s, t = features(8, 4).requires_grad_(), features(8, 9)
     gradient = torch.autograd.grad(RKDAngleLoss()(s, t), s)
     torch._dynamo.reset()
