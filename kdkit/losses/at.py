@@ -57,7 +57,7 @@ class ATLoss(nn.Module):
         if p < 1:
             raise ValueError(f"at: p must be at least 1, got {p!r}; below 1 a zero activation has an infinite slope")
         checks.choice("at", ("code", "paper"), mode=mode)
-        self.p = p
+        self.p: float | Tensor = p
         self.mode = mode
 
     @full_precision

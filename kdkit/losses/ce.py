@@ -47,7 +47,7 @@ class CrossEntropyLoss(nn.Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         checks.share("ce", label_smoothing=label_smoothing)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing: float | Tensor = label_smoothing
 
     @full_precision
     def forward(self, student: Tensor, labels: Tensor) -> Tensor:
