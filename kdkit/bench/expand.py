@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from kdkit.bench.items import as_item, as_model, slug, told
 from kdkit.bench.suite import ALONE, TEACHER, Method, Pair, Read
 from kdkit.recipe import Recipe, content_key, fingerprint, load, loads, of_tree, packaged, resolved, source
 from kdkit.recipe.errors import Mark, Problem, RecipeError
@@ -33,6 +34,7 @@ class Cell:
         column: the fingerprint of all but method and seed; only cells that share it may be compared.
         protocol: its name.
         protocol_epochs: length of a run where no override changes it.
+        ends: the pair's teacher and student, their architectures, with options if they have any.
         node: the model that the table is about.
         needs: content of the teacher's run that comes first, if the suite trains it.
     """
@@ -45,6 +47,7 @@ class Cell:
     column: str
     protocol: str
     protocol_epochs: int
+    ends: tuple[str, str]
     node: str
     needs: str | None = None
 
@@ -93,18 +96,20 @@ def expand(read_suite: Read, teachers: Path) -> list[Cell]:
 def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Cell]:
     """The teacher and every method of a pair, with the first seed."""
     item = read_suite.tree.value["pairs"].value[i]
-    teacher = _model(item.value["teacher"])
-    student = _model(item.value["student"])
+    teacher = as_model(item.value["teacher"])
+    student = as_model(item.value["student"])
     make = _Maker(read_suite, pair, item.mark)
     trains = "weights" not in teacher.value
     if trains:
         losses = Item([Item("ce", item.mark)], item.mark)
-        made = make.recipe(f"{_slug(teacher)}_{read_suite.suite.protocol}", {"net": teacher}, losses, teacher=True)
+        made = make.recipe(f"{slug(teacher)}_{read_suite.suite.protocol}", {"net": teacher}, losses, teacher=True)
         weights = _published(made) or str(_written(made, teachers))
         teacher = Item({**teacher.value, "weights": Item(weights, item.mark)}, item.mark)
     template: Template = (["ce", "kd"], {}, "")
     plain = make.method(Method("kd", None, item.mark), template, teacher, student, 0)
-    column, protocol, needs = fingerprint(plain), (read_suite.suite.protocol, _protocol_epochs(read_suite)), None
+    column, needs = fingerprint(plain), None
+    ends = (told(teacher), told(student))
+    protocol = read_suite.suite.protocol, _protocol_epochs(read_suite), ends
     if trains:
         made = source(plain, TEACHER)
         needs = content_key(made)
@@ -135,7 +140,7 @@ class _Maker:
     def method(self, method: Method, template: Template, teacher: Item, student: Item, seed: int) -> Recipe:
         """The recipe of one method: its losses, between this pair's models."""
         listed, theirs, update = template
-        losses = method.losses or _item(listed, method.mark)
+        losses = method.losses or as_item(listed, method.mark)
         models = self._models(theirs, losses, teacher, student)
         return self.recipe(f"{self.pair.title}-{method.name}", models, losses, seed=seed, update=update)
 
@@ -154,10 +159,10 @@ class _Maker:
                 inner = {**options, "backbone": {"arch": plain["arch"], **plain.get("options", {})}}
                 if not plain.get("options"):
                     inner["backbone"] = plain["arch"]
-                made[name] = _item({**words, "options": inner}, self.mark)
+                made[name] = as_item({**words, "options": inner}, self.mark)
             else:
                 made[name] = (
-                    student if words.get("arch") in (usual, None) and "ema" not in words else _item(words, self.mark)
+                    student if words.get("arch") in (usual, None) and "ema" not in words else as_item(words, self.mark)
                 )
         return made
 
@@ -190,7 +195,7 @@ class _Maker:
             "losses": losses,
         }
         if update:
-            words["trainer"] = _item({"update": update}, self.mark)
+            words["trainer"] = as_item({"update": update}, self.mark)
         words["seed"] = Item(seed, self.mark)
         root = Item(words, self.read_suite.tree.mark)
         given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
@@ -277,21 +282,3 @@ def _written(recipe: Recipe, folder: Path) -> Path:
 def _reseeded(cell: Cell, seed: int) -> Cell:
     recipe = cell.recipe.model_copy(update={"seed": seed})
     return replace(cell, seed=seed, recipe=recipe, content=content_key(recipe))
-
-
-def _model(item: Item) -> Item:
-    """`resnet20` as `{arch: resnet20}`."""
-    return item if isinstance(item.value, dict) else Item({"arch": item}, item.mark)
-
-
-def _item(value: Any, mark: Mark) -> Item:
-    """Plain words as an item, all at one mark."""
-    if isinstance(value, dict):
-        return Item({key: _item(part, mark) for key, part in value.items()}, mark)
-    if isinstance(value, (list, tuple)):
-        return Item([_item(part, mark) for part in value], mark)
-    return Item(value, mark)
-
-
-def _slug(model: Item) -> str:
-    return str(model.plain.get("arch", "model")).replace("/", "_").replace(":", "_")

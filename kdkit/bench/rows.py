@@ -20,7 +20,21 @@ from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
 
 Row = dict[str, Any]
-NEEDED = {"suite", "pair", "method", "node", "seed", "content", "fingerprint", "last", "best", "epochs", "recipe"}
+NEEDED = {
+    "suite",
+    "pair",
+    "method",
+    "teacher",
+    "student",
+    "data",
+    "node",
+    "seed",
+    "content",
+    "fingerprint",
+    "last",
+    "best",
+    "epochs",
+}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -87,6 +101,9 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         "suite": suite,
         "pair": cell.pair,
         "method": cell.method,
+        "teacher": cell.ends[0],
+        "student": cell.ends[1],
+        "data": cell.recipe.data.name,
         "node": cell.node,
         **origin,
         "fingerprint": cell.column,

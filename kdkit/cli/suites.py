@@ -33,8 +33,8 @@ def bench(
 ) -> None:
     """Run the methods, pairs and seeds of a suite.
 
-    A row of each is kept. Every method gets one seed before any gets two. What has a row is skipped, what was begun goes on, and what fails
-    is told and keeps nobody else from running.
+    A row of each is kept. Every method gets one seed before any gets two. What has a row is skipped, what was begun
+    goes on, and what fails is told and keeps nobody else from running.
     """
     from kdkit.bench.suite import load_suite
 
