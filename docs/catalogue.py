@@ -12,6 +12,7 @@ from kdkit.registry import LOSSES, LossInfo, constructor
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- losses: made by docs/catalogue.py -->", "<!-- /losses -->"
+PARITY_BEGIN, PARITY_END = "<!-- parity: made by docs/catalogue.py -->", "<!-- /parity -->"
 ROWS_BEGIN, ROWS_END = "<!-- results: made by docs/catalogue.py -->", "<!-- /results -->"
 
 
@@ -57,6 +58,27 @@ def readme() -> str:
     return text
 
 
+def reproduce() -> str:
+    """The page `reproduce.md` with its table renewed."""
+    text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    made = f"{PARITY_BEGIN}\n{parity_table()}\n{PARITY_END}"
+    return re.sub(f"{PARITY_BEGIN}.*?{PARITY_END}", lambda _: made, text, flags=re.DOTALL)
+
+
+def parity_table() -> str:
+    """A line for each method and learning rate, over all of its steps."""
+    lines = [
+        "| loss | learning rate | steps | loss | gradient | each by itself | one bit of rounding |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = (ROOT / "benchmarks" / "results" / "parity.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, rows):
+        if row["steps"] == 200:
+            figures = " | ".join(f"{row[word]:.1e}" for word in ("loss", "gradient", "own_path", "rounding"))
+            lines.append(f"| `{row['method']}` | {row.get('lr', 0.05):g} | 200 | {figures} |")
+    return "\n".join(lines)
+
+
 def results_table() -> str:
     """A line for each row of the shortened CIFAR-100 runs."""
     lines = [
@@ -77,3 +99,4 @@ def results_table() -> str:
 if __name__ == "__main__":
     (ROOT / "docs" / "losses.md").write_text(catalogue(), encoding="utf-8")
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    (ROOT / "docs" / "reproduce.md").write_text(reproduce(), encoding="utf-8")

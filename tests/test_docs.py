@@ -23,6 +23,7 @@ def catalogue():
 def test_the_tables_of_losses_are_made_from_the_code(catalogue):
     assert (ROOT / "docs" / "losses.md").read_text() == catalogue.catalogue(), "run python docs/catalogue.py"
     assert (ROOT / "README.md").read_text() == catalogue.readme(), "run python docs/catalogue.py"
+    assert (ROOT / "docs" / "reproduce.md").read_text() == catalogue.reproduce(), "run python docs/catalogue.py"
     assert all(f"| `{name}` |" in (ROOT / "README.md").read_text() for name in LOSSES)
 
 
