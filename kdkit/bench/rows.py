@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from kdkit.bench.expand import Cell
 from kdkit.bench.packed import pack
-from kdkit.recipe import source
+from kdkit.recipe import content_key, source
 from kdkit.recipe.write import READING, document, dump
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
@@ -108,6 +108,7 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         **origin,
         "fingerprint": cell.column,
         "content": cell.content,
+        "variant": content_key(cell.recipe.model_copy(update={"seed": 0})),  # rows that differ in their seed alone
         **figures,
         **extra,
         "protocol": cell.protocol,

@@ -55,6 +55,7 @@ def test_a_suite_becomes_rows_that_tell_everything(tmp_path):
         assert row["curve"][-1][0] == row["epochs"] == 2
         assert (row["minutes"] > 0, row["peak_gb"] > 0.1, row["protocol_epochs"]) == (True, True, 20)
         assert str(tmp_path) not in str(row)
+    assert len({row["variant"] for row in rows}) == 3
     student = next(row for row in rows if row["method"] == "student")
     assert content_key(loads(student["recipe"])) == student["content"]
     assert student["parameters"] < rows[0]["parameters"]
