@@ -60,6 +60,35 @@ def bench(
         raise KdkitError(f"{len(outcome.failed)} of the runs failed; the same command tries them again{lines}")
 
 
+@app.command(epilog="Example: kdkit table mine.jsonl --with shipped --format latex > table.tex")
+def table(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS…", help="Files of rows that `kdkit bench` wrote.")],
+    form: Annotated[str, typer.Option("--format", help="md, csv, latex or html.")] = "md",
+    beside: Annotated[
+        str | None, typer.Option("--with", help="shipped: rows of kdkit's own under the same protocol, too.")
+    ] = None,
+) -> None:
+    """Set the rows of suites as tables.
+
+    One table for each pair and protocol: mean ± deviation over seeds after the last epoch and at the best one, tests
+    against the student alone, published numbers with their source, and notes on whatever does not compare.
+    """
+    if beside not in (None, "shipped"):
+        raise KdkitError(f"--with must be `shipped`, got {beside!r}")
+    from kdkit.bench.render import render
+    from kdkit.bench.rows import read_rows
+    from kdkit.bench.shipped import shipped_rows
+    from kdkit.bench.table import blocks
+
+    mine, theirs = [row for path in results for row in read_rows(path)], shipped_rows() if beside else []
+    if not mine:
+        raise KdkitError(f"no rows in {', '.join(map(str, results))}; `kdkit bench` writes them")
+    if beside and not {row["fingerprint"] for row in mine} & {row["fingerprint"] for row in theirs}:
+        protocols = ", ".join(sorted({f"{row['pair']} under {row['protocol']}" for row in theirs})) or "none"
+        raise KdkitError(f"no row that comes with kdkit has the same pair and protocol; there are: {protocols}")
+    typer.echo(render(blocks(mine, theirs), form), nl=False)
+
+
 def _say(text: str) -> None:
     from kdkit.console import tell
 

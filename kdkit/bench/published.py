@@ -1,0 +1,42 @@
+"""Published numbers, each with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that somebody published.
+
+    Attributes:
+        top1: in percent.
+        epochs: of its schedule.
+        epoch: `last` or `best`.
+        source: where it stands.
+    """
+
+    top1: float
+    epochs: int
+    epoch: str
+    source: str
+
+
+def published(data: str, teacher: str, student: str, method: str) -> Published | None:
+    """The number of a method on a pair, if there is one."""
+    for group in _groups():
+        for pair in group["pairs"] if group["data"] == data else ():
+            if (pair["teacher"], pair["student"]) == (teacher, student) and method in pair["top1"]:
+                return Published(pair["top1"][method], group["epochs"], group["epoch"], group["source"])
+    return None
+
+
+@cache
+def _groups() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    return found

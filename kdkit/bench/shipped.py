@@ -1,0 +1,25 @@
+"""The rows that come with kdkit: every baseline of its own tables, for whoever uses the same protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdkit.bench.rows import Row, read_rows
+
+
+def shipped_files() -> list[Path]:
+    """Files of rows: inside the installed package, or in the source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_results"
+    folder = installed if installed.is_dir() else package.parent / "benchmarks" / "results"
+    return [path for path in sorted(folder.glob("*.jsonl")) if _of_a_suite(path)]
+
+
+def shipped_rows() -> list[Row]:
+    """All of them."""
+    return [row for path in shipped_files() for row in read_rows(path)]
+
+
+def _of_a_suite(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith('{"suite":')

@@ -1,0 +1,219 @@
+"""From rows to the lines of a table: what stands in one table may be compared, and what may not has a note."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean
+
+import numpy as np
+import yaml
+
+from kdkit.bench import packed, stats
+from kdkit.bench.published import Published, published
+from kdkit.bench.rows import Row
+from kdkit.bench.suite import ALONE, TEACHER
+
+FEW = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on one pair; accuracies are shares of 1.
+
+    Attributes:
+        method: its name.
+        n: how many seeds.
+        last: mean and standard deviation of top-1 after the last epoch.
+        best: likewise at each run's best epoch, which was chosen on test images.
+        published: somebody's number for it.
+        delta: points above that, where both have trained as long, for the epoch that it is of.
+        gain: its difference to the student alone.
+        p: of that, corrected for the number of methods (Holm).
+        transfer: the share of the teacher's lead that it got.
+        reach: mean epoch at which 95 % of the final accuracy were there.
+        minutes: mean over the runs whose whole time is known.
+        gigabytes: largest memory of its runs.
+        notes: footnotes.
+    """
+
+    method: str
+    n: int
+    last: tuple[float, float]
+    best: tuple[float, float]
+    published: Published | None
+    delta: float | None
+    gain: stats.Difference | None
+    p: float
+    transfer: stats.Transfer | None
+    reach: float | None
+    minutes: float | None
+    gigabytes: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines that may be compared: one pair, one fingerprint.
+
+    Attributes:
+        title: the pair and what it was trained on.
+        facts: where the numbers come from.
+        lines: teacher, student alone, then methods in the order of their first rows.
+        notes: footnotes of the whole.
+    """
+
+    title: str
+    facts: str
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+
+
+def blocks(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Block]:
+    """A table for each pair and fingerprint.
+
+    Args:
+        rows: one's own.
+        shipped: kdkit's; those under a fingerprint of one's own rows join them, and say so.
+    """
+    wanted = {row["fingerprint"] for row in rows}
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in [*rows, *({**row, "shipped": True} for row in shipped if row["fingerprint"] in wanted)]:
+        groups.setdefault((row["data"], row["teacher"], row["student"], row["fingerprint"]), []).append(row)
+    made = []
+    for group, its in groups.items():
+        others = sorted(other[3] for other in groups if other[:3] == group[:3] and other != group)
+        made.append(_block(its, others))
+    return made
+
+
+def _block(rows: list[Row], others: list[str]) -> Block:
+    first = rows[0]
+    groups = _grouped(rows)
+    alone = next((group for name, group in groups.items() if group[0]["method"] == ALONE), None)
+    lines = [_line(name, group, alone) for name, group in groups.items()]
+    notes = []
+    if first["epochs"] < first["protocol_epochs"]:
+        notes.append(
+            f"a shortened schedule: {first['epochs']} epochs where the protocol {first['protocol']} has "
+            f"{first['protocol_epochs']}; it ranks no methods of the whole one"
+        )
+    if others:
+        notes.append(
+            f"trained under another protocol (fingerprint {first['fingerprint']}) than the same pair's table under "
+            f"{', '.join(others)}: their numbers may not be compared"
+        )
+    if alone is None:
+        notes.append("no row of the student alone: nothing is compared with it")
+    lines = _tested(lines, groups)
+    title = f"{first['pair']} on {first['data']}, {first['epochs']} epochs"
+    return Block(title, _facts(rows), lines, notes)
+
+
+def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by name of their line, one for each seed; one's own come before shipped ones."""
+    order = sorted(rows, key=lambda row: {TEACHER: 0, ALONE: 1}.get(row["method"], 2))
+    names: dict[str, list[str]] = {}
+    groups: dict[str, list[Row]] = {}
+    for row in order:
+        variants = names.setdefault(row["method"], [])
+        if row["variant"] not in variants:
+            variants.append(row["variant"])
+        i = variants.index(row["variant"])
+        group = groups.setdefault(f"{row['method']} ({i + 1})" if i else row["method"], [])
+        if row["seed"] not in [other["seed"] for other in group]:
+            group.append(row)
+    return groups
+
+
+def _line(name: str, rows: list[Row], alone: list[Row] | None) -> Line:
+    first, node = rows[0], rows[0]["node"]
+    notes = []
+    theirs = published(first["data"], first["teacher"], first["student"], first["method"])
+    last, best = ([row[word][node]["top1"] for row in rows] for word in ("last", "best"))
+    delta = None
+    if theirs is not None and theirs.epochs == first["epochs"]:
+        delta = 100 * mean(last if theirs.epoch == "last" else best) - theirs.top1
+    elif theirs is not None:
+        notes.append(f"published for {theirs.epochs} epochs, trained for {first['epochs']} here")
+    if len(rows) < FEW and first["method"] != TEACHER:
+        notes.append(f"fewer than {FEW} seeds: no deviation or test of it says much")
+    own, usual = first["parameters"], alone[0]["parameters"] if alone else first["parameters"]
+    if own > usual and first["method"] != TEACHER:
+        notes.append(f"its student has {own:,} parameters, alone {usual:,} ({100 * (own / usual - 1):+.1f} %)")
+    if name != first["method"]:
+        notes.append(f"losses: {_losses(first)}")
+    if shipped := sum("shipped" in row for row in rows):
+        notes.append(f"{shipped} of its {len(rows)} runs came with kdkit" if shipped < len(rows) else "came with kdkit")
+    reach = [stats.epochs_to(row["curve"]) for row in rows]
+    return Line(
+        name,
+        len(rows),
+        stats.spread(last),
+        stats.spread(best),
+        theirs,
+        delta,
+        None,
+        math.nan,
+        None,
+        _mean(reach),
+        _mean(row["minutes"] for row in rows),
+        max((row["peak_gb"] for row in rows if row["peak_gb"] is not None), default=None),
+        tuple(notes),
+    )
+
+
+def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
+    """With what the kept predictions say of each method beside the student alone and the teacher."""
+    runs = [(name, row) for name, group in groups.items() for row in group if row.get("predictions")]
+    alone = next((name for name, group in groups.items() if group[0]["method"] == ALONE), None)
+    if alone is None or len({row["predictions"]["images"] for _, row in runs}) != 1:
+        return lines
+    right = np.stack([packed.right(row["predictions"]) for _, row in runs]).astype(np.float64)
+    whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
+    columns = {(name, row["seed"]): i for i, (name, row) in enumerate(runs)}
+    teacher = next((i for i, (name, row) in enumerate(runs) if row["method"] == TEACHER), None)
+    made = []
+    for line in lines:
+        seeds = [seed for name, seed in columns if name == line.method and (alone, seed) in columns]
+        if line.method == alone or groups[line.method][0]["method"] == TEACHER or not seeds:
+            made.append(line)
+            continue
+        mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, alone))
+        weights = stats.seed_draws(len(seeds))
+        every = np.concatenate([np.full((1, len(seeds)), 1 / len(seeds)), weights])
+        gain = stats.difference((mine - base)[0], (mine - base)[1:], weights)
+        ratio = None
+        if teacher is not None:
+            ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
+        notes = (*line.notes, *([f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []))
+        made.append(replace(line, gain=gain, transfer=ratio, notes=notes))
+    corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
+    return [replace(line, p=p) for line, p in zip(made, corrected, strict=True)]
+
+
+def _facts(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    commits = sorted({str(row["commit"] or f"kdkit {row['versions']['kdkit']}") for row in rows})
+    machines = sorted({_machine(row) for row in rows})
+    return (
+        f"protocol {first['protocol']}, fingerprint {first['fingerprint']}; commit {', '.join(commits)}; "
+        f"torch {', '.join(sorted({row['versions']['torch'] for row in rows}))}; {'; '.join(machines)}"
+    )
+
+
+def _machine(row: Row) -> str:
+    told = row["machine"]
+    threads = f"{told['threads']} thread{'s' * (told['threads'] != 1)}"
+    return ", ".join(told["gpus"]) or f"{told['processor']}, {threads}"
+
+
+def _losses(row: Row) -> str:
+    edges = yaml.safe_load(row["recipe"])["losses"]
+    return str(edges).replace("'", "")
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None

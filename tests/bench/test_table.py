@@ -1,0 +1,175 @@
+"""Tables say what rows say, and note what does not compare."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from kdkit.bench import packed
+from kdkit.bench.published import published
+from kdkit.bench.render import FORMS, cells, render
+from kdkit.bench.table import blocks
+from tests.cli.command import kdkit, refused
+
+IMAGES = 2000
+
+
+def row(method, seed, top1, **words):
+    """A row of a run of ResNet-20 that told the first images rightly, shifted a bit by its seed."""
+    right = np.roll(np.arange(IMAGES) < round(top1 * IMAGES), 7 * seed)
+    node = "net" if method == "teacher" else "student"
+    made = {
+        "suite": "s", "pair": "resnet56-resnet20", "method": method, "teacher": "resnet56", "student": "resnet20",
+        "data": "cifar100", "node": node, "seed": seed, "fingerprint": "f", "content": f"{method}{seed}",
+        "variant": method, "last": {node: {"top1": top1}}, "best": {node: {"top1": top1 + 0.01}}, "epochs": 240,
+        "protocol": "cifar100_240", "protocol_epochs": 240, "minutes": 30.0, "peak_gb": 1.5, "parameters": 1000,
+        "commit": "c0ffee", "versions": {"kdkit": "1", "torch": "2"},
+        "machine": {"processor": "P", "threads": 1, "gpus": []}, "curve": [[1, 0.1], [120, top1], [240, top1]],
+        "recipe": "losses: [ce]\n", "predictions": packed.pack(np.zeros(IMAGES, int), right),
+    }  # fmt: skip
+    return {**made, **words}
+
+
+def grid(**words):
+    rows = [row("teacher", 0, 0.80, **words)]
+    for seed, (alone, kd) in enumerate([(0.690, 0.706), (0.688, 0.707), (0.692, 0.708)]):
+        rows += [row("student", seed, alone, **words), row("kd", seed, kd, **words)]
+    return rows
+
+
+def line(made, method):
+    return next(line for line in made.lines if line.method == method)
+
+
+def test_a_table_is_what_its_rows_are():
+    (made,) = blocks(grid())
+    kd = line(made, "kd")
+    assert [one.method for one in made.lines] == ["teacher", "student", "kd"]
+    assert kd.n == 3
+    assert kd.last == (pytest.approx(0.707), pytest.approx(0.001))
+    assert kd.best == (pytest.approx(0.717), pytest.approx(0.001))
+    assert kd.delta == pytest.approx(70.70 - 70.66)
+    assert "RepDistiller" in kd.published.source
+    assert kd.gain.mean == pytest.approx(0.017)
+    assert kd.transfer.ratio == pytest.approx(0.017 / 0.11, rel=1e-6)
+    assert kd.transfer.low < kd.transfer.ratio < kd.transfer.high
+    assert (kd.reach, kd.minutes, kd.gigabytes) == (120, 30, 1.5)
+    assert made.notes == []
+    assert kd.notes == ()
+    assert "commit c0ffee" in made.facts
+    assert cells(kd)[:6] == ["kd", "3", "70.70 ± 0.10", "71.70 ± 0.10", "70.66", "+0.04"]
+
+
+def test_tests_are_corrected_for_their_number():
+    rows = [*grid(), *(row("at", seed, top1) for seed, top1 in enumerate((0.691, 0.687, 0.693)))]
+    (made,) = blocks(rows)
+    kd, at = line(made, "kd"), line(made, "at")
+    assert kd.p == pytest.approx(2 * kd.gain.p)
+    assert at.p == pytest.approx(at.gain.p)
+    assert at.p > 0.5
+    assert math.isnan(line(made, "student").p)
+    assert line(made, "student").gain is None
+
+
+def test_few_seeds_a_short_schedule_and_more_parameters_are_noted():
+    rows = [row("student", 0, 0.69, epochs=30), row("kd", 0, 0.7, epochs=30, parameters=1500)]
+    (made,) = blocks(rows)
+    kd = line(made, "kd")
+    assert made.notes == [
+        "a shortened schedule: 30 epochs where the protocol cifar100_240 has 240; it ranks no methods of the whole one"
+    ]
+    assert kd.notes == (
+        "published for 240 epochs, trained for 30 here",
+        "fewer than 3 seeds: no deviation or test of it says much",
+        "its student has 1,500 parameters, alone 1,000 (+50.0 %)",
+    )
+    assert kd.delta is None
+    assert math.isnan(kd.p)
+    assert cells(kd)[2] == "70.00"
+
+
+def test_a_lead_too_small_is_not_divided_by():
+    rows = [row("teacher", 0, 0.6905), *grid()[1:]]
+    (made,) = blocks(rows)
+    kd = line(made, "kd")
+    assert math.isnan(kd.transfer.ratio)
+    assert "too close to 0 to be divided by" in kd.notes[-1]
+    assert cells(kd)[9] == "–"
+
+
+def test_another_fingerprint_is_another_table_and_says_so():
+    one, two = blocks([*grid(), *grid(fingerprint="g", epochs=30)])
+    assert "under g: their numbers may not be compared" in one.notes[-1]
+    assert "under f: their numbers may not be compared" in two.notes[-1]
+    assert [one.lines[2].n, two.lines[2].n] == [3, 3]
+
+
+def test_two_weights_of_a_loss_are_two_lines():
+    other = [row("kd", seed, 0.7, variant="other", recipe="losses: [ce: {weight: 3}]\n") for seed in range(3)]
+    (made,) = blocks([*grid(), *other])
+    assert [one.method for one in made.lines] == ["teacher", "student", "kd", "kd (2)"]
+    assert "losses: [{ce: {weight: 3}}]" in line(made, "kd (2)").notes
+
+
+def test_rows_that_come_with_kdkit_join_those_of_the_same_protocol():
+    mine = [row("mine", seed, 0.71) for seed in range(3)]
+    (made,) = blocks(mine, [*grid(), *grid(fingerprint="g")])
+    assert [one.method for one in made.lines] == ["teacher", "student", "mine", "kd"]
+    assert line(made, "kd").notes == ("came with kdkit",)
+    assert line(made, "mine").gain.mean == pytest.approx(0.02)
+    (alone,) = blocks(mine)
+    assert alone.notes == ["no row of the student alone: nothing is compared with it"]
+    (once,) = blocks(grid(), grid())
+    assert line(once, "kd").n == 3
+
+
+def test_a_run_without_its_whole_time_has_no_minutes():
+    rows = grid()
+    rows[1] = {**rows[1], "minutes": None, "peak_gb": None}
+    (made,) = blocks([{**r, "minutes": None} if r["method"] == "kd" else r for r in rows])
+    assert line(made, "student").minutes == 30
+    assert line(made, "kd").minutes is None
+    assert cells(line(made, "kd"))[11] == "–"
+
+
+def test_published_numbers():
+    assert published("cifar100", "resnet56", "resnet20", "crd").top1 == 71.16
+    assert published("cifar100", "resnet56", "resnet20", "crd_kd").top1 == 71.63
+    assert published("cifar100", "resnet32x4", "shufflenetv2", "crd").top1 == 75.65
+    assert published("cifar100", "vgg13", "vgg8", "teacher").top1 == 74.64
+    assert published("digits", "resnet56", "resnet20", "crd") is None
+    assert published("cifar100", "resnet56", "resnet20 widths=[4]", "crd") is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_every_number(form):
+    text = render(blocks(grid()), form)
+    for number in ("70.7", "71.7", "70.66"):
+        assert number in text
+    assert "RepDistiller" in text
+
+
+def test_csv_has_plain_numbers():
+    lines = list(csv.DictReader(io.StringIO(render(blocks(grid()), "csv"))))
+    kd = lines[-1]
+    assert float(kd["last"]) == pytest.approx(70.7)
+    assert float(kd["gain"]) == pytest.approx(1.7)
+    assert kd["method"] == "kd"
+    assert lines[0]["gain"] == ""
+
+
+def test_the_verb(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in grid()))
+    said = kdkit("table", "rows.jsonl")
+    assert said.code == 0
+    assert said.out == render(blocks(grid()), "md")
+    assert "format must be one of md, csv, latex, html, got 'tex'" in refused("table", "rows.jsonl", "--format", "tex")
+    assert "no row that comes with kdkit has the same pair" in refused("table", "rows.jsonl", "--with", "shipped")
+    assert "--with must be `shipped`, got 'all'" in refused("table", "rows.jsonl", "--with", "all")
+    path.write_text("")
+    assert "no rows in rows.jsonl" in refused("table", "rows.jsonl")
