@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdkit.graph import Edge as Edge
     from kdkit.graph import Node as Node
+    from kdkit.graph import Stage as Stage
     from kdkit.graph import ema as ema
     from kdkit.graph import frozen as frozen
     from kdkit.registry import KdkitError as KdkitError
@@ -23,10 +24,11 @@ _WHERE = {
     "Edge": "kdkit.graph",
     "KdkitError": "kdkit.registry",
     "Node": "kdkit.graph",
+    "Stage": "kdkit.graph",
     "ema": "kdkit.graph",
     "frozen": "kdkit.graph",
 }
-__all__ = ["Distiller", "Edge", "KdkitError", "Node", "ema", "frozen"]
+__all__ = ["Distiller", "Edge", "KdkitError", "Node", "Stage", "ema", "frozen"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,3 +6,4 @@ from kdkit.graph.node import ema as ema
 from kdkit.graph.node import frozen as frozen
 from kdkit.graph.schedule import Schedule as Schedule
 from kdkit.graph.span import Span as Span
+from kdkit.graph.stage import Stage as Stage

@@ -22,6 +22,7 @@ from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
 from kdkit.graph.phase import Phase, phases
 from kdkit.graph.rehearse import rehearse
+from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep
 from kdkit.registry import KdkitError
 
 Self = TypeVar("Self", bound="Graph")
@@ -39,15 +40,21 @@ class Graph(nn.Module):
         nodes: models by name; a bare module is a trained node.
         edges: losses; a bare name is the registered loss with its defaults.
         seed: what heads, banks and draws follow from.
+        stages: spans in which only some nodes, or parts of them, learn.
     """
 
     progress: Tensor
     loss_scale: Tensor
 
     def __init__(
-        self, nodes: Mapping[str, Node | nn.Module], edges: Sequence[Edge | str | nn.Module], seed: int = 0
+        self,
+        nodes: Mapping[str, Node | nn.Module],
+        edges: Sequence[Edge | str | nn.Module],
+        seed: int = 0,
+        stages: Sequence[Stage] = (),
     ) -> None:
         super().__init__()
+        self.stages = tuple(stages)
         self.nodes = {name: node if isinstance(node, Node) else Node(node) for name, node in nodes.items()}
         self.unbound = [edge if isinstance(edge, Edge) else Edge(edge) for edge in edges]
         self.seed = seed
@@ -86,6 +93,7 @@ class Graph(nn.Module):
         self.phases: list[Phase] = []
         self.phase: Phase | None = None
         self.caches: dict[str, Cache] = {}
+        self.rest = Rest({name: self.models[name] for name in self.trained})
 
     def model(self, name: str) -> nn.Module:
         """The module of a node."""
@@ -115,6 +123,8 @@ class Graph(nn.Module):
             KdkitError: anything that would fail in training, before training.
         """
         self.facts, self.epochs = facts, epochs
+        check_stages(self.stages, {name: self.models[name] for name in self.trained})
+        self.rest.end()
         self.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in self.nodes.items()})
         views = {name: self.adapters[name](example.x) for name in self.nodes}
         found = {
@@ -175,21 +185,6 @@ class Graph(nn.Module):
         """The edges, bound."""
         return list(self.edges.values())  # type: ignore[arg-type]
 
-    @contextmanager
-    def untouched(self):  # type: ignore[no-untyped-def]
-        """Whatever runs inside leaves buffers, modes and random numbers as they were."""
-        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        modes = {module: module.training for module in self.modules()}
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                yield
-        finally:
-            for name, buffer in self.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-            for module, mode in modes.items():
-                module.training = mode
-
     # -- running ---------------------------------------------------------------------------------------------------
 
     @property
@@ -207,6 +202,8 @@ class Graph(nn.Module):
         self.progress.fill_(t / self.epochs)
         if phase is not self.phase:
             self.phase = phase
+            if self.stages:
+                self.rest.let_learn(phase.parts)
             self.train(self.training)
 
     def train(self: Self, mode: bool = True) -> Self:
@@ -214,9 +211,11 @@ class Graph(nn.Module):
         super().train(mode)
         for part in self._asleep:
             part.training = False
-        for name in self.models:
+        for name, model in self.models.items():
             if self.nodes[name].kind == "ema" or (self.phase is not None and name not in self.phase.updates):
-                self.models[name].eval()
+                model.eval()
+            elif self.phase is not None:
+                put_to_sleep(model, self.phase.parts[name])
         return self
 
     def _live(self) -> list[str]:
@@ -286,7 +285,7 @@ class Graph(nn.Module):
 
     def parameters_of(self, node: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """A node's own trainable parameters, and those of heads and losses that learn with it."""
-        own = [p for p in self.models[node].parameters() if p.requires_grad]
+        own = self.rest.learners(node)
         beside = {id(p): p for edge in self.bound for p in edge.parameters_of(node)}
         return own, list(beside.values())
 

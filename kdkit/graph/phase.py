@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdkit import taps as tapping
 from kdkit.graph.bound import BoundEdge
+from kdkit.graph.stage import Stage, inside
 
 if TYPE_CHECKING:
     from kdkit.graph.graph import Graph
@@ -22,12 +23,14 @@ class Phase:
         edges: the active edges.
         updates: the nodes that learn, in order.
         readers: what each needed node is read with.
+        parts: module paths that learn, of each node that learns; `("",)` is the whole.
     """
 
     start: float
     edges: tuple[BoundEdge, ...]
     updates: tuple[str, ...]
     readers: Mapping[str, tapping.Taps]
+    parts: Mapping[str, tuple[str, ...]]
 
     def taps(self, node: str) -> tuple[str, ...]:
         """What is read of a node."""
@@ -43,12 +46,28 @@ def phases(graph: Graph, views: Mapping[str, Any]) -> list[Phase]:
     """
     spans = {name: graph.nodes[name].when.bind(graph.epochs) for name in graph.trained}
     moments = {0.0, *(moment for span in spans.values() for moment in span)}
+    stages = [(*stage.when.bind(graph.epochs), stage) for stage in graph.stages]
+    moments |= {moment for start, end, _ in stages for moment in (start, end)}
     moments |= {moment for edge in graph.bound for moment in (edge.start, edge.end)}
-    return [_phase(graph, t, spans, views) for t in sorted(m for m in moments if m < graph.epochs)]
+    found = []
+    for t in sorted(m for m in moments if m < graph.epochs):
+        now = [stage for start, end, stage in stages if start <= t < end]
+        parts = {name: _parts(name, now) for name, (start, end) in spans.items() if start <= t < end}
+        found.append(_phase(graph, t, {name: paths for name, paths in parts.items() if paths}, views))
+    return found
 
 
-def _phase(graph: Graph, t: float, spans: Mapping[str, tuple[float, float]], views: Mapping[str, Any]) -> Phase:
-    active = [name for name, (start, end) in spans.items() if start <= t < end]
+def _parts(node: str, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What of a node learns in every one of the stages that it is in at once."""
+    learns: tuple[str, ...] = ("",)
+    for stage in stages:
+        mine = stage.parts(node)
+        learns = tuple({*(p for p in mine if inside(p, learns)), *(p for p in learns if inside(p, mine))})
+    return tuple(sorted(learns))
+
+
+def _phase(graph: Graph, t: float, parts: Mapping[str, tuple[str, ...]], views: Mapping[str, Any]) -> Phase:
+    active = list(parts)
     edges = [edge for edge in graph.bound if edge.active(t) and any(call.target in active for call in edge.calls)]
     targets = {call.target for edge in edges for call in edge.calls}
     read = {end for edge in edges for end in edge.ends()}
@@ -57,4 +76,4 @@ def _phase(graph: Graph, t: float, spans: Mapping[str, tuple[float, float]], vie
         for name in graph.nodes
         if any(end.node == name for end in read)
     }
-    return Phase(t, tuple(edges), tuple(name for name in active if name in targets), readers)
+    return Phase(t, tuple(edges), tuple(name for name in active if name in targets), readers, parts)

@@ -16,6 +16,7 @@ from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
+from kdkit.graph.untouched import untouched
 from kdkit.registry import KdkitError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def rehearse(graph: Graph, example: Batch) -> bool:
     Raises:
         KdkitError: a model or a loss fails, or a loss sends its student no gradient; the text names edge and taps.
     """
-    with graph.untouched(), ranks.silence():
+    with untouched(graph), ranks.silence():
         before = torch.get_rng_state()
         graph.train()
         for phase in graph.phases:

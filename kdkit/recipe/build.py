@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdkit.data import DataModule
-    from kdkit.graph import Edge, Node
+    from kdkit.graph import Edge, Node, Stage
 
 Resolver = Callable[[Recipe], "Path | None"]
 
@@ -38,6 +38,7 @@ class Experiment:
         lr: a number or a schedule, likewise.
         trainer: the words given under `trainer`: Lightning's, and `update`, `channels_last`.
         seed: what everything random follows from.
+        stages: spans in which only some models, or parts of them, learn.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Experiment:
     lr: Any
     trainer: dict[str, Any]
     seed: int
+    stages: list[Stage]
 
 
 def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
@@ -64,6 +66,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
         RecipeError: what the data, a model or its weights do not allow, with the line that asks for it.
     """
     from kdkit import data
+    from kdkit.graph import Span, Stage
 
     with blaming(recipe, "data"):
         datamodule = data.build(recipe.data.name, seed=recipe.seed, fake=recipe.data.fake, **recipe.data.arguments)
@@ -89,6 +92,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
         lr=recipe.lr,
         trainer=recipe.trainer.model_dump(exclude_unset=True),
         seed=recipe.seed,
+        stages=[Stage(stage.name, Span.parse(stage.when), stage.train) for stage in recipe.stages],
     )
 
 

@@ -140,6 +140,9 @@ def _known(parent: Loc, origin: Origin) -> Iterable[str]:
                 model = TuneSpec
             case ("models", _, "cache"):
                 model = CacheSpec
+            case ("stages", _):
+                yield from ("name", "epochs", "train", "losses")
+                return
             case ("losses", _):
                 model = edge_model(here.value["loss"].value, origin.folder)
             case ("data",):

@@ -38,7 +38,11 @@ def json_schema() -> dict[str, Any]:
     defs["OptimizerSpec"] = _choice([_named(name, optimizer_model(name), defs) for name in OPTIMIZERS])
     defs["DataSpec"] = _choice([_named(name, data_model(name), defs) for name in DATA])
     schema["properties"]["losses"]["items"] = {"$ref": "#/$defs/Loss"}
-    schema["required"] = ["models", "losses"]  # a protocol may bring the rest
+    stage = defs["StageSpec"]["properties"]
+    stage["losses"] = {"type": "array", "items": {"$ref": "#/$defs/Loss"}}
+    stage["epochs"] = {"type": "number", "exclusiveMinimum": 0, "description": "its length; below 1 a share of the run"}
+    defs["StageSpec"]["required"] = []
+    schema["required"] = ["models"]  # a protocol may bring the rest, stages the losses
     defs.pop("EdgeSpec", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kdkit recipe"}
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from kdkit.recipe.errors import Mark, Problem
 from kdkit.recipe.named import Data, Edge, Optimizer
 from kdkit.recipe.syntax import Item
-from kdkit.recipe.words import Flag, Number, NumberOrSchedule, Options, Positive, Time, Word, Words
+from kdkit.recipe.words import Ends, Flag, Number, NumberOrSchedule, Options, Positive, Time, Word, Words
 
 Kind = Literal["trained", "frozen", "ema"]
 Share = Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -107,6 +107,20 @@ class ModelSpec(Words):
         return "file" if "/" in self.weights or self.weights.endswith(WEIGHTS_ENDINGS) else "recipe"
 
 
+class StageSpec(Words):
+    """A stage, once its losses have joined the recipe's.
+
+    Attributes:
+        name: what it is called.
+        when: its time.
+        train: the models that learn in it, or parts of them (`student.layer3`); left out: all.
+    """
+
+    name: Word
+    when: Time | None = None
+    train: Ends = None
+
+
 class TrainerSpec(Words):
     """How long and on what a recipe trains: Lightning's words, and how a step is made.
 
@@ -187,6 +201,7 @@ class Recipe(Words):
         lr: likewise.
         trainer: how long, on what.
         seed: what everything random follows from.
+        stages: parts of the run with losses of their own, in which only some models, or parts of them, learn.
     """
 
     protocol: Word | None = None
@@ -197,6 +212,7 @@ class Recipe(Words):
     lr: NumberOrSchedule | None = None
     trainer: TrainerSpec
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    stages: list[StageSpec] = Field(default_factory=list)
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdkit.recipe.errors import Mark, Problem, RecipeError
+from kdkit.recipe.stages import unfold
 from kdkit.recipe.syntax import Item, parse_value
 from kdkit.registry import nearest
 
@@ -36,12 +37,14 @@ def _schedule_word(mapping: dict[str, Item]) -> str | None:
 def normalise(root: Item) -> Item:
     """Every entry of `losses` as one flat mapping: `- kd: {weight: 0.9}` becomes `{loss: kd, weight: 0.9}`.
 
+    Those of `stages` join them.
+
     Raises:
-        RecipeError: entries that are not one loss with its options.
+        RecipeError: entries that are not one loss with its options; stages that are none.
     """
-    if not isinstance(root.value, dict) or "losses" not in root.value:
-        return root
-    return Item({**root.value, "losses": _edges(root.value["losses"])}, root.mark)
+    if isinstance(root.value, dict) and "losses" in root.value:
+        root = Item({**root.value, "losses": _edges(root.value["losses"])}, root.mark)
+    return unfold(root, _edges, edge_name)
 
 
 def override(root: Item, texts: Sequence[str]) -> Item:

@@ -31,6 +31,8 @@ def document(recipe: Recipe) -> dict[str, Any]:
         whole["lr"] = recipe.lr
     whole["trainer"] = recipe.trainer.model_dump(exclude_unset=True)
     whole["seed"] = recipe.seed
+    if recipe.stages:
+        whole["stages"] = [stage.model_dump(exclude_unset=True) for stage in recipe.stages]
     return whole
 
 
@@ -46,12 +48,12 @@ def dump(content: dict[str, Any]) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """A hash of everything but the method: recipes that differ in losses and heads alone share it.
+    """A hash of everything but the method: recipes that differ in losses, heads and stages alone share it.
 
     Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's whole
     answers are read from.
     """
-    whole = {k: v for k, v in _content(recipe).items() if k != "losses"}
+    whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages")}
     for spec in whole["models"].values():
         if not (spec.get("cache") or {}).get("top_k"):
             spec.pop("cache", None)

@@ -18,6 +18,7 @@ from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
+from kdkit.graph.untouched import untouched
 from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build, source, tuning
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
@@ -47,7 +48,7 @@ def check(recipe: Recipe) -> CheckReport:
     with blaming(recipe):
         distiller = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
     graph = distiller.graph
-    with graph.untouched():
+    with untouched(graph):
         nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
         kept = activation_bytes(graph, batch) * data.batch_size / len(batch.x)
     grown = facts.num_samples / (stand_in.num_samples or 1)
@@ -109,7 +110,12 @@ def _stand_in(facts: DataFacts) -> Facts:
 def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> Distiller:
     """The graph as training would bind it, optimisers and learning rates included."""
     distiller = Distiller(
-        experiment.nodes, experiment.edges, optimizer=experiment.optimizer, lr=experiment.lr, seed=experiment.seed
+        experiment.nodes,
+        experiment.edges,
+        optimizer=experiment.optimizer,
+        lr=experiment.lr,
+        seed=experiment.seed,
+        stages=experiment.stages,
     )
     distiller.graph.bind(batch, facts, epochs)
     specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}

@@ -114,6 +114,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         optimizer=experiment.optimizer,
         lr=experiment.lr,
         seed=experiment.seed,
+        stages=experiment.stages,
         update=options.pop("update", "simultaneous"),
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),

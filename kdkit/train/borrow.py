@@ -6,6 +6,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from kdkit.graph.graph import Graph
+
 WORDS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
 
@@ -27,7 +29,9 @@ class Borrow(pl.Callback):
             trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give them back."""
+        """Give them back, and wake what rested in a stage."""
+        if isinstance(graph := getattr(pl_module, "graph", None), Graph):
+            graph.rest.end()
         if self._taken is not None:
             for word, value in self._taken.items():
                 setattr(trainer, word, value)

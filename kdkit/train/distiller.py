@@ -19,6 +19,7 @@ from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.node import Node
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
+from kdkit.graph.stage import Stage
 from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory
@@ -56,6 +57,7 @@ class Distiller(Evaluation):
         compile: compile forward passes and losses, and on a GPU record the whole step as one CUDA graph. `auto`: the
             latter alone, and nothing on a CPU, where it gains nothing.
         seed: heads, banks and draws follow from it.
+        stages: spans in which only some models, or parts of them, learn.
 
     Raises:
         KdkitError: anything that does not fit, before training starts.
@@ -72,6 +74,7 @@ class Distiller(Evaluation):
         channels_last: bool = True,
         compile: bool | Literal["auto"] = False,
         seed: int = 0,
+        stages: Sequence[Stage] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,7 +84,7 @@ class Distiller(Evaluation):
             raise KdkitError(f"compile must be True, False or 'auto', got {compile!r}")
         if compile is True and update == "sequential":
             raise KdkitError("compile: peers that are updated one after the other are not compiled; leave it out")
-        self.graph = Graph(nodes, edges, seed)
+        self.graph = Graph(nodes, edges, seed, stages)
         if not self.graph.trained:
             raise KdkitError("no model is trained; leave out kdkit.frozen for the one that should learn")
         for spec in (node.optimizer for node in self.graph.nodes.values() if node.optimizer is not None):
@@ -129,7 +132,7 @@ class Distiller(Evaluation):
         if stage == "fit":
             check_validation(self.trainer)
             check_labels(facts.sample_labels, facts.num_classes)
-            batch = self._layout(example_batch(self.trainer, graph.min_batch))
+            batch = self.on_after_batch_transfer(example_batch(self.trainer, graph.min_batch), 0)
             turns = len(graph.trained) if self.update == "sequential" else 1
             graph.bind(Batch.of(batch), facts, run_epochs(self.trainer, turns, self.borrow.accumulate))
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
@@ -166,9 +169,6 @@ class Distiller(Evaluation):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Images in the models' memory format."""
-        return self._layout(batch)
-
-    def _layout(self, batch: Any) -> Any:
         if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
             return (self._laid_out(batch[0]), *batch[1:])
         return batch

@@ -1,0 +1,92 @@
+"""`stages` in a recipe: losses of their own, one after the other on the same models."""
+
+import pytest
+
+from kdkit.recipe import content_key, fingerprint, json_schema, load, loads, resolved
+from kdkit.recipe.build import build
+from kdkit.recipe.errors import RecipeError
+
+BASE = """
+protocol: digits_20
+models: {teacher: {arch: resnet14, weights: random}, student: {arch: resnet8}}
+"""
+TWO_STEPS = (
+    BASE
+    + """
+stages:
+  - {name: hints, epochs: 0.4, losses: [hint: {taps: stage2, head: conv_bn_relu}]}
+  - {name: learning, train: [student.layer3, student.fc], losses: [ce, kd: {weight: 0.9}]}
+"""
+)
+
+
+def spans(recipe):
+    return {edge.title: edge.when for edge in recipe.losses}
+
+
+def test_each_loss_has_its_stages_time():
+    recipe = loads(TWO_STEPS)
+    assert spans(recipe) == {"hint": {"to": 0.4}, "ce": {"from": 0.4}, "kd": {"from": 0.4}}
+    built = build(recipe, weights=None).stages
+    assert [(stage.name, stage.train) for stage in built] == [
+        ("hints", None),
+        ("learning", ["student.layer3", "student.fc"]),
+    ]
+
+
+def test_overrides_reach_a_stages_loss_by_name():
+    recipe = loads(TWO_STEPS, overrides=["losses.kd.weight=0.2", "trainer.max_epochs=5"])
+    assert next(edge for edge in recipe.losses if edge.title == "kd").weight == 0.2
+
+
+def test_losses_above_last_the_whole_run_and_a_name_that_comes_twice_gets_its_stages():
+    text = BASE + "losses: [ce]\nstages: [{epochs: 3, losses: [kd]}, {epochs: 5, losses: [kd, at]}, {losses: [kd]}]"
+    assert spans(loads(text)) == {
+        "ce": None, "kd": {"to": 3}, "kd_stage2": {"from": 3, "to": 8}, "at": {"from": 3, "to": 8},
+        "kd_stage3": {"from": 8},
+    }  # fmt: skip
+
+
+def test_shares_that_come_to_the_whole():
+    text = BASE + "stages: [{epochs: 0.3, losses: [kd]}, {epochs: 0.3, losses: [at]}, {epochs: 0.4, losses: [ce]}]"
+    assert spans(loads(text)) == {"kd": {"to": 0.3}, "at": {"from": 0.3, "to": 0.6}, "ce": {"from": 0.6}}
+
+
+def test_the_resolved_text_is_the_recipe():
+    recipe = loads(TWO_STEPS)
+    again = loads(resolved(recipe))
+    assert again == recipe
+    assert content_key(again) == content_key(recipe) != content_key(loads(TWO_STEPS.replace("0.4", "0.5")))
+    assert fingerprint(recipe) == fingerprint(loads(BASE + "losses: [ce]"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "problem"),
+    [
+        ("3", "must be a list of {name"),
+        ("[kd]", "must be a list of {name"),
+        ("[{losses: [kd]}, {losses: [ce]}]", "only the last stage may do without"),
+        ("[{epochs: -1, losses: [kd]}, {losses: [ce]}]", "must be a number above 0"),
+        ("[{epochs: 0.5, losses: [kd]}, {epochs: 7, losses: [ce]}]", "all be epochs, or all shares"),
+        ("[{epochs: 0.5, losses: [kd]}, {epochs: 0.7, losses: [ce]}]", "all be epochs, or all shares"),
+        ("[{losses: [kd: {when: {from: 3}}]}]", "leave out `when`"),
+        ("[{losses: kd}]", "losses must be a list"),
+        ("[{losses: [nope]}]", "nope"),
+        ("[{losses: [kd], trian: student}]", "did you mean 'train'"),
+        ("[{epochs: 50, losses: [kd]}, {losses: [ce]}]", "never comes"),
+    ],
+)
+def test_wrong_stages(stages, problem):
+    with pytest.raises(RecipeError, match=problem):
+        loads(f"{BASE}stages: {stages}")
+
+
+def test_without_losses_and_without_stages():
+    with pytest.raises(RecipeError, match="losses"):
+        loads(BASE)
+    assert not load("kd_digits").stages
+
+
+def test_editors_know_the_words():
+    stage = json_schema()["$defs"]["StageSpec"]["properties"]
+    assert {"name", "epochs", "losses", "train"} <= stage.keys()
