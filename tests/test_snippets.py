@@ -12,6 +12,8 @@ import typer
 from pytorch_lightning import LightningDataModule
 
 from kdkit import cli, models
+from kdkit.bench.expand import expand
+from kdkit.bench.suite import load_suite
 from kdkit.recipe import load, loads, packaged
 from kdkit.runs.check import check
 from tests.cli.command import kdkit
@@ -57,6 +59,10 @@ def surroundings(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_a_recipe_can_be_bound(surroundings, text):
+    if re.search("^pairs:", text, re.MULTILINE):
+        (surroundings / "suite.yaml").write_text(text)
+        assert expand(load_suite(surroundings / "suite.yaml"), surroundings / "teachers")
+        return
     around = "".join(words for key, words in AROUND.items() if not re.search(rf"^{key}:", text, re.MULTILINE))
     check(loads(around + text, folder=surroundings))
 
@@ -99,11 +105,14 @@ def test_a_command_is_one(surroundings, monkeypatch, command):
         assert f"\n{verb}:" in (ROOT / "Makefile").read_text()
     if program != "kdkit":
         return
-    if verb not in ("fit", "check", "eval"):
+    if verb not in ("fit", "check", "eval", "bench", "table"):
         assert kdkit(verb, *words).code == 0
         return
     context = typer.main.get_command(cli.app).commands[verb].make_context(verb, words)
-    if verb == "eval":
+    if verb in ("eval", "table"):
+        return
+    if verb == "bench":
+        assert (suite := context.params["suite"]).name == "suite.yaml" or load_suite(ROOT / suite)
         return
     recipe = context.params["recipe"]
     if recipe in [info.name for info in packaged()]:
