@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from kdkit import draws
@@ -29,7 +30,7 @@ class RowFile:
     def __init__(self, path: Path, rows: int, width: int) -> None:
         self.path, self.rows, self.width = path, rows, width
         size = rows * (width + CHECK)
-        with path.open("ab") as file:
+        with FileLock(f"{path}.lock"), path.open("ab") as file:  # it only ever grows: others may have it mapped
             if file.tell() < 2 * size:
                 file.truncate(2 * size)
         self.words = torch.from_file(str(path), shared=True, size=size, dtype=torch.int16).view(rows, width + CHECK)
@@ -49,7 +50,8 @@ class RowFile:
     def write(self, ids: Tensor, words: Tensor) -> None:
         """Put words (m, width) int16 into the rows `ids` (m,).
 
-        Not through the map: a store that the disk has no room for kills the process, a write raises `OSError`.
+        Not through the map: a store that the disk has no room for kills the process, a write raises `OSError`. A disk
+        that ends in the middle of one first takes a part of it, and refuses the rest.
         """
         check = self._checksum(ids, words)[:, None].view(torch.int16)
         whole, stride = torch.cat([words, check], 1).numpy(), 2 * (self.width + CHECK)
@@ -57,7 +59,9 @@ class RowFile:
         with self.path.open("r+b", buffering=0) as file:
             for start, stop in pairwise(breaks):
                 file.seek(int(ids[start]) * stride)
-                file.write(whole[start:stop].tobytes())
+                left = memoryview(whole[start:stop].tobytes())
+                while left:
+                    left = left[file.write(left) :]
 
     def there(self, ids: Tensor) -> Tensor:
         """Whether each of the rows `ids` (m,) is there."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +20,9 @@ from kdkit.registry import KdkitError
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 Values = Mapping[str, Tensor]
+READ = 1 << 16
+"""Rows that are read at once."""
+ROWS = "rows.bin"
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,11 @@ class Layout:
 
     Attributes:
         shapes: of each tap, without the batch.
-        dtype: `float16`, exact for a teacher that runs in bf16, or `float32`.
+        dtype: `float16`, exact for a teacher that runs in fp16, and for one in bf16 where a value is between 6e-5
+            and 65504 in size (smaller ones are rounded to a multiple of 6e-8), or `float32`.
         top_k: keep only so many of the logits, as log-probabilities; the rest of the mass is spread evenly over the
-            other classes (Shen, Xing, ECCV 2022, arXiv 2112.01528). `None`: all of them, as they are.
+            other classes (Shen, Xing, ECCV 2022, arXiv 2112.01528), for losses that read them at temperature 1. `None`:
+            all of them, as they are.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -101,11 +107,11 @@ class TeacherCache:
         self.layout = layout
         self.folder = folder / f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
         size = 2 * rows * (layout.width + CHECK)
-        _check_room(folder, layout, rows, size)
+        _check_room(self.folder, layout, rows, size)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "cache.json").write_text(text + "\n", encoding="utf-8")
-            self.file = RowFile(self.folder / "rows.bin", rows, layout.width)
+            self.file = RowFile(self.folder / ROWS, rows, layout.width)
         except OSError as problem:
             raise KdkitError(
                 f"cache: {self.folder} cannot be written ({problem.strerror}); set KDKIT_HOME"
@@ -128,11 +134,16 @@ class TeacherCache:
         """Keep values of the given rows; returns them as words.
 
         Raises:
-            KdkitError: a value is beyond the range of the kept type.
+            KdkitError: a value is no number, or beyond the range of the kept type.
         """
         for tap, value in values.items():
+            if not bool(value.isfinite().all()):
+                raise KdkitError(
+                    f"cache: this model's {tap} has values that are infinite or no number; look at it live"
+                )
             if bool((value.detach().abs() > torch.finfo(DTYPES[self.layout.dtype]).max).any()):
-                raise KdkitError(f"cache: {tap} has values beyond the range of float16; say cache: {{dtype: float32}}")
+                other = "say cache: {dtype: float32}" if self.layout.dtype == "float16" else "leave `cache` out"
+                raise KdkitError(f"cache: {tap} has values beyond the range of {self.layout.dtype}; {other}")
         words = self.layout.encode(values).cpu()
         try:
             self.file.write(rows.cpu(), words)
@@ -143,19 +154,31 @@ class TeacherCache:
     def _unwritable(self, problem: OSError) -> KdkitError:
         return KdkitError(f"cache: {self.folder} cannot be written ({problem.strerror}); set KDKIT_HOME elsewhere")
 
-    def missing(self, start: int, stop: int) -> Tensor:
-        """Which of the rows from `start` to `stop` are not there, or are spoilt."""
-        ids = torch.arange(start, min(stop, self.file.rows))
-        return ids[~self.file.there(ids)]
-
     def live_on(self, device: torch.device) -> None:
-        """Hold all rows on an accelerator, from where they are read without a wait; all must be there."""
-        self._device_rows = self.file.words[:, : self.layout.width].to(device)
+        """Hold all rows on an accelerator, from where they are read without a wait.
+
+        Raises:
+            KdkitError: a row is not there, or is spoilt.
+        """
+        held = torch.empty(self.file.rows, self.layout.width, dtype=torch.int16, device=device)
+        missing = 0
+        for ids in torch.arange(self.file.rows).split(READ):
+            words, there = self.file.read(ids)
+            missing += int((~there).sum())
+            held[ids[0] : ids[-1] + 1] = words.to(device)
+        if missing:
+            raise KdkitError(
+                f"cache: {missing} of {self.file.rows} rows in {self.folder} are not there, or are spoilt; start again "
+                "to compute them, and remove the folder where that does not help"
+            )
+        self._device_rows = held
 
 
 def _check_room(folder: Path, layout: Layout, rows: int, size: int) -> None:
-    """Refuse what the disk cannot hold, telling what takes the room."""
+    """Refuse what the disk cannot hold beside what is written already, telling what takes the room."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    with suppress(OSError, AttributeError):  # Windows does not tell blocks
+        size -= 512 * (folder / ROWS).stat().st_blocks
     if size > (free := shutil.disk_usage(there).free):
         parts = ", ".join(f"{tap} {2 * rows * layout.words(tap) / 1e9:.1f} GB" for tap in layout.shapes)
         raise KdkitError(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kdkit.console import tell
+from kdkit.data.home import home
 from kdkit.recipe import Recipe, content_key
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.lock import only_here
-
-
-def home() -> Path:
-    """Where trained teachers are kept: `KDKIT_HOME`, else `~/.cache/kdkit`."""
-    return Path(os.environ.get("KDKIT_HOME") or Path.home() / ".cache" / "kdkit")
 
 
 def teacher_folder(recipe: Recipe) -> RunFolder:

@@ -1,6 +1,10 @@
 """Rows on disk: what was written is read, what is missing or spoilt is computed again, and nothing is made up."""
 
 import json
+import resource
+import threading
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +60,40 @@ def test_a_file_grows_and_keeps_its_rows(tmp_path):
     assert RowFile(tmp_path / "rows", 8, 5).there(torch.arange(8)).tolist() == [False, False, True] + [False] * 5
 
 
+def test_a_shorter_table_never_cuts_a_longer_one(tmp_path):
+    """Another process opens and fills a longer one between this one's look at the size and its truncation."""
+    path, words = tmp_path / "rows", torch.ones(5000, 5, dtype=torch.int16)
+    other = threading.Thread(target=lambda: RowFile(path, 5000, 5).write(torch.arange(5000), words))
+
+    class Slow(type(path)):
+        def open(self, *args, **options):
+            file = super().open(*args, **options)
+
+            def truncate(size):
+                other.start()
+                other.join(0.3)
+                file.truncate(size)
+
+            return closing(SimpleNamespace(tell=file.tell, truncate=truncate, close=file.close))
+
+    RowFile(Slow(path), 10, 5)
+    other.join()
+    assert path.stat().st_size == 2 * 5000 * 7
+    assert RowFile(path, 5000, 5).there(torch.arange(5000)).all()
+
+
+def test_a_disk_that_ends_in_the_middle_of_a_write_is_an_error(tmp_path):
+    file = RowFile(tmp_path / "rows", 100, 1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50 * 2004 + 77, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            file.write(torch.arange(100), torch.ones(100, 1000, dtype=torch.int16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.there(torch.arange(100)).sum() == 50
+
+
 def test_computed_once_and_equal_to_its_first_answer(tmp_path):
     rows = torch.tensor([5, 2, 40])
     first = cache(tmp_path)(rows, lambda: values(rows))
@@ -78,10 +116,10 @@ def test_one_spoilt_row_is_made_again(tmp_path):
     rows, kept = torch.arange(3), cache(tmp_path)
     kept(rows, lambda: values(rows))
     kept.file.words[1, 0] ^= 1
-    assert kept.missing(0, 4).tolist() == [1, 3]
+    assert kept.file.there(torch.arange(4)).tolist() == [True, False, True, False]
     found = kept(rows, lambda: values(rows))
     torch.testing.assert_close(found["logits"], values(rows)["logits"], rtol=2**-11, atol=1e-7)
-    assert kept.missing(0, 3).tolist() == []
+    assert kept.file.there(rows).all()
 
 
 def test_other_weights_are_another_cache(tmp_path):
@@ -116,8 +154,28 @@ def test_what_the_disk_cannot_hold_is_refused(tmp_path):
 
 def test_what_float16_cannot_hold_is_refused(tmp_path):
     rows = torch.arange(2)
-    with pytest.raises(KdkitError, match="beyond the range of float16"):
+    with pytest.raises(KdkitError, match=r"beyond the range of float16; say cache: \{dtype: float32\}"):
         cache(tmp_path)(rows, lambda: {tap: 1e6 * value for tap, value in values(rows).items()})
+    with pytest.raises(KdkitError, match="beyond the range of float32; leave `cache` out"):
+        cache(tmp_path, dtype="float32")(rows, lambda: {t: 1e60 * v.double() for t, v in values(rows).items()})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_is_refused(tmp_path, dtype, value):
+    rows, kept = torch.arange(2), cache(tmp_path, dtype=dtype)
+    with pytest.raises(KdkitError, match="infinite or no number"):
+        kept(rows, lambda: {**values(rows), "logits": torch.full((2, 10), value)})
+    assert not kept.file.there(rows).any()
+
+
+def test_what_is_written_already_needs_no_room(tmp_path, monkeypatch):
+    rows = torch.arange(5000)
+    cache(tmp_path, rows=5000)(rows, lambda: values(rows))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50_000))
+    cache(tmp_path, rows=5000)
+    with pytest.raises(KdkitError, match="do not fit"):
+        cache(tmp_path, {"weights": "b"}, rows=5000)
 
 
 def test_held_whole_it_gives_the_same(tmp_path):
@@ -126,6 +184,19 @@ def test_held_whole_it_gives_the_same(tmp_path):
     kept.live_on(torch.device("cpu"))
     found = kept(torch.tensor([7, 3]), never)
     assert all(torch.equal(found[tap], expected[tap][[7, 3]]) for tap in SHAPES)
+
+
+@pytest.mark.parametrize("spoil", [lambda words: words[3].zero_(), lambda words: words[49, 0].bitwise_xor_(2)])
+def test_nothing_is_held_that_is_not_there(tmp_path, monkeypatch, spoil):
+    monkeypatch.setattr("kdkit.data.teacher_cache.READ", 20)
+    rows, kept = torch.arange(50), cache(tmp_path)
+    kept(rows, lambda: values(rows))
+    kept.live_on(torch.device("cpu"))
+    spoil(kept.file.words)
+    again = cache(tmp_path)
+    with pytest.raises(KdkitError, match=r"1 of 50 rows .* are not there, or are spoilt"):
+        again.live_on(torch.device("cpu"))
+    assert torch.equal(again(rows, lambda: values(rows))["logits"], kept(rows, never)["logits"])
 
 
 def test_a_full_disk_is_an_error_and_no_crash(tmp_path, monkeypatch):
