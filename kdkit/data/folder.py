@@ -135,12 +135,14 @@ class Folder(DataModule):
         return self.sets[0 if train else 1].labels
 
     def checksum(self) -> str:
-        """Of the files' names and sizes, and of what decodes them."""
+        """Of the files' names, sizes and times of writing, and of what decodes them."""
+        import PIL
         import torchvision
 
         names = [self.sets[0].names[i] for i in self.parts[0].tolist()]
-        sizes = [os.stat(path).st_size for path in self.sets[0].paths(self.parts[0])]
-        return blake2b(repr((torchvision.__version__, names, sizes)).encode(), digest_size=8).hexdigest()
+        found = [os.stat(path) for path in self.sets[0].paths(self.parts[0])]
+        told = (torchvision.__version__, PIL.__version__, names, [(f.st_size, f.st_mtime_ns) for f in found])
+        return blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> WorkerLoader:
         """See `DataModule.loader`."""

@@ -95,16 +95,19 @@ class TeacherCache:
         depends: all that the numbers follow from: weights, images, views, precision, … Anything else is another cache.
         layout: of a row.
         rows: number of rows.
+        near: how far what was kept may lie from what the model says now: ‖kept − said‖ / ‖said‖.
 
     Raises:
         KdkitError: the disk has no room for it.
     """
 
-    def __init__(self, folder: Path, name: str, depends: Mapping[str, Any], layout: Layout, rows: int) -> None:
+    def __init__(
+        self, folder: Path, name: str, depends: Mapping[str, Any], layout: Layout, rows: int, *, near: float = 0.005
+    ) -> None:
         taps = {tap: list(shape) for tap, shape in layout.shapes.items()}
         told = {**depends, "taps": taps, "dtype": layout.dtype, "top_k": layout.top_k}
         text = json.dumps(told, sort_keys=True, indent=1)
-        self.layout = layout
+        self.layout, self.near, self.trusted = layout, near, False
         self.folder = folder / f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
         size = 2 * rows * (layout.width + CHECK)
         _check_room(self.folder, layout, rows, size)
@@ -126,9 +129,33 @@ class TeacherCache:
         if self._device_rows is not None:
             return self.layout.decode(self._device_rows.index_select(0, rows))
         words, there = self.file.read(rows.cpu())
+        if bool(there.any()) and not self.trusted:
+            self.compare(
+                rows[there.to(rows.device)], {tap: value[there.to(value.device)] for tap, value in live().items()}
+            )
         if not bool(there.all()):
             words = self.write(rows, live())
         return {tap: value.to(rows.device) for tap, value in self.layout.decode(words).items()}
+
+    def compare(self, rows: Tensor, values: Values) -> None:
+        """Before any kept row is believed: see whether some say what the model says now.
+
+        `depends` cannot tell everything: a line of the model's code, say.
+
+        Raises:
+            KdkitError: they do not.
+        """
+        kept, said = (self.layout.decode(w) for w in (self.file.read(rows.cpu())[0], self.layout.encode(values).cpu()))
+        for tap in kept:
+            pair = [kept[tap], said[tap]]
+            old, new = [v.exp() for v in pair] if tap == "logits" and self.layout.top_k is not None else pair
+            apart = float((old - new).norm() / new.norm().clamp_min(1e-12))
+            if apart > self.near:
+                raise KdkitError(
+                    f"cache: {self.folder} does not hold what this model says now ({tap} is {apart:.1%} off): its "
+                    "code, or what reads the images, has changed; remove the folder"
+                )
+        self.trusted = True
 
     def write(self, rows: Tensor, values: Values) -> Tensor:
         """Keep values of the given rows; returns them as words.

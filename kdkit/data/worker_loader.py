@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class WorkerLoader(Loader):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(order)
-        self.labels = labels
+        self.files, self.labels = files, labels
         self.with_index = with_index
         self.device = torch.device(device)
         self.normalise = Normalise(mean, std, device)
@@ -99,6 +100,12 @@ class WorkerLoader(Loader):
         )
         # Workers that go as part of a reference cycle (a Trainer, a traceback) hold up the collector for 5 s each.
         weakref.finalize(self, _stop_workers, self._loader)
+
+    def numbered(self, index: Tensor, number: Tensor) -> Tensor:
+        """The images `index` (B,), which have one view each, as a batch would hold them."""
+        with ThreadPoolExecutor(max(1, self._loader.num_workers)) as pool:
+            pixels = torch.stack(list(pool.map(lambda i: self.files[0, i][0], index.tolist())))
+        return self.normalise(pixels.to(self.device, non_blocking=True))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         batches = iter(self._loader)

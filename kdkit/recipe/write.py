@@ -50,8 +50,8 @@ def dump(content: dict[str, Any]) -> str:
 def fingerprint(recipe: Recipe) -> str:
     """A hash of everything but the method: recipes that differ in losses, heads and stages alone share it.
 
-    Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's whole
-    answers are read from.
+    Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's answers
+    are read from, unless as some of their logits alone. What `float16` rounds is no more than another machine changes.
     """
     whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages")}
     for spec in whole["models"].values():

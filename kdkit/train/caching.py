@@ -17,10 +17,17 @@ from torch import Tensor, nn
 from kdkit.data.home import home
 from kdkit.data.teacher_cache import Layout, TeacherCache
 from kdkit.graph.graph import Graph
+from kdkit.graph.links import End
 from kdkit.registry import KdkitError, nearest
 
 CHUNK = 1024
 """Views that are computed at once."""
+
+SOME = 64
+"""Rows that are looked at before any is believed."""
+
+EXACT, ROUNDED = 0.005, 0.05
+"""How far what is kept may lie from what the model says, relative to its size, in full and in half precision."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,10 @@ class CacheWords:
     Attributes:
         by: `views`: a row for every view of every image, which serves any seed and any number of epochs; for views that
             can be counted, such as CIFAR's 162. `epochs`: a row for every image in every epoch of one seed, which
-            serves every method under any augmentation.
-        dtype: `float16`, exact where the model runs in bf16, or `float32`.
-        top_k: keep this many logits and spread the rest of the mass.
+            serves every method under any augmentation; filled by the first run, each rank its own part, and looked up
+            on the host.
+        dtype: `float16` or `float32`; see `Layout`.
+        top_k: keep this many logits and spread the rest of the mass, for losses of temperature 1.
         folder: where caches lie; left out: `KDKIT_HOME`.
     """
 
@@ -91,11 +99,14 @@ class Memory:
         kept = Layout({tap: taps.shapes[tap] for tap in taps.names}, words.dtype, words.top_k)
         data = datamodule.identity()
         if words.by == "views":
-            del data["seed"], data["augment"]
+            del data["seed"]
+        if words.top_k is not None:
+            _check_temperatures(graph, name)
         input_of = {word: getattr(node, word) for word in ("mean", "std", "image_size", "input")}
-        depends = {"model": _digest(graph.model(name)), "by": words.by, "precision": precision, **input_of, **data}
+        depends = {"model": _fingerprint(graph.model(name)), "by": words.by, "precision": precision, **input_of, **data}
         folder = home() / "caches" if words.folder is None else Path(words.folder)
-        self.cache = TeacherCache(folder, name, depends, kept, self.samples * self.groups)
+        near = EXACT if precision.startswith(("32", "64")) else ROUNDED
+        self.cache = TeacherCache(folder, name, depends, kept, self.samples * self.groups, near=near)
 
     def rows(self, epoch: int, index: Tensor) -> Tensor:
         """The row of each sample's view in an epoch: (B,)."""
@@ -132,11 +143,14 @@ class Memory:
             runs_in: the context in which the model runs, such as autocast.
         """
         for rows, views in self._all():
-            missing = ~self.cache.file.there(rows.cpu())
-            if bool(missing.any()):
-                missing = missing.to(rows.device)
+            there = self.cache.file.there(rows.cpu()).to(rows.device)
+            if bool(there.any()) and not self.cache.trusted:
+                some = there.nonzero()[:SOME, 0]
                 with runs_in():
-                    self.cache.write(rows[missing], self.answer(views()[missing]))
+                    self.cache.compare(rows[some], self.answer(views()[some]))
+            if not bool(there.all()):
+                with runs_in():
+                    self.cache.write(rows[~there], self.answer(views()[~there]))
             yield len(rows)
 
     def verify(self, runs_in: Callable[[], AbstractContextManager[Any]] = nullcontext) -> tuple[int, int, float]:
@@ -170,10 +184,23 @@ def _given(x: Tensor) -> Tensor:
     return x
 
 
-def _digest(model: nn.Module) -> str:
-    """Of what a model computes: its layers and all that they hold."""
-    digest = blake2b(repr(model).encode(), digest_size=16)
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _fingerprint(model: nn.Module) -> str:
+    """Of a model's layers and all the tensors that they hold; `TeacherCache.compare` sees what else has changed."""
+    made = blake2b(repr(model).encode(), digest_size=16)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        made.update(name.encode())
+        made.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def _check_temperatures(graph: Graph, name: str) -> None:
+    """Mass that is spread evenly is wrong at any temperature but 1."""
+    for edge in graph.bound:
+        moving = {word for _, word, _ in edge.curves}
+        for call, loss in zip(edge.calls, edge.losses, strict=True):
+            read = any(End(name, "logits") in link.sources for link in call.links)
+            if read and ("temperature" in moving or float(getattr(loss, "temperature", 1.0)) != 1.0):
+                raise KdkitError(
+                    f"cache of {name!r}: top_k spreads the rest of the mass as it is at temperature 1, and "
+                    f"{edge.name} reads it at another; say losses.{edge.name}.temperature=1, or leave top_k out"
+                )

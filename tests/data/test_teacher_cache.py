@@ -22,7 +22,9 @@ def values(rows):
 
 
 def cache(folder, depends=None, rows=50, **layout):
-    return TeacherCache(folder, "teacher", depends or {"weights": "a"}, Layout(SHAPES, **layout), rows)
+    made = TeacherCache(folder, "teacher", depends or {"weights": "a"}, Layout(SHAPES, **layout), rows)
+    made.trusted = True
+    return made
 
 
 def never():
@@ -53,6 +55,23 @@ def test_neither_zeros_nor_another_row_pass_for_a_row(tmp_path):
     file.write(torch.tensor([0]), torch.zeros(1, 5, dtype=torch.int16))
     file.words[1] = file.words[0]
     assert file.there(torch.arange(3)).tolist() == [True, False, False]
+
+
+def test_before_it_is_believed_it_is_compared(tmp_path):
+    rows, said = torch.tensor([5, 2, 40]), []
+
+    def live():
+        said.append(1)
+        return values(rows[:2])
+
+    cache(tmp_path)(rows[:2], live)
+    again = TeacherCache(tmp_path, "teacher", {"weights": "a"}, Layout(SHAPES), 50)
+    again(rows[:2], live)
+    again(rows[:2], never)
+    assert len(said) == 2
+    other = TeacherCache(tmp_path, "teacher", {"weights": "a"}, Layout(SHAPES), 50)
+    with pytest.raises(KdkitError, match=r"logits is \d+\.\d% off"):
+        other(rows[:2], lambda: {**live(), "logits": torch.randn(2, 10)})
 
 
 def test_a_file_grows_and_keeps_its_rows(tmp_path):
