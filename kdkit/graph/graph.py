@@ -263,7 +263,7 @@ class Graph(nn.Module):
                 stack.enter_context(self.now.readers[name].open())
             yield
 
-    def lesson(self, batch: Batch, known: Mapping[End, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def lesson(self, batch: Batch, known: Mapping[End, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Σ weight · term of a step in which all learn at once, and the terms; `known` is what caches gave."""
         outputs = dict(known)
         for name in self._live():
@@ -272,7 +272,7 @@ class Graph(nn.Module):
                 values = reader.take(self.model(name)(self.adapters[name](batch.x)))
             outputs.update({End(name, tap): value for tap, value in values.items()})
         terms = self.terms(self.now.updates, outputs, batch)
-        return self.weighted(terms), terms
+        return self.weighted(terms) if terms else None, terms
 
     @torch.no_grad()
     def move_ema(self, t: float) -> None:

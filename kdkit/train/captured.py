@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from kdkit.graph.batch import Batch
+from kdkit.models.heads.pca import PCA
+from kdkit.train.optim import can_be_recorded
 
 WARM = 3
 """Ordinary steps before a recording: optimisers make their state, cuDNN chooses its kernels, CRD fixes Z."""
@@ -29,9 +33,12 @@ def record_on_cuda(work: Callable[[], Values]) -> tuple[Callable[[], None], Valu
     """A CUDA graph of everything that `work` launches."""
     graph = torch.cuda.CUDAGraph()
     torch.clear_autocast_cache()  # casts of weights made before would be read for ever
-    with torch.cuda.graph(graph, pool=_pool()):
-        found = work()
-    torch.clear_autocast_cache()
+    try:
+        # Another thread may pin the memory of the next batch meanwhile: only this one's calls are looked at.
+        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+            found = work()
+    finally:
+        torch.clear_autocast_cache()
     return graph.replay, found
 
 
@@ -60,11 +67,15 @@ class CapturedStep:
 
     Args:
         work: one whole step, from the batch to the updated weights; returns what is looked at afterwards.
+        forget: drops what a recording that failed has left behind.
+        warm: ordinary steps before a recording.
         record: makes a recording.
     """
 
-    def __init__(self, work: Work, record: Record = record_on_cuda) -> None:
-        self.work, self.record = work, record
+    def __init__(
+        self, work: Work, forget: Callable[[], None], warm: int = WARM, record: Record = record_on_cuda
+    ) -> None:
+        self.work, self.forget, self.warm, self.record = work, forget, warm, record
         self.recordings: dict[Any, _Recording] = {}
         self.refused = ""
 
@@ -75,7 +86,7 @@ class CapturedStep:
         if self.refused or (key not in self.recordings and len(self.recordings) >= MOST):
             return self.work(batch)
         mine = self.recordings.setdefault(key, _Recording())
-        if mine.ran < WARM:
+        if mine.ran < self.warm:
             mine.ran += 1
             return self.work(batch)
         if mine.inputs is None:
@@ -83,7 +94,10 @@ class CapturedStep:
             held = mine.inputs
             try:
                 mine.start, mine.found = self.record(lambda: self.work(held))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:  # something in it waits for the device, or cannot be recorded
+                self.forget()  # gradients that were recorded, but never computed
                 self.refused = str(error).partition("\n")[0]
                 rank_zero_info(f"training without a CUDA graph: {self.refused}")
                 return self.work(batch)
@@ -111,15 +125,48 @@ def recordable(distiller: Any) -> bool:
     return distiller.compiles is not False and distiller.device.type == "cuda"
 
 
-def speed_up(distiller: Any) -> tuple[Any, CapturedStep | None]:
+def speed_up(distiller: Any) -> tuple[Compiled | None, CapturedStep | None]:
     """The compiled lesson and the recorded step of a distiller, as its `compile` asks; `None` for what is left out."""
-    compiled = torch.compile(distiller.graph.lesson, dynamic=False) if distiller.compiles is True else None
+    graph = distiller.graph
+    compiled = Compiled(graph.lesson, lambda: graph.now.start) if distiller.compiles is True else None
     if not recordable(distiller):
         return compiled, None
     if reason := _against(distiller):
         rank_zero_info(f"training without a CUDA graph: {reason}")
         return compiled, None
-    return compiled, CapturedStep(partial(whole_step, distiller))
+
+    def forget() -> None:
+        for optimizer in distiller.optimizers().optimizer.of.values():
+            optimizer.zero_grad()
+
+    fitting = [part.batches for part in graph.modules() if isinstance(part, PCA)]  # it looks at its first batches
+    return compiled, CapturedStep(partial(whole_step, distiller), forget, WARM + max(fitting, default=0))
+
+
+class Compiled:
+    """A method, compiled anew for each phase.
+
+    Dynamo counts recompilations by code object, over all objects of a process, and gives up after eight: each phase of
+    each graph therefore has a code object of its own.
+    """
+
+    def __init__(self, method: Any, phase: Callable[[], float]) -> None:
+        self.method, self.phase = method, phase
+        self.made: dict[float, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the method in the phase that the run is in."""
+        if (phase := self.phase()) not in self.made:
+            plain = self.method.__func__
+            own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, closure=plain.__closure__)
+            self.made[phase] = torch.compile(MethodType(own, self.method.__self__), dynamic=False)
+        return self.made[phase](*args)
+
+
+def backward(loss: Tensor) -> None:
+    """Without autocast: what was computed in full precision has its gradient in full precision."""
+    with torch.autocast(loss.device.type, enabled=False):
+        loss.backward()
 
 
 def whole_step(distiller: Any, data: Batch) -> dict[str, Tensor]:
@@ -129,7 +176,7 @@ def whole_step(distiller: Any, data: Batch) -> dict[str, Tensor]:
     outputs = graph.outputs(data, cached=distiller.compiled is not None)
     loss, terms = distiller.lesson(graph.now.updates, outputs, data, 0)
     if loss is not None:
-        loss.backward()
+        backward(loss)
         distiller.clip(optimizers)
         optimizers.move()
         optimizers.zero_grad()
@@ -140,7 +187,8 @@ def whole_step(distiller: Any, data: Batch) -> dict[str, Tensor]:
 def _against(distiller: Any) -> str:
     """Why a distiller's steps cannot be recorded; empty where they can."""
     trainer, graph = distiller.trainer, distiller.graph
-    fixed = [name for name, o in distiller.optimizers().optimizer.of.items() if not _follows_lr(o)]
+    fixed = [name for name, o in distiller.optimizers().optimizer.of.items() if not can_be_recorded(o)]
+    watching = [type(c).__name__ for c in trainer.callbacks if c is not distiller.borrow and _looks_inside(c)]
     reasons = {
         "there are several ranks": trainer.world_size > 1,
         "fp16 looks at every gradient (bf16-mixed does not)": getattr(trainer.precision_plugin, "scaler", None),
@@ -148,10 +196,12 @@ def _against(distiller: Any) -> str:
         "peers are updated one after the other": distiller.update == "sequential",
         "a model draws random numbers (dropout)": graph.stochastic,
         "a batch holds several inputs": any(node.input is not None for node in graph.nodes.values()),
-        f"the optimizer of {', '.join(fixed)} cannot be recorded (sgd, adam and adamw can)": fixed,
+        f"the optimizer of {', '.join(fixed)} cannot be recorded (sgd, adam and adamw as they are can)": fixed,
+        f"{', '.join(watching)} looks at gradients, which a recorded step does not show": watching,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _follows_lr(optimizer: torch.optim.Optimizer) -> bool:
-    return all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)
+def _looks_inside(callback: pl.Callback) -> bool:
+    hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
+    return any(getattr(type(callback), hook) is not getattr(pl.Callback, hook) for hook in hooks)

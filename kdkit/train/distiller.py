@@ -23,7 +23,7 @@ from kdkit.graph.stage import Stage
 from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory
-from kdkit.train.captured import CapturedStep, recordable, speed_up
+from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
 from kdkit.train.length import run_epochs, steps_per_epoch
@@ -117,7 +117,7 @@ class Distiller(Evaluation):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits of the first trained node for a batch's x."""
-        return self._logits(self.graph.trained[0], Batch.of(batch).x)
+        return self(Batch.of(batch).x)  # type: ignore[no-any-return]
 
     # -- before training -------------------------------------------------------------------------------------------
 
@@ -152,8 +152,7 @@ class Distiller(Evaluation):
         """One optimiser for each trained node, with the heads and losses that learn with it."""
         made = {}
         for name in self.graph.trained:
-            node = self.graph.nodes[name]
-            own, beside = self.graph.parameters_of(name)
+            node, (own, beside) = self.graph.nodes[name], self.graph.parameters_of(name)
             spec, lr = node.optimizer or self.optimizer_spec, self.rates[name](0.0)
             made[name] = build_optimizer(spec, [*own, *beside], lr, recorded=self.device if recordable(self) else None)
         return NodeOptimizers(made)
@@ -161,7 +160,7 @@ class Distiller(Evaluation):
     # -- training --------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """The caches are filled where they are to be."""
+        """Caches are filled, steps compiled and recorded, where that is asked for."""
         steps_per_epoch(self.trainer)
         for memory in self.memories.values():
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)
@@ -216,8 +215,7 @@ class Distiller(Evaluation):
         try:
             if self.compiled is not None:
                 with graph.opened():
-                    loss, terms = self.compiled(data, outputs)
-                    return loss, terms
+                    return self.compiled(data, outputs)  # type: ignore[no-any-return]
             terms = graph.terms(turn, outputs, data)
         except IndexError:
             check_labels(data.labels, classes(outputs, graph.facts))
@@ -241,7 +239,7 @@ class Distiller(Evaluation):
 
     def _backward(self, loss: Tensor) -> None:
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
-        self.trainer.precision_plugin.pre_backward(loss, self).backward()
+        backward(self.trainer.precision_plugin.pre_backward(loss, self))
 
     def _update(self, turn: tuple[str, ...], t: float, whole: Callable[[], None] | None = None) -> None:
         """Move the nodes of a turn, or do the `whole` step, which Lightning counts as one."""
@@ -251,11 +249,13 @@ class Distiller(Evaluation):
         for name in turn:
             raw.set_lr(name, self.rates[name](t))
         moved = [p for group in raw.param_groups for p in group["params"] if p.grad is not None]
-        if moved or whole is not None:
-            average_gradients(moved)
-            optimizer.step()
-            optimizer.zero_grad()
-        raw.active, raw.instead = tuple(raw.of), None
+        try:
+            if moved or whole:
+                average_gradients(moved)
+                optimizer.step()
+                optimizer.zero_grad()
+        finally:
+            raw.active, raw.instead = tuple(raw.of), None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip as the Trainer was told to, each node by itself; gradients are unscaled by now."""

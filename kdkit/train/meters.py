@@ -32,8 +32,8 @@ class TermSums:
     def add_values(self, terms: Mapping[str, Tensor]) -> None:
         """The part of `add` that the device does, in place."""
         for name, value in terms.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros((), device=value.device)
+            if name not in self.sums or self.sums[name].device != value.device:  # a checkpoint is read before the move
+                self.sums[name] = self.sums.get(name, torch.zeros(())).to(value.device)
             self.sums[name].add_(value.detach().float())
 
     def count(self, names: Iterable[str]) -> None:
@@ -52,8 +52,8 @@ class TermSums:
         self.counts.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and counts."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+        """Sums and counts of what came since the last `clear`."""
+        return {"sums": {name: self.sums[name] for name in self.counts}, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a checkpoint."""
@@ -77,6 +77,8 @@ class FiniteWatch:
         Raises:
             NonFiniteLossError: a term is NaN or infinite.
         """
+        if not terms:
+            return
         flags = torch.stack([value.detach().isfinite() for value in terms.values()])
         if flags.device.type != "cuda":
             self._judge(flags, list(terms), step)

@@ -15,6 +15,9 @@ from kdkit.registry import KdkitError
 RECORDED = {"SGD": ["fused"], "Adam": ["fused", "capturable"], "AdamW": ["fused", "capturable"]}
 """Optimisers whose step a CUDA graph may hold, and the options that this takes."""
 
+MACHINERY = ("fused", "capturable", "foreach", "differentiable")
+"""Options that say how a step is made; a checkpoint does not change them."""
+
 
 def build_optimizer(
     spec: Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float, recorded: torch.device | None = None
@@ -30,11 +33,11 @@ def build_optimizer(
     options = check_optimizer(spec)
     cls: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[options.pop("name")]
     rate: float | Tensor = lr
-    if recorded is not None and (words := RECORDED.get(cls.__name__)):
+    if recorded is not None and (words := RECORDED.get(cls.__name__)) and not options.keys() & set(MACHINERY):
         rate, options = torch.tensor(lr, device=recorded), {**dict.fromkeys(words, True), **options}
     try:
         return cls(list(parameters), lr=rate, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise KdkitError(f"optimizer: {error}") from error
 
 
@@ -109,12 +112,22 @@ class NodeOptimizers(torch.optim.Optimizer):
         return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore every node's state; a learning rate that is a tensor stays the one that a recording reads."""
+        """Restore every node's state; how its steps are made stays, and a learning rate that a recording reads."""
         for name, optimizer in self.of.items():
-            rates = [group["lr"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(state_dict[name])
+            groups, theirs = optimizer.param_groups, state_dict[name]["param_groups"]
+            made = [{word: group[word] for word in MACHINERY if word in group} for group in groups]
+            rates = [group["lr"] for group in groups]
+            merged = [{**their, **mine} for their, mine in zip(theirs, made, strict=True)]
+            optimizer.load_state_dict({**state_dict[name], "param_groups": merged})
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate.fill_(group["lr"]) if isinstance(rate, Tensor) else group["lr"]
+
+
+def can_be_recorded(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a CUDA graph may hold its step, and follow its learning rate."""
+    words = RECORDED.get(type(optimizer).__name__)
+    groups = optimizer.param_groups
+    return words is not None and all(isinstance(g["lr"], Tensor) and all(g[word] for word in words) for g in groups)
 
 
 def rate(name: str, own: Spec | None, common: Spec, epochs: float) -> Curve:

@@ -1,17 +1,22 @@
 """Compiled and recorded steps teach what plain ones teach.
 
-There may be no GPU here: a stand-in for its recorder runs the recorded function again, on the same tensors and nothing
-else, which is what a CUDA graph does.
+There may be no GPU here: a stand-in for its recorder keeps the tensor operations of one step, and does these again, on
+the same tensors: Python runs once, as it does for a CUDA graph.
 """
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import kdkit
 from kdkit import data
+from kdkit.losses import PKTLoss
 from kdkit.registry import KdkitError
 from kdkit.train import captured as recording
+from kdkit.train.meters import TermSums
+from kdkit.train.optim import NodeOptimizers
 from tests.nets import net
 from tests.train.running import fit, loader, pair, trainer
 
@@ -20,26 +25,55 @@ FADING = kdkit.Edge("kd", weight={"linear": [1.0, 0.0]}, temperature={"linear": 
 LATE = kdkit.Edge("at", when={"from": 1})
 
 
+class Tape(TorchDispatchMode):
+    """The operations that ran, with what they took and gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.done.append((function, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def again(self):
+        """Every operation once more, results put where they stood."""
+        for function, args, kwargs, result in self.done:
+            new = tree_leaves(function(*args, **kwargs))
+            for old, value in zip(tree_leaves(result), new, strict=True):
+                if isinstance(old, torch.Tensor) and old is not value and old.data_ptr() != value.data_ptr():
+                    old.detach().copy_(value)
+
+
 @pytest.fixture
 def recorded(monkeypatch):
-    """Every function that was recorded, and how often it was started."""
+    """Every recording that was made, and how often it was started."""
     made = []
 
     def record(work):
-        found, entry = {}, [0]
+        entry, first = [0], [True]
+        with Tape() as tape:
+            found = work()
         made.append(entry)
 
         def start():
             entry[0] += 1
-            found.update(work())
+            if not first[0]:  # the tape's own run was the first
+                tape.again()
+            first[0] = False
 
         return start, found
 
-    monkeypatch.setattr(recording, "record_on_cuda", record)
-    monkeypatch.setattr(recording.CapturedStep.__init__, "__defaults__", (record,))
+    use(monkeypatch, record)
+    return made
+
+
+def use(monkeypatch, record):
+    monkeypatch.setattr(recording.CapturedStep.__init__, "__defaults__", (recording.WARM, record))
     monkeypatch.setattr("kdkit.train.distiller.recordable", lambda distiller: distiller.compiles is not False)
     monkeypatch.setattr(recording, "recordable", lambda distiller: distiller.compiles is not False)
-    return made
 
 
 def trained(edges, compile, epochs=3, nodes=None, lr=None, **options):
@@ -60,16 +94,21 @@ def assert_same(one, other, **tolerance):
 
 
 @pytest.mark.parametrize(
-    "edges",
-    [["ce", FADING], ["ce", CRD], ["ce", LATE, "rkd"], ["ce", kdkit.Edge("hint", head="conv_bn_relu")]],
+    ("edges", "started"),
+    [
+        (["ce", FADING], 9),
+        (["ce", CRD], 9),
+        (["ce", LATE, "rkd"], 1 + 5),
+        (["ce", kdkit.Edge("hint", head="conv_bn_relu")], 9),
+    ],
     ids=["schedules", "crd", "phases", "head"],
 )
-def test_a_recorded_step_is_the_step(recorded, edges):
+def test_a_recorded_step_is_the_step(recorded, edges, started):
     """Banks, Z, statistics and weights; 72 samples in batches of 16 end with one of 8, which is recorded by itself."""
     plain, first = trained(edges, compile=False)
     quick, second = trained(edges, compile="auto")
     assert first.global_step == second.global_step == 15
-    assert sum(entry[0] for entry in recorded) >= 3
+    assert sum(entry[0] for entry in recorded) == started
     assert_same(plain, quick, rtol=1e-5, atol=1e-6)
     assert first.callback_metrics.keys() == second.callback_metrics.keys()
     for name, value in first.callback_metrics.items():
@@ -116,6 +155,7 @@ def test_cached_teachers_are_recorded(recorded, tmp_path):
         ({}, {"accumulate_grad_batches": 2}, "gradients are accumulated"),
         ({"update": "sequential"}, {}, "one after the other"),
         ({"optimizer": {"name": "rmsprop"}}, {}, "optimizer of student cannot be recorded"),
+        ({"optimizer": {"name": "sgd", "foreach": True}}, {}, "optimizer of student cannot be recorded"),
     ],
 )
 def test_what_cannot_be_recorded_says_why_and_trains(recorded, monkeypatch, words, options, reason):
@@ -137,13 +177,28 @@ def test_dropout_is_not_recorded(recorded, monkeypatch):
 
 
 def test_a_failed_recording_goes_on_without(monkeypatch, recorded):
+    """Nothing of it counts: on a GPU it has computed nothing, and its gradients are memory that was never written."""
+
     def fails(work):
+        holder = made[0]
+        kept = {name: value.clone() for name, value in holder.state_dict().items()}
+        move, zero = NodeOptimizers.move, NodeOptimizers.zero_grad
+        NodeOptimizers.move = NodeOptimizers.zero_grad = lambda *_: None
+        work()
+        NodeOptimizers.move, NodeOptimizers.zero_grad = move, zero
+        for parameter in holder.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(1e3)
+        holder.load_state_dict(kept)
+        holder.sums.clear()
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     told = []
     monkeypatch.setattr(recording, "rank_zero_info", told.append)
-    monkeypatch.setattr(recording.CapturedStep.__init__, "__defaults__", (fails,))
-    assert_same(trained(["ce", "kd"], "auto")[0], trained(["ce", "kd"], False)[0], rtol=1e-5, atol=1e-6)
+    use(monkeypatch, fails)
+    made = [kdkit.Distiller(pair(), ["ce", "kd"], lr={"cosine": [0.1, 0.0]}, compile="auto")]
+    fit(made[0], loader(n=72), epochs=3)
+    assert_same(made[0], trained(["ce", "kd"], False)[0], rtol=1e-5, atol=1e-6)
     assert told == ["training without a CUDA graph: operation not permitted when stream is capturing"]
 
 
@@ -176,7 +231,79 @@ def test_a_compiled_step_is_the_step(monkeypatch, edges):
 
     monkeypatch.setattr(torch, "compile", traced)
     assert_same(trained(edges, True)[0], trained(edges, False)[0], rtol=1e-5, atol=1e-6)
-    assert len(made) == 1
+    assert len(made) == (2 if LATE in edges else 1)  # one for each phase
+
+
+def test_the_tenth_distiller_of_a_process_is_compiled_too(monkeypatch):
+    """Dynamo counts by code object, and gives up after eight."""
+    real, ran = torch.compile, []
+
+    def counting(graph, _):
+        ran.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend=counting, **options))
+    for i in range(10):
+        before = len(ran)
+        trained(["ce", "kd"], True, epochs=1)
+        assert len(ran) > before, i
+
+
+@pytest.mark.parametrize("compile", ["auto", True])
+def test_a_batch_that_no_loss_can_compare(recorded, monkeypatch, compile):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
+    made = kdkit.Distiller(pair(), ["rkd"], lr=0.05, compile=compile)
+    plain = kdkit.Distiller(pair(), ["rkd"], lr=0.05)
+    for distiller in (made, plain):
+        fit(distiller, loader(n=66), epochs=5)  # the last batch holds two samples
+    assert_same(plain, made, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_plain_checkpoint_does_not_undo_what_a_recording_needs(recorded, tmp_path, name):
+    def made(compile):
+        return kdkit.Distiller(pair(), ["ce", "kd"], optimizer={"name": name}, lr=0.01, compile=compile)
+
+    fit(made(False), loader(), epochs=4, callbacks=[StopAfter(tmp_path / "half.ckpt")])
+    resumed = made("auto")
+    trainer(4).fit(resumed, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    (group,) = resumed.optimizers().optimizer.of["student"].param_groups
+    assert group["fused"] is True
+    assert group.get("capturable", True) is True
+    assert isinstance(group["lr"], torch.Tensor)
+    assert recorded
+
+
+def test_a_callback_that_looks_at_gradients_sees_them(recorded, monkeypatch):
+    class Gradients(pl.Callback):
+        seen = 0
+
+        def on_before_optimizer_step(self, trainer, made, optimizer):
+            self.seen += made.student.fc.weight.grad is not None
+
+    told, watch = [], Gradients()
+    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    trained(["ce", "kd"], "auto", epochs=1, callbacks=[watch])
+    assert watch.seen == 5
+    assert "Gradients looks at gradients" in told[0]
+
+
+def test_sums_of_a_checkpoint_move_with_the_terms():
+    sums = TermSums()
+    sums.load_state_dict({"sums": {"ce": torch.tensor(2.0)}, "counts": {"ce": 1}}, torch.device("cpu"))
+    sums.add({"ce": torch.zeros((), device="meta")})
+    assert sums.sums["ce"].device.type == "meta"
+
+
+def test_gradients_of_full_precision_losses_are_not_autocast():
+    x = torch.randn(32, 64, requires_grad=True)
+    t = torch.randn(32, 64)
+    exact = torch.autograd.grad(PKTLoss()(x, t), x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        recording.backward(PKTLoss()(x, t))
+    torch.testing.assert_close(x.grad, exact, rtol=1e-5, atol=1e-8)
 
 
 def test_auto_is_off_on_a_cpu(monkeypatch):
