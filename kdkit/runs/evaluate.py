@@ -17,6 +17,7 @@ from kdkit.data import DataModule
 from kdkit.fault import what, where
 from kdkit.graph import Node
 from kdkit.graph.batch import Adapter, Facts
+from kdkit.graph.labels import check_labels
 from kdkit.recipe import Recipe, build
 from kdkit.registry import KdkitError
 from kdkit.runs.eval_recipe import eval_recipe
@@ -116,8 +117,9 @@ def _seen(
     """Every model's logits on every batch, and the labels as that model numbers them."""
     experiment = build(recipe, weights=None)
     data = experiment.datamodule
+    unlabelled = f"data: {recipe.data.name} has no labels here; models are evaluated on labelled images"
     if not data.num_classes:
-        raise KdkitError(f"data: {recipe.data.name} has no labels here; models are evaluated on labelled images")
+        raise KdkitError(unlabelled)
     gpu = None if recipe.trainer.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
     data.device = gpu or torch.device("cpu")
     facts = Facts.of(data)
@@ -136,6 +138,9 @@ def _seen(
     classes = {name: told[name].get("classes") or data.class_names for name in files}
     places = {name: _places(path, classes[name], data).to(data.device) for name, path in files.items()}
     for x, labels, *_ in loader:
+        check_labels(labels, data.num_classes)
+        if (labels < 0).any():
+            raise KdkitError(unlabelled)
         for name, net in nets.items():
             logits = _logits(name, net, x)
             if logits.shape[-1] != (wanted := len(classes[name]) or data.num_classes):

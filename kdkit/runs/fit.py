@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from kdkit import models
 from kdkit.console import tell
 from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
+from kdkit.runs.beginning import Beginning
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
 from kdkit.runs.interrupt import interruptible
@@ -20,7 +21,7 @@ from kdkit.runs.lock import only_here
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
 from kdkit.runs.result import Result, figures, read_result
-from kdkit.runs.resume import check_same, epochs_done
+from kdkit.runs.resume import check_same, epochs_done, resuming
 from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
 from kdkit.runs.told import metadata, note_classes
@@ -43,7 +44,8 @@ def fit(
         recipe: as `kdkit.recipe.load` gives it.
         out: the run's folder; left out, `runs/<recipe>-seed<seed>`.
         resume: go on from the folder's last checkpoint; a finished run is only read.
-        overwrite: delete the run that the folder holds; files that are not kdkit's stay.
+        overwrite: delete the run that the folder holds, once the new one takes its first step; files that are not
+            kdkit's stay.
         profile: measure some steps, print where their time goes and write a Chrome trace into the folder.
 
     Raises:
@@ -72,37 +74,47 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, pr
         distiller, trainer = assemble(experiment, folder, rows)
     if profile:
         trainer.callbacks.append(StepProfiler(folder.trace, show_parts))  # type: ignore[attr-defined]
-    began = time.perf_counter()
     held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
     with held, interruptible(folder):
         checkpoint = folder.checkpoint if resume and folder.begun else None
         done = epochs_done(folder) if checkpoint is not None else 0
         rows.restore(done)
         if first_rank():
-            _prepare(recipe, folder, done, resume=resume, overwrite=overwrite)
-        with blaming(recipe), refusals(recipe), quiet():
+            folder.check(resume=resume, overwrite=overwrite)
+            _announce(recipe, folder, done)
+        make_way = _make_way(recipe, folder, resume=resume, overwrite=overwrite)
+        beginning = Beginning(make_way, resumed=checkpoint is not None)
+        trainer.callbacks.append(beginning)  # type: ignore[attr-defined]
+        with resuming(folder), blaming(recipe), refusals(recipe), quiet():
             trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
         if trainer.is_global_zero:
             for name in distiller.graph.models:
                 models.save_weights(distiller.graph.model(name), folder.weights(name), metadata(experiment, name))
             draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
-            minutes = (time.perf_counter() - began) / 60
             found = figures(rows.rows, experiment.nodes)
             note_classes(folder, experiment.datamodule)
-            write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": minutes})
+            write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})
         trainer.strategy.barrier()
         return read_result(folder)
 
 
-def _prepare(recipe: Recipe, folder: RunFolder, done: int, *, resume: bool, overwrite: bool) -> None:
-    """Write what a run begins with, and say that it begins."""
-    folder.prepare(resume=resume, overwrite=overwrite)
-    keys = {"seed": recipe.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
-    write_json(folder.provenance, {**provenance(), **keys})
-    write_text(folder.recipe, resolved(recipe))
+def _announce(recipe: Recipe, folder: RunFolder, done: int) -> None:
     name, epochs = f"{recipe.name}{' first' if folder.teacher else ''}", recipe.trainer.max_epochs
     begins = f"going on with {name} after epoch {done}" if done else f"training {name}"
     tell(f"{begins}: {epochs} epoch{'s' * (epochs > 1)}, into {folder.path}", sys.stdout)
+
+
+def _make_way(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> Callable[[], None]:
+    """What is done when the run begins: an old one goes, and it is written what this one is."""
+    keys = {"seed": recipe.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
+    papers, text = {**provenance(), **keys}, resolved(recipe)  # made now: the old run may hold files that it names
+
+    def begin() -> None:
+        folder.prepare(resume=resume, overwrite=overwrite)
+        write_json(folder.provenance, papers)
+        write_text(folder.recipe, text)
+
+    return begin
 
 
 def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tuple[Distiller, pl.Trainer]:

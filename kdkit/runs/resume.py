@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from kdkit.fault import what
 from kdkit.recipe import Recipe, content_key, resolved
 from kdkit.recipe.syntax import parse, read
 from kdkit.recipe.tree import edge_name, normalise
@@ -12,6 +15,7 @@ from kdkit.recipe.write import MACHINE, READING
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
 
+CONNECTOR = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 FREE = {*(f"trainer.{word}" for word in MACHINE), *(f"data.{word}" for word in READING)}
 
 
@@ -52,6 +56,26 @@ def epochs_done(folder: RunFolder) -> int:
     if not isinstance(content, dict) or not {"epoch", "state_dict", "kdkit"} <= content.keys():
         raise KdkitError(f"{path} is no checkpoint of a kdkit run; {_mend(folder)}")
     return int(content["epoch"]) + 1
+
+
+@contextmanager
+def resuming(folder: RunFolder) -> Iterator[None]:
+    """Whatever fails inside while Lightning restores the run's checkpoint becomes one error.
+
+    Raises:
+        KdkitError: the checkpoint does not fit the run: other models, or another version's.
+    """
+    try:
+        yield
+    except KdkitError:
+        raise
+    except Exception as error:  # states of all kinds are loaded, and fail in any way
+        within = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not any(f.f_globals.get("__name__") == CONNECTOR and "restore" in f.f_code.co_name for f in within):
+            raise
+        text = " ".join(what(error).split())
+        short = text if len(text) <= 300 else f"{text[:299]}…"
+        raise KdkitError(f"{folder.checkpoint} does not fit this run: {short}; {_mend(folder)}") from error
 
 
 def _mend(folder: RunFolder) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
+from kdkit.console import tell
 from kdkit.recipe import Recipe, RecipeError
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.progress import progress_callback
 from kdkit.runs.rows import MetricRows
 
@@ -74,7 +76,12 @@ def refusals(recipe: Recipe, *others: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's advice about workers, logging intervals and its own products."""
+    """Without Lightning's advice about workers, logging intervals and its own products; what kdkit notes is printed."""
+    notes, own = _Notes(logging.INFO), logging.getLogger("kdkit")
+    level = own.level
+    if first_rank():
+        own.addHandler(notes)
+        own.setLevel(logging.INFO)
     levels = {name: logging.getLogger(name).level for name in ("pytorch_lightning", "lightning.pytorch")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -84,5 +91,14 @@ def quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            for name, before in levels.items():
+                logging.getLogger(name).setLevel(before)
+            own.removeHandler(notes)
+            own.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    """Lines of kdkit's own logger among those of the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(record.getMessage(), sys.stdout)

@@ -161,3 +161,11 @@ def test_images_of_a_size_that_the_model_cannot_read(run, tmp_path):
     assert evaluate(tmp_path / "vit.safetensors", ["data={name: digits, image_size: 32}"])
     with pytest.raises(KdkitError, match=r"vit does not run on images of shape \(3, 16, 16\): AssertionError: "):
         evaluate(tmp_path / "vit.safetensors", ["data={name: digits, image_size: 16}"])
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_images_without_classes_score_nothing(run, tmp_path, split):
+    flat = photos(tmp_path, "flat") / "flat"
+    words = [f"data.root={flat}", "data.labels=false", "data.classes=3"]
+    with pytest.raises(KdkitError, match=r"^data: folder has no labels here; models are evaluated on labelled images"):
+        evaluate(run, words, split=split)

@@ -164,3 +164,49 @@ def test_code_that_changed_is_told(tmp_path):
         KdkitError, match=r"a file that it names \(weights, code, a teacher's recipe\) has other content"
     ):
         fit(loads(text, folder=tmp_path), out=tmp_path / "run", resume=True)
+
+
+def _without_a_weight(state):
+    state["state_dict"].popitem()
+
+
+def _of_another_width(state):
+    name, value = next((k, v) for k, v in state["state_dict"].items() if v.ndim == 4)
+    state["state_dict"][name] = value[:1]
+
+
+def _of_another_optimizer(state):
+    state["optimizer_states"] = [{}]
+
+
+MISFITS = {
+    _without_a_weight: "Missing key",
+    _of_another_width: "size mismatch",
+    _of_another_optimizer: "Error",
+}
+
+
+@pytest.mark.parametrize("change", MISFITS)
+def test_a_checkpoint_that_does_not_fit_is_one_error(stopped, tmp_path, change):
+    folder = stopped(1)
+    state = torch.load(folder.checkpoint, weights_only=False)
+    change(state)
+    torch.save(state, folder.checkpoint)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    error = refused("fit", tmp_path / "r.yaml", "data.samples=16", "--out", folder.path, "--resume")
+    assert f"error: {folder.checkpoint} does not fit this run: " in error
+    assert MISFITS[change] in error
+    assert len(error) < 1000
+    assert "--overwrite begins anew" in error
+
+
+def test_what_fails_while_a_resumed_run_trains_is_no_misfit(stopped, monkeypatch):
+    from kdkit.train.distiller import Distiller
+
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    folder = stopped(1)
+    monkeypatch.setattr(Distiller, "training_step", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        fit(recipe(), out=folder.path, resume=True)
