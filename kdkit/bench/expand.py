@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from kdkit.recipe.tree import edge_name, normalise, split
 from kdkit.recipe.write import document
 from kdkit.registry import KdkitError, nearest, reads
 
-Template = tuple[list[Any], dict[str, Any], str]  # losses, models, and trainer.update of a method's packaged recipe
+Template = tuple[list[Any], dict[str, Any], dict[str, Any]]  # losses, models and other words that are the method's
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
         made = make.recipe(f"{slug(teacher)}_{read_suite.suite.protocol}", {"net": teacher}, losses, teacher=True)
         weights = _published(made) or str(_written(made, teachers))
         teacher = Item({**teacher.value, "weights": Item(weights, item.mark)}, item.mark)
-    template: Template = (["ce", "kd"], {}, "")
+    template: Template = (["ce", "kd"], {}, {})
     plain = make.method(Method("kd", None, item.mark), template, teacher, student, 0)
     column, needs = fingerprint(plain), None
     ends = (told(teacher), told(student))
@@ -139,10 +139,10 @@ class _Maker:
 
     def method(self, method: Method, template: Template, teacher: Item, student: Item, seed: int) -> Recipe:
         """The recipe of one method: its losses, between this pair's models."""
-        listed, theirs, update = template
+        listed, theirs, others = template
         losses = method.losses or as_item(listed, method.mark)
         models = self._models(theirs, losses, teacher, student)
-        return self.recipe(f"{self.pair.title}-{method.name}", models, losses, seed=seed, update=update)
+        return self.recipe(f"{self.pair.title}-{method.name}", models, losses, seed=seed, others=others)
 
     def _models(self, theirs: dict[str, Any], losses: Item, teacher: Item, student: Item) -> dict[str, Item]:
         if not theirs:
@@ -186,7 +186,7 @@ class _Maker:
         *,
         seed: int = 0,
         teacher: bool = False,
-        update: str = "",
+        others: Mapping[str, Any] | None = None,
     ) -> Recipe:
         """A recipe of the suite's protocol, with those overrides that are about something it has."""
         words = {
@@ -194,8 +194,7 @@ class _Maker:
             "models": Item(models, self.mark),
             "losses": losses,
         }
-        if update:
-            words["trainer"] = as_item({"update": update}, self.mark)
+        words |= {word: as_item(value, self.mark) for word, value in (others or {}).items()}
         words["seed"] = Item(seed, self.mark)
         root = Item(words, self.read_suite.tree.mark)
         given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
@@ -233,9 +232,9 @@ def _check_overrides(read_suite: Read, recipes: Iterable[Recipe]) -> None:
 def _template(read_suite: Read, method: Method) -> Template:
     """Losses and models of the packaged recipe that a method's name means."""
     if method.name == ALONE and method.losses is None:
-        return ["ce"], {"student": {}}, ""
+        return ["ce"], {"student": {}}, {}
     if method.losses is not None:
-        return [], {}, ""
+        return [], {}, {}
     known = {info.name: info.path for info in packaged()}
     data = _protocol(read_suite).value["data"].plain["name"]
     wanted = (method.name, f"{method.name}_{data}", f"{method.name}_cifar100")
@@ -248,7 +247,10 @@ def _template(read_suite: Read, method: Method) -> Template:
         )
         raise RecipeError([Problem.at(method.mark, f"methods.{method.name}", message)])
     whole = document(load(path))
-    return whole["losses"], whole["models"], whole["trainer"].get("update", "")
+    others = {"stages": whole["stages"]} if "stages" in whole else {}
+    if "update" in whole["trainer"]:
+        others["trainer"] = {"update": whole["trainer"]["update"]}
+    return whole["losses"], whole["models"], others
 
 
 def _protocol(read_suite: Read) -> Item:

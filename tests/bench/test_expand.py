@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from kdkit.bench import expand as expanding
 from kdkit.bench.expand import expand
 from kdkit.bench.suite import load_suite
-from kdkit.recipe import RecipeError, content_key, load, source
+from kdkit.recipe import RecipeError, RecipeInfo, content_key, load, packaged, source
 from kdkit.recipe.write import document
 from tests.bench.grid import TINY, write
 
@@ -47,6 +48,23 @@ def test_a_name_means_the_packaged_losses_between_the_pairs_models(tmp_path):
     assert by["kd"]["losses"] == document(load("kd_digits"))["losses"]
     assert by["dml"]["models"]["peer"] == by["dml"]["models"]["student"] == by["crd"]["models"]["student"]
     assert by["sid"]["models"]["student"]["options"]["backbone"] == {"arch": "resnet8", "widths": [4, 4, 8, 16]}
+
+
+def test_what_else_is_the_methods_comes_along(tmp_path, monkeypatch):
+    recipe = tmp_path / "two_cifar100.yaml"
+    recipe.write_text(
+        "# two\nprotocol: cifar100_240\n"
+        "models: {teacher: {arch: resnet56, weights: random}, student: {arch: resnet20}}\n"
+        "stages: [{name: first, epochs: 0.5, losses: [hint]}, {name: second, losses: [ce, kd]}]\n"
+        "trainer: {update: sequential}\n"
+    )
+    known = [*packaged(), RecipeInfo("two_cifar100", recipe, "two")]
+    monkeypatch.setattr(expanding, "packaged", lambda: known)
+    by = {c.method: c.recipe for c in cells(tmp_path, TINY.replace("kd]", "two]"))}
+    assert document(by["two"])["stages"] == document(load(recipe))["stages"]
+    assert document(by["two"])["losses"] == document(load(recipe))["losses"]
+    assert by["two"].trainer.update == "sequential"
+    assert by["two"].trainer.max_epochs == 2
 
 
 def test_losses_written_out(tmp_path):
