@@ -29,13 +29,13 @@ def unfold(root: Item, edges: Edges, name_of: Callable[[Item], str]) -> Item:
         name_of: what an edge is called.
 
     Raises:
-        RecipeError: stages that are no list of mappings, or whose lengths do not go together.
+        RecipeError: lengths that do not go together, losses that are no list or have a time of their own.
     """
     stages = root.value.get("stages") if isinstance(root.value, dict) else None
-    if stages is None or stages.value is None:
+    if stages is None or not isinstance(stages.value, list):
         return root
-    if not isinstance(stages.value, list) or not all(isinstance(stage.value, dict) for stage in stages.value):
-        raise RecipeError([Problem.at(stages.mark, "stages", "must be a list of {name: …, epochs: …, losses: […]}")])
+    if not all(isinstance(stage.value, dict) for stage in stages.value):
+        return root  # the schema tells it, with whatever else is wrong
     above = root.value.get("losses")
     losses = list(above.value) if above is not None and isinstance(above.value, list) else []
     names, kept, start = {name_of(edge) for edge in losses}, [], 0.0

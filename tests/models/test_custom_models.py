@@ -78,7 +78,7 @@ def test_a_backbone_is_built_by_name_first(folder):
     assert net.backbone.width == 9
     narrow = {"arch": "resnet8", "widths": [4, 4, 8, 16]}
     assert build("my_net.py:Around", num_classes=7, base=folder, backbone=narrow).backbone.fc.in_features == 16
-    with pytest.raises(KdkitError, match="backbone must be a name, or {arch: NAME} with its options"):
+    with pytest.raises(KdkitError, match=r"backbone must be a name, or \{arch: NAME\} with its options"):
         build("sid", num_classes=7, backbone={"widths": [4, 4, 8, 16]})
 
 

@@ -63,8 +63,8 @@ def test_the_resolved_text_is_the_recipe():
 @pytest.mark.parametrize(
     ("stages", "problem"),
     [
-        ("3", "must be a list of {name"),
-        ("[kd]", "must be a list of {name"),
+        ("3", r"stages: must be a list, got 3"),
+        ("[kd]", r"stages\.0: must be a mapping, got .kd."),
         ("[{losses: [kd]}, {losses: [ce]}]", "only the last stage may do without"),
         ("[{epochs: -1, losses: [kd]}, {losses: [ce]}]", "must be a number above 0"),
         ("[{epochs: 0.5, losses: [kd]}, {epochs: 7, losses: [ce]}]", "all be epochs, or all shares"),

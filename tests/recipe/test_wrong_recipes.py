@@ -156,7 +156,7 @@ def test_every_section_of_the_wrong_kind():
         "r.yaml:4: optimizer: must be a mapping such as {name: …}, got 'sgd'",
         "r.yaml:5: lr: must be a number, got 'fast'; a schedule such as {cosine: [1.0, 0.0]} is right too",
         "r.yaml:6: trainer.max_epochs: must be given, such as 30",
-        "r.yaml:7: stages: unknown key 'stages'; did you mean 'losses'?",
+        "r.yaml:7: stages: must be a list, got 3",
         "r.yaml:8: seed: must be a whole number, got 1.5",
     ]
 
