@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdkit.bench.items import as_item, as_model, slug, told
+from kdkit.bench.overrides import changes, check_overrides, concerns
 from kdkit.bench.suite import ALONE, TEACHER, Method, Pair, Read
 from kdkit.recipe import Recipe, content_key, fingerprint, load, loads, of_tree, packaged, resolved, source
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
 from kdkit.recipe.named import find_loss
 from kdkit.recipe.syntax import Item, read
-from kdkit.recipe.tree import edge_name, normalise, split
+from kdkit.recipe.tree import edge_name, normalise
 from kdkit.recipe.write import document
 from kdkit.registry import KdkitError, nearest, reads
 
@@ -37,6 +38,8 @@ class Cell:
         ends: the pair's teacher and student, their architectures, with options if they have any.
         node: the model that the table is about.
         needs: content of the teacher's run that comes first, if the suite trains it.
+        changes: overrides of the suite that changed what it learns.
+        written: whether its losses are written out in the suite.
     """
 
     pair: str
@@ -50,6 +53,8 @@ class Cell:
     ends: tuple[str, str]
     node: str
     needs: str | None = None
+    changes: tuple[str, ...] = ()
+    written: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -86,7 +91,7 @@ def expand(read_suite: Read, teachers: Path) -> list[Cell]:
             found += error.problems
     if found:
         raise RecipeError(found)
-    _check_overrides(read_suite, [cell.recipe for column in first for cell in column])
+    check_overrides(read_suite, [cell.recipe for column in first for cell in column])
     cells = [cell for column in first for cell in column if cell.method == TEACHER or cell.seed == read_suite.seeds[0]]
     for seed in read_suite.seeds[1:]:
         cells += [_reseeded(cell, seed) for column in first for cell in column if cell.method != TEACHER]
@@ -113,7 +118,8 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
     if trains:
         made = source(plain, TEACHER)
         needs = content_key(made)
-        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, *protocol, made.trained[0])
+        told_of = changes(read_suite.suite.overrides, made)
+        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, *protocol, made.trained[0], changes=told_of)
     wrong: list[Problem] = []
     for method in read_suite.methods:
         try:
@@ -122,9 +128,10 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
             wrong += error.problems
             continue
         node = "student" if "student" in recipe.models else recipe.trained[0]
-        uses = needs if recipe.models.keys() & {"teacher"} else None
-        key = content_key(recipe)
-        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, *protocol, node, uses)
+        uses = needs if any(name.startswith(TEACHER) for name in recipe.models) else None
+        told_of = changes([*read_suite.suite.overrides, *pair.overrides], recipe)
+        written, key = method.losses is not None, content_key(recipe)
+        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, *protocol, node, uses, told_of, written)
     if wrong:
         raise RecipeError(wrong)
 
@@ -199,34 +206,8 @@ class _Maker:
         root = Item(words, self.read_suite.tree.mark)
         given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
         titles = [edge_name(edge) for edge in normalise(root).value["losses"].value]
-        kept = [text for text in given if _concerns(text, list(models), titles)]
+        kept = [text for text in given if concerns(text, list(models), titles)]
         return of_tree(root, name=name, folder=self.read_suite.folder, overrides=kept)
-
-
-def _concerns(text: str, models: Sequence[str], losses: Sequence[str]) -> bool:
-    path, _ = split(text)
-    named = {"models": models, "losses": losses}.get(path[0])
-    return named is None or (len(path) > 1 and path[1] in named)
-
-
-def _check_overrides(read_suite: Read, recipes: Iterable[Recipe]) -> None:
-    """An override of a model or a loss that no run has changes nothing, which nobody means."""
-    recipes = list(recipes)
-    given = [*read_suite.suite.overrides, *(text for pair in read_suite.suite.pairs for text in pair.overrides)]
-    for text in given:
-        path, item = split(text)
-        if path[0] in ("seed", "protocol"):
-            message = f"the suite says its {path[0]} itself; change it there"
-            raise RecipeError([Problem.at(item.mark, path[0], message)])
-        if not any(_concerns(text, list(r.models), [edge.title for edge in r.losses]) for r in recipes):
-            names = {
-                "models": [m for r in recipes for m in r.models],
-                "losses": [e.title for r in recipes for e in r.losses],
-            }
-            known = list(dict.fromkeys(names[path[0]]))
-            hint = nearest(path[1], known) if len(path) > 1 else ""
-            message = f"no run of the suite has it{hint or '; there are: ' + ', '.join(known)}"
-            raise RecipeError([Problem.at(item.mark, ".".join(path[:2]), message)])
 
 
 def _template(read_suite: Read, method: Method) -> Template:

@@ -97,7 +97,7 @@ def _markdown(blocks: Sequence[Block]) -> str:
         rows = ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
         for line, its in zip(block.lines, marks, strict=True):
             mark = f" <sup>{', '.join(map(str, its))}</sup>" if its else ""
-            first, *rest = cells(line)
+            first, *rest = (cell.replace("|", r"\|") for cell in cells(line))
             rows.append(f"| `{first}`{mark} | {' | '.join(rest)} |")
         told = [*(f"- **{note}**" for note in block.notes), *(f"- <sup>{i}</sup> {n}" for i, n in enumerate(notes, 1))]
         parts.append("\n".join([f"**{block.title}**", "", *rows, "", *told, f"- {block.facts}"]))
@@ -149,6 +149,9 @@ def _latex(blocks: Sequence[Block]) -> str:
 
 
 _TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "$": r"\$",
     "%": r"\%",
     "_": r"\_",
     "#": r"\#",
@@ -157,7 +160,16 @@ _TEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
-_TEX |= {"±": r"$\pm$", "−": "$-$", "Δ": r"$\Delta$", "–": "--", "→": r"$\to$", "×": r"$\times$", "<": "$<$"}
+_TEX |= {
+    "±": r"$\pm$",
+    "−": "$-$",
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "→": r"$\to$",
+    "×": r"$\times$",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 def _tex(text: str) -> str:

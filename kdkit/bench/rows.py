@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from kdkit.bench.expand import Cell
+from kdkit.bench.fixes import known
 from kdkit.bench.packed import pack
 from kdkit.recipe import content_key, source
 from kdkit.recipe.write import READING, document, dump
@@ -21,20 +22,10 @@ from kdkit.runs.folder import RunFolder, read_json
 
 Row = dict[str, Any]
 NEEDED = {
-    "suite",
-    "pair",
-    "method",
-    "teacher",
-    "student",
-    "data",
-    "node",
-    "seed",
-    "content",
-    "fingerprint",
-    "last",
-    "best",
-    "epochs",
-}
+    "suite", "pair", "method", "teacher", "student", "data", "node", "seed", "content", "fingerprint", "variant",
+    "last", "best", "epochs", "protocol", "protocol_epochs", "minutes", "peak_gb", "parameters", "curve", "recipe",
+    "commit", "versions", "machine", "predictions",
+}  # fmt: skip
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -113,6 +104,9 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         **extra,
         "protocol": cell.protocol,
         "protocol_epochs": cell.protocol_epochs,
+        "changes": list(cell.changes),
+        "written": cell.written,
+        "fixes": known(),
         "parameters": sum(t.numel() for name, t in weights.items() if not name.endswith(STATISTICS)),
         "curve": _curve(folder, cell.node),
         "recipe": _portable(cell, hidden),

@@ -19,6 +19,7 @@ from kdkit.registry import nearest
 
 ALONE, TEACHER = "student", "teacher"  # the baseline, and the runs that make teachers
 NAME = re.compile(r"[\w.+-]+")
+TITLE = re.compile(r"\w[\w.+ -]*")
 
 
 class Pair(Words):
@@ -120,6 +121,7 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Read:
     except ValidationError as error:
         raise RecipeError(problems(error, origin)) from None
     methods = _methods(tree.value["methods"])
+    _named(suite.pairs, tree.value["pairs"])
     _distinct([(pair.title, item.mark) for pair, item in zip(suite.pairs, tree.value["pairs"].value, strict=True)])
     _distinct([(method.name, method.mark) for method in methods])
     if isinstance(suite.seeds, list):
@@ -140,6 +142,9 @@ def _methods(listed: Item) -> tuple[Method, ...]:
             wrong.append(Problem.at(item.mark, "methods", message))
         elif name == TEACHER:
             message = "teachers are trained by themselves; leave it out"
+            wrong.append(Problem.at(item.mark, "methods", message))
+        elif name == ALONE and losses is not None:
+            message = f"`{ALONE}` is the student without a teacher; give these losses another name"
             wrong.append(Problem.at(item.mark, "methods", message))
         elif not NAME.fullmatch(name):
             wrong.append(Problem.at(item.mark, "methods", f"a method's name must be a plain word, got {name!r}"))
@@ -164,6 +169,17 @@ def _unknown_in_pairs(tree: Item) -> Iterator[Problem]:
     pairs = tree.child("pairs")
     for i, pair in enumerate(pairs.value if pairs is not None and isinstance(pairs.value, list) else ()):
         yield from _unknown(pair, Pair, ("pairs", str(i)))
+
+
+def _named(pairs: Sequence[Pair], listed: Item) -> None:
+    """Names of pairs are parts of folders' names."""
+    message = "a pair's name must be words such as `resnet56-resnet20`, got {!r}"
+    if wrong := [
+        Problem.at(item.mark, f"pairs.{i}.name", message.format(pair.name))
+        for i, (pair, item) in enumerate(zip(pairs, listed.value, strict=True))
+        if pair.name is not None and not TITLE.fullmatch(pair.name)
+    ]:
+        raise RecipeError(wrong)
 
 
 def _distinct(named: list[tuple[str, Mark]]) -> None:

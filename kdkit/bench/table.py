@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from kdkit.bench import packed, stats
+from kdkit.bench.fixes import missing
 from kdkit.bench.published import Published, published
 from kdkit.bench.rows import Row
 from kdkit.bench.suite import ALONE, TEACHER
@@ -89,16 +90,19 @@ def blocks(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Block]:
 
 
 def _block(rows: list[Row], others: list[str]) -> Block:
-    first = rows[0]
+    first = next((row for row in rows if row["method"] != TEACHER), rows[0])
     groups = _grouped(rows)
     alone = next((group for name, group in groups.items() if group[0]["method"] == ALONE), None)
     lines = [_line(name, group, alone) for name, group in groups.items()]
     notes = []
-    if first["epochs"] < first["protocol_epochs"]:
+    if first["epochs"] != first["protocol_epochs"]:
+        word = "shortened" if first["epochs"] < first["protocol_epochs"] else "lengthened"
         notes.append(
-            f"a shortened schedule: {first['epochs']} epochs where the protocol {first['protocol']} has "
+            f"a {word} schedule: {first['epochs']} epochs where the protocol {first['protocol']} has "
             f"{first['protocol_epochs']}; it ranks no methods of the whole one"
         )
+    if changes := [text for text in first.get("changes", []) if not _of_method(text)]:
+        notes.append(f"the suite overrides the protocol: {', '.join(changes)}")
     if others:
         notes.append(
             f"trained under another protocol (fingerprint {first['fingerprint']}) than the same pair's table under "
@@ -106,6 +110,8 @@ def _block(rows: list[Row], others: list[str]) -> Block:
         )
     if alone is None:
         notes.append("no row of the student alone: nothing is compared with it")
+    elif not any(row["method"] == TEACHER for row in rows):
+        notes.append("no row of the teacher: no transfer ratio")
     lines = _tested(lines, groups)
     title = f"{first['pair']} on {first['data']}, {first['epochs']} epochs"
     return Block(title, _facts(rows), lines, notes)
@@ -139,11 +145,17 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None) -> Line:
         notes.append(f"published for {theirs.epochs} epochs, trained for {first['epochs']} here")
     if len(rows) < FEW and first["method"] != TEACHER:
         notes.append(f"fewer than {FEW} seeds: no deviation or test of it says much")
-    own, usual = first["parameters"], alone[0]["parameters"] if alone else first["parameters"]
-    if own > usual and first["method"] != TEACHER:
-        notes.append(f"its student has {own:,} parameters, alone {usual:,} ({100 * (own / usual - 1):+.1f} %)")
-    if name != first["method"]:
-        notes.append(f"losses: {_losses(first)}")
+    size, usual = first["parameters"], alone[0]["parameters"] if alone else first["parameters"]
+    if size > usual and first["method"] != TEACHER:
+        notes.append(f"its student has {size:,} parameters, alone {usual:,} ({100 * (size / usual - 1):+.1f} %)")
+    own = [text for text in first.get("changes", []) if _of_method(text)]
+    written = theirs is not None and first.get("written")
+    if name != first["method"] or own or written:
+        why = f"the suite overrides {', '.join(own)}; " if own else "written out in the suite; " if written else ""
+        notes.append(f"{why}losses: {_losses(first)}")
+    for fix in dict.fromkeys(fix for row in rows for fix in missing(row)):
+        older = sum(fix in missing(row) for row in rows)
+        notes.append(f"{older} of its {len(rows)} runs are older than a fix: {fix}")
     if shipped := sum("shipped" in row for row in rows):
         notes.append(f"{shipped} of its {len(rows)} runs came with kdkit" if shipped < len(rows) else "came with kdkit")
     reach = [stats.epochs_to(row["curve"]) for row in rows]
@@ -187,8 +199,10 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         ratio = None
         if teacher is not None:
             ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
-        notes = (*line.notes, *([f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []))
-        made.append(replace(line, gain=gain, transfer=ratio, notes=notes))
+        notes = [*line.notes, *([f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else [])]
+        if len(seeds) < line.n:
+            notes.append(f"compared with the student alone on the {len(seeds)} seeds that both have")
+        made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))
     corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
     return [replace(line, p=p) for line, p in zip(made, corrected, strict=True)]
 
@@ -207,6 +221,10 @@ def _machine(row: Row) -> str:
     told = row["machine"]
     threads = f"{told['threads']} thread{'s' * (told['threads'] != 1)}"
     return ", ".join(told["gpus"]) or f"{told['processor']}, {threads}"
+
+
+def _of_method(override: str) -> bool:
+    return override.startswith("losses.")
 
 
 def _losses(row: Row) -> str:

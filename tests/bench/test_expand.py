@@ -93,6 +93,12 @@ def test_overrides_go_where_they_belong(tmp_path):
     assert made["kd"].column == plain["kd"].column  # a method's weight is no part of the protocol
     other = {c.method: c for c in cells(tmp_path, TINY, ["lr=0.01"]) if c.seed == 0}
     assert other["kd"].column != plain["kd"].column
+    assert plain["kd"].changes == ("data.subset=64", "data.batch_size=32")
+    assert made["kd"].changes == (*plain["kd"].changes, "losses.kd.weight=0.3")
+    assert made["student"].changes == plain["student"].changes
+    assert (
+        cells(tmp_path, TINY, ["data.eval_batch_size=2", "trainer.accelerator=cpu"])[1].changes == plain["kd"].changes
+    )
     own = {c.method: c for c in cells(tmp_path, TINY.replace("name: tiny", "overrides: [lr=0.01]"))}
     assert own["teacher"].content == plain["teacher"].content
     assert own["kd"].content != plain["kd"].content
@@ -122,6 +128,8 @@ def test_wrong_words_are_told_with_their_line(tmp_path):
     refused(tmp_path, TINY.replace("kd]", "{mine: [ce, kdd]}]"), "suite.yaml:3", "unknown loss 'kdd'", "'kd'")
     refused(tmp_path, TINY.replace("kd]", "{mine: 3}]"), "suite.yaml:3: methods.mine: must be a list of losses")
     refused(tmp_path, TINY.replace("kd]", "kd, kd]"), "suite.yaml:3: 'kd' stands twice")
+    refused(tmp_path, TINY.replace("student, kd]", "student: [ce, kd]]"), "`student` is the student without a teacher")
+    refused(tmp_path, TINY.replace("name: tiny", "name: ../x"), "suite.yaml:2: pairs.0.name: a pair's name must be")
     refused(tmp_path, TINY.replace("kd]", "teacher]"), "teachers are trained by themselves")
     refused(tmp_path, TINY.replace("seeds: 2", "seeds: 0"), "suite.yaml:4: seeds: must be at least 1")
     refused(tmp_path, TINY.replace("seeds: 2", "seeds: two"), "suite.yaml:4: seeds: must be")

@@ -50,7 +50,7 @@ def test_what_is_no_row_is_told_with_its_line(tmp_path):
     with pytest.raises(KdkitError, match=r"rows.jsonl:2: is no JSON"):
         read_rows(path)
     path.write_text('{"run": "kd_cifar100-seed0", "seed": 0}\n')
-    with pytest.raises(KdkitError, match=r"rows.jsonl:1: is no row of `kdkit bench`; it has no best, content"):
+    with pytest.raises(KdkitError, match=r"rows.jsonl:1: is no row of `kdkit bench`; it has no best, commit, content"):
         read_rows(path)
     with pytest.raises(ValueError, match="JSON"):
         append(path, {**ROW, "minutes": float("nan")})

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from kdkit.bench import packed
+from kdkit.bench import fixes, packed
 from kdkit.bench.published import published
 from kdkit.bench.render import FORMS, cells, render
 from kdkit.bench.table import blocks
@@ -79,7 +79,8 @@ def test_few_seeds_a_short_schedule_and_more_parameters_are_noted():
     (made,) = blocks(rows)
     kd = line(made, "kd")
     assert made.notes == [
-        "a shortened schedule: 30 epochs where the protocol cifar100_240 has 240; it ranks no methods of the whole one"
+        "a shortened schedule: 30 epochs where the protocol cifar100_240 has 240; it ranks no methods of the whole one",
+        "no row of the teacher: no transfer ratio",
     ]
     assert kd.notes == (
         "published for 240 epochs, trained for 30 here",
@@ -89,6 +90,45 @@ def test_few_seeds_a_short_schedule_and_more_parameters_are_noted():
     assert kd.delta is None
     assert math.isnan(kd.p)
     assert cells(kd)[2] == "70.00"
+
+
+def test_a_longer_schedule_and_what_the_suite_changed_are_noted(monkeypatch):
+    """By the students: a pair's own length is not its teacher's."""
+    words = {"epochs": 480, "changes": ["lr=0.01", "losses.kd.weight=3"], "recipe": "losses: [ce, kd: {weight: 3}]\n"}
+    (made,) = blocks([row("teacher", 0, 0.8), *grid(**words)[1:]])
+    assert made.title.endswith("480 epochs")
+    assert "a lengthened schedule: 480 epochs where the protocol cifar100_240 has 240" in made.notes[0]
+    assert made.notes[1] == "the suite overrides the protocol: lr=0.01"
+    why = "the suite overrides losses.kd.weight=3; losses: [ce, {kd: {weight: 3}}]"
+    assert line(made, "kd").notes == ("published for 240 epochs, trained for 480 here", why)
+
+
+def test_losses_written_out_under_a_published_name_are_shown():
+    (made,) = blocks([*grid()[:2], row("kd", 0, 0.7, written=True, recipe="losses: [ce, kd: {weight: 5}]\n")])
+    assert "written out in the suite; losses: [ce, {kd: {weight: 5}}]" in line(made, "kd").notes
+
+
+def test_rows_from_before_a_fix_say_so(monkeypatch):
+    mended = [{"what": "old"}, {"what": "KD was upside down", "losses": ["kd"]}, {"what": "digits", "data": ["digits"]}]
+    monkeypatch.setattr(fixes, "_fixes", lambda: mended)
+    rows = [
+        {**r, "fixes": 1, "recipe": "losses: [ce, kd: {weight: 1}]\n"} if r["method"] == "kd" else r for r in grid()
+    ]
+    rows[-1]["fixes"] = fixes.known()
+    (made,) = blocks([r if r["method"] == "kd" else {**r, "fixes": 1} for r in rows])
+    assert line(made, "kd").notes == ("2 of its 3 runs are older than a fix: KD was upside down",)
+    assert line(made, "student").notes == ()
+    (made,) = blocks(grid())
+    assert line(made, "student").notes == ("3 of its 3 runs are older than a fix: old",)
+
+
+def test_seeds_that_the_baseline_lacks_are_told():
+    (made,) = blocks([*grid(), row("kd", 7, 0.709)])
+    kd = line(made, "kd")
+    assert (kd.n, kd.gain.seeds) == (4, 3)
+    assert kd.notes == ("compared with the student alone on the 3 seeds that both have",)
+    (made,) = blocks(grid()[1:])
+    assert made.notes == ["no row of the teacher: no transfer ratio"]
 
 
 def test_a_lead_too_small_is_not_divided_by():
@@ -142,6 +182,16 @@ def test_published_numbers():
     assert published("cifar100", "vgg13", "vgg8", "teacher").top1 == 74.64
     assert published("digits", "resnet56", "resnet20", "crd") is None
     assert published("cifar100", "resnet56", "resnet20 widths=[4]", "crd") is None
+
+
+def test_names_break_no_table():
+    rows = [{**one, "pair": "a&b $x$ \\y", "method": one["method"].replace("kd", "<i>|kd")} for one in grid()]
+    made = blocks(rows)
+    assert r"a\&b \$x\$ \textbackslash{}y" in render(made, "latex")
+    assert r"| `<i>\|kd` | 3 |" in render(made, "md")
+    page = render(made, "html")
+    assert "&lt;i&gt;|kd" in page
+    assert "<i>" not in page
 
 
 @pytest.mark.parametrize("form", FORMS)
