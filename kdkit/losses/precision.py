@@ -18,13 +18,14 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        device = _device_type([*args, *kwargs.values()])
-        args = tuple(_promote(a) for a in args)
+        args = tuple([_promote(a) for a in args])
         kwargs = {k: _promote(v) for k, v in kwargs.items()}
-        if not torch.amp.is_autocast_available(device):  # the meta device of a dry run
-            return forward(self, *args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return forward(self, *args, **kwargs)
+        device = _device_type(args, kwargs)
+        # Asked first: entering a context takes longer than a small loss. A dry run's meta device knows no autocast.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return forward(self, *args, **kwargs)
+        return forward(self, *args, **kwargs)
 
     # One code object a loss: torch.compile counts recompilations by code object, and gives up after eight.
     wrapped.__code__ = wrapped.__code__.replace(co_name=forward.__qualname__)
@@ -33,15 +34,15 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _promote(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        return value.float() if value.dtype is torch.float16 or value.dtype is torch.bfloat16 else value
     if isinstance(value, (list, tuple)):
         return [_promote(v) for v in value]
     return value
 
 
-def _device_type(values: list[Any]) -> str:
-    for value in values:
-        first = value[0] if isinstance(value, (list, tuple)) and value else value
+def _device_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    for value in (*args, *kwargs.values()):
+        first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, Tensor):
             return first.device.type
     return "cpu"
