@@ -20,6 +20,7 @@ from kdkit.graph.exact import apply_exactly
 from kdkit.graph.heads import bind_head
 from kdkit.graph.links import End, Link
 from kdkit.graph.schedule import Curve, Schedule
+from kdkit.graph.share import Calibration, Share
 from kdkit.registry import KdkitError, constructor, reads
 
 Self = TypeVar("Self", bound="BoundEdge")
@@ -63,8 +64,15 @@ class BoundEdge(nn.Module):
         self._classifiers = classifiers  # a plain dict: a teacher's classifier is not this module's child
         self.numbers: list[tuple[nn.Module, str]] = []
         self.curves: list[tuple[nn.Module, str, Curve]] = []
-        self.silent = _least_and_most("weight", edge, edge.weight, epochs) == (0.0, 0.0)
-        self._schedule(self, "weight", edge.weight, epochs)
+        self.calibration: Calibration | None = None
+        self.silent = False
+        if isinstance(edge.weight, Share):
+            self.calibration = Calibration(edge.weight)
+            self.register_buffer("weight", torch.zeros(()))
+            self.numbers += [(self, "weight"), (self.calibration, "own"), (self.calibration, "whole")]
+        else:
+            self.silent = _least_and_most("weight", edge, edge.weight, epochs) == (0.0, 0.0)
+            self._schedule(self, "weight", edge.weight, epochs)
         if edge.clip is not None:
             _least_and_most("clip", edge, edge.clip, epochs)
             self._schedule(self, "clip", edge.clip, epochs)
@@ -137,6 +145,11 @@ class BoundEdge(nn.Module):
         """Move every schedule to time `t` in epochs."""
         for module, word, curve in self.curves:
             getattr(module, word).fill_(curve(t))
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """The nodes that it teaches."""
+        return frozenset(call.target for call in self.calls)
 
     def active(self, t: float) -> bool:
         """Whether it takes part at time `t`."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kdkit.graph.schedule import Schedule, Spec
+from kdkit.graph.share import Share
 from kdkit.graph.span import Span
 from kdkit.registry import LOSSES, KdkitError, LossInfo, check_contract, constructor, nearest
 
@@ -25,7 +26,8 @@ class Edge:
         target: whom it reaches, likewise; left out: every trained node.
         among: peers that all teach each other, averaged over the K−1 others; instead of `source` and `target`.
         taps: where both ends are read, a name or a list; left out: the loss's natural tap.
-        weight: a number or a schedule; left out: the weight that goes with the loss's reduction.
+        weight: a number, a schedule, or `{share: 0.5}`: set in the first steps so that the edge has this share of all
+            that its model is told (`kdkit.graph.share.Share`); left out: the one that goes with the loss's reduction.
         head: projection on the student's side, a name or `{name: {options}}`; a loss that has heads of its own (`crd`)
             takes the word itself. `none` is no head.
         when: `{from: …, to: …}`, the time in which it is active.
@@ -48,7 +50,7 @@ class Edge:
         target: Ends = None,
         among: Sequence[str] | None = None,
         taps: Ends = None,
-        weight: Spec | None = None,
+        weight: Spec | Share | None = None,
         head: str | Mapping[str, Any] | None = None,
         when: Span | Mapping[str, Any] | None = None,
         gather: bool = False,
@@ -83,8 +85,10 @@ class Edge:
         self.gather = gather
         self.ensemble = ensemble
         default = self.info.weight if self.info else 1.0
-        self.weight = Schedule.parse(default if weight is None else weight)
+        self.weight = Share.parse(default if weight is None else weight)
         self.clip = None if clip is None else Schedule.parse(clip)
+        if self.clip is not None and isinstance(self.weight, Share):
+            raise KdkitError(f"edge {self.name!r}: share and clip both say how hard it pulls; leave out one of them")
         own = "head" in constructor(self.cls)
         self.head = None if own or head == "none" else head
         self.options = self._check_options({**options, "head": head} if own and head is not None else options)

@@ -22,6 +22,7 @@ from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
 from kdkit.graph.phase import Phase, phases
 from kdkit.graph.rehearse import rehearse
+from kdkit.graph.share import check_shares
 from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep
 from kdkit.registry import KdkitError
 
@@ -162,6 +163,7 @@ class Graph(nn.Module):
             name: checks.decay(name, node, epochs) for name, node in self.nodes.items() if node.kind == "ema"
         }
         self.phases = phases(self, views)
+        check_shares(self.phases)
         self.whole = {
             name: self.taps(name, {tap for phase in self.phases for tap in phase.taps(name)}, views[name])
             for name, node in self.nodes.items()

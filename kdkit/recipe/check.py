@@ -223,12 +223,15 @@ def _schedule(
     epochs: int | None = None,
 ) -> Found:
     """Times that never come, and values outside [low, high]."""
-    from kdkit.graph import Schedule
+    from kdkit.graph.share import Share
 
     if value is None:
         return
     try:
-        least, most = Schedule.parse(value).extremes(epochs or recipe.trainer.max_epochs)
+        said = Share.parse(value)
+        if isinstance(said, Share):
+            return
+        least, most = said.extremes(epochs or recipe.trainer.max_epochs)
     except KdkitError as error:
         yield recipe.origin.problem(loc, str(error))
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from kdkit.recipe.words import Ends, Flag, Moving, NumberOrSchedule, Options, Time, Word, Words, options_model
+from kdkit.recipe.words import Ends, Flag, Moving, NumberOrSchedule, Options, Time, Weight, Word, Words, options_model
 from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, LossInfo, check_contract, constructor
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class EdgeSpec(Words):
         cls: the class behind it.
         loss: a registered name, or one's own: `my_loss.py:MyLoss`, `package.module:MyLoss`.
         name: how the log and overrides call it; left out: the loss.
-        weight: left out: the weight that goes with the loss.
+        weight: a number, a schedule, or `{share: 0.5}` of all that its model is told; left out: the loss's own.
         source: `from` in a recipe: who teaches, `teacher`, `teacher.stage2`, `stage2`, or a list of these.
         to: whom it reaches; left out: every trained model.
         among: peers that teach each other.
@@ -96,7 +96,7 @@ class EdgeSpec(Words):
     cls: ClassVar[type[nn.Module]]
     loss: Word
     name: Word | None = None
-    weight: NumberOrSchedule = 1.0
+    weight: Weight = 1.0
     source: Ends = Field(default=None, alias="from")
     to: Ends = None
     among: list[Word] | None = None
@@ -205,7 +205,7 @@ def edge_model(word: str, folder: Path | None = None) -> type[EdgeSpec]:
 
 @cache
 def _edge_model(cls: type, weight: float) -> type[EdgeSpec]:
-    words = {"weight": (NumberOrSchedule, weight)}
+    words = {"weight": (Weight, weight)}
     base = OwnHeadSpec if "head" in constructor(cls) else EdgeSpec
     made = options_model(base, cls.__name__, cls, skip={*FILLED_WORDS, "head"}, scheduled=True, **words)
     made.cls = cls

@@ -53,6 +53,18 @@ def _schedule(value: Any) -> Any:
     return Moving(value)
 
 
+def _weight(value: Any) -> Any:
+    from kdkit.graph.share import Share
+
+    if not (isinstance(value, dict) and list(value) == ["share"]):
+        return _schedule(value)
+    try:
+        Share.parse(value)
+    except KdkitError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
 def _span(value: Any) -> Any:
     from kdkit.graph.span import Span
 
@@ -68,6 +80,11 @@ NumberOrSchedule = Annotated[
     Any,
     PlainValidator(_schedule),
     WithJsonSchema({"type": ["number", "object"], "description": "a number or a schedule: {cosine: [1.0, 0.0]}"}),
+]
+Weight = Annotated[
+    Any,
+    PlainValidator(_weight),
+    WithJsonSchema({"type": ["number", "object"], "description": "a number, a schedule, or {share: 0.5}"}),
 ]
 Time = Annotated[
     Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdkit.data.home import home
 from kdkit.data.teacher_cache import Layout, TeacherCache
+from kdkit.graph.batch import Batch
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.registry import KdkitError, nearest
@@ -178,6 +179,19 @@ class Memory:
             loader.set_epoch(epoch)
             for x, _, index in loader:
                 yield self.rows(epoch, index), partial(_given, x)
+
+
+def located(memories: Mapping[str, Memory], epoch: int, data: Batch) -> Batch:
+    """A batch with its rows in every cache.
+
+    Raises:
+        KdkitError: there are caches, and the batch does not say which samples it holds.
+    """
+    if not memories:
+        return data
+    if data.index is None:
+        raise KdkitError("a cache needs to know which samples a batch holds; give batches (x, y, index)")
+    return replace(data, rows={name: memory.rows(epoch, data.index) for name, memory in memories.items()})
 
 
 def _given(x: Tensor) -> Tensor:

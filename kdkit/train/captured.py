@@ -16,6 +16,7 @@ from torch import Tensor
 from kdkit.graph.batch import Batch
 from kdkit.models.heads.pca import PCA
 from kdkit.train.optim import can_be_recorded
+from kdkit.train.share import calibrating
 
 WARM = 3
 """Ordinary steps before a recording: optimisers make their state, cuDNN chooses its kernels, CRD fixes Z."""
@@ -128,6 +129,8 @@ def recordable(distiller: Any) -> bool:
 def speed_up(distiller: Any) -> tuple[Compiled | None, CapturedStep | None]:
     """The compiled lesson and the recorded step of a distiller, as its `compile` asks; `None` for what is left out."""
     graph = distiller.graph
+    if calibrating(graph):  # every term is looked at by itself; both begin when that is over
+        return None, None
     compiled = Compiled(graph.lesson, lambda: graph.now.start) if distiller.compiles is True else None
     if not recordable(distiller):
         return compiled, None

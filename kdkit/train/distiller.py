@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.graph.stage import Stage
 from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
-from kdkit.train.caching import Memory
+from kdkit.train.caching import Memory, located
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
@@ -30,6 +29,7 @@ from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
+from kdkit.train.share import begin_step, measure, weights
 from kdkit.train.still import still
 from kdkit.train.sync import average_gradients, unshared_buffers
 
@@ -180,9 +180,11 @@ class Distiller(Evaluation):
         graph, last, accumulate = self.graph, int(self.trainer.num_training_batches), self.borrow.accumulate
         t, step = self.current_epoch + batch_idx / last, int(self.current_epoch * last + batch_idx)
         graph.set_time(t)
+        if begin_step(graph):
+            self.compiled, self.captured = speed_up(self)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
             torch.manual_seed(draws.key(self.seed, "step", step, self.global_rank) & 0x7FFFFFFF)
-        data = self._located(Batch.of(batch))
+        data = located(self.memories, self.current_epoch, Batch.of(batch))
         if self.captured is not None:
             self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data, step))
             graph.move_ema(t)
@@ -216,7 +218,7 @@ class Distiller(Evaluation):
             if self.compiled is not None:
                 with graph.opened():
                     return self.compiled(data, outputs)  # type: ignore[no-any-return]
-            terms = graph.terms(turn, outputs, data)
+            measure(graph, terms := graph.terms(turn, outputs, data))
         except IndexError:
             check_labels(data.labels, classes(outputs, graph.facts))
             raise
@@ -228,14 +230,6 @@ class Distiller(Evaluation):
         found = captured(self.graph.now.start, data)
         self.sums.count(found)
         self.watch.look(found, step)
-
-    def _located(self, data: Batch) -> Batch:
-        """The batch with its rows in every cache."""
-        if not self.memories:
-            return data
-        if data.index is None:
-            raise KdkitError("a cache needs to know which samples a batch holds; give batches (x, y, index)")
-        return replace(data, rows={n: m.rows(self.current_epoch, data.index) for n, m in self.memories.items()})
 
     def _backward(self, loss: Tensor) -> None:
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
@@ -274,12 +268,12 @@ class Distiller(Evaluation):
             self.graph.read(name, data, outputs, grad=False)
 
     def on_train_epoch_end(self) -> None:
-        """The epoch's mean of every term, and the learning rates; what is not finite is never checkpointed."""
+        """Means of terms, learning rates, weights that are shares; what is not finite is never checkpointed."""
         self.watch.drain()
         self.watch.look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)
         means = {f"loss/{name}": value for name, value in self.sums.means().items()}
         rates = {f"lr/{name}": curve(self.current_epoch) for name, curve in self.rates.items()}
-        self.log_dict({**means, **rates}, sync_dist=True)
+        self.log_dict({**means, **rates, **weights(self.graph)}, sync_dist=True)
         self.sums.clear()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

@@ -17,17 +17,20 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     DDP's own reducer expects one backward pass through every parameter, which turns and inactive nodes do not give.
     """
-    if not ranks.speak():
-        return
+    if ranks.speak():
+        average(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace every tensor by its mean over ranks, which must be several."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_dtype.values():
-        flat = _flatten_dense_tensors(gradients)
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for several in by_dtype.values():
+        flat = _flatten_dense_tensors(several)
         dist.all_reduce(flat)
         flat /= ranks.count()
-        torch._foreach_copy_(gradients, list(_unflatten_dense_tensors(flat, gradients)))
+        torch._foreach_copy_(several, list(_unflatten_dense_tensors(flat, several)))
 
 
 def share_buffers(module: nn.Module) -> None:

@@ -34,6 +34,7 @@ def make(method):
         "gathered": [kdkit.Edge("rkd", taps="embedding", gather=True)],
         "late": ["ce", kdkit.Edge("cosine", taps="embedding", head="linear", when={"from": 1})],
         "dml": ["ce", kdkit.Edge("dml", among=["student", "peer"])],
+        "share": ["ce", kdkit.Edge("kd", weight={"share": 0.4})],
     }[method]
     nodes = {"teacher": kdkit.frozen(teacher), "student": student}
     if method == "dml":
@@ -84,7 +85,7 @@ def rank_main(rank, store, folder):
     dist.destroy_process_group()
 
 
-METHODS = ("kd", "crd", "gathered", "late", "dml")
+METHODS = ("kd", "crd", "gathered", "late", "dml", "share")
 
 
 @pytest.fixture(scope="module")

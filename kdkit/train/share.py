@@ -1,0 +1,96 @@
+"""Shares become weights: gradients are measured in the first steps, once for each edge; afterwards nothing is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdkit import ranks
+from kdkit.graph.bound import BoundEdge
+from kdkit.graph.graph import Graph
+from kdkit.graph.share import Calibration
+from kdkit.registry import KdkitError
+from kdkit.train.sync import average
+
+log = logging.getLogger(__name__)
+
+
+def begin_step(graph: Graph) -> bool:
+    """Begin a step of the phase; returns whether measuring has begun or ended with it.
+
+    Raises:
+        KdkitError: an edge was measured, and no weight gives it its share.
+    """
+    changed = [(edge, its) for edge, its in _shared(graph) if its.begin()]
+    for edge, its in changed:
+        if not its.measuring:
+            _freeze(edge)
+    return bool(changed)
+
+
+def calibrating(graph: Graph) -> bool:
+    """Whether a weight may still move, so that no step may be recorded or compiled."""
+    return any(its.open for _, its in _shared(graph))
+
+
+def measure(graph: Graph, terms: Mapping[str, Tensor]) -> None:
+    """Look at every term's gradient by itself, and set the weights of those edges that are being measured.
+
+    w = share · mean(whole) / mean(‖∂term/∂θ‖) where whole · (1 − Σ shares) is what edges of known weight tell. The
+    device is not waited for. Under DDP a gradient is the mean over ranks, as in the step.
+    """
+    found = [(edge, its) for edge, its in _shared(graph) if its.measuring]
+    for targets in sorted({edge.targets for edge, _ in found}, key=sorted):
+        theirs = [p for name in sorted(targets) for p in graph.models[name].parameters() if p.requires_grad]
+        asking = {edge.name: its for edge, its in found if edge.targets == targets}
+        rest, free = torch.zeros_like(graph.progress), torch.ones_like(graph.progress)
+        norms = {}
+        for edge in graph.now.edges:
+            if edge.targets & targets:
+                weight = graph.loss_scale if edge.name in asking else graph.loss_scale * edge.weight
+                norms[edge.name] = norm = _norm(terms.get(edge.name), weight, theirs) / graph.loss_scale
+                if edge.name in asking:
+                    free = free - asking[edge.name].share * (norm > 0)
+                else:
+                    rest = rest + norm
+        for edge, its in found:
+            if edge.name in asking:
+                edge.weight.copy_(its.add(norms[edge.name], rest / free))
+
+
+def weights(graph: Graph) -> dict[str, Tensor]:
+    """The weights of edges with a share, as they are logged."""
+    return {f"weight/{edge.name}": edge.weight for edge in graph.bound if edge.calibration is not None}
+
+
+def _shared(graph: Graph) -> list[tuple[BoundEdge, Calibration]]:
+    return [(edge, edge.calibration) for edge in graph.now.edges if edge.calibration is not None]
+
+
+def _norm(term: Tensor | None, weight: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """‖weight · ∂term/∂θ‖; a model that the term does not reach adds nothing."""
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if term is not None and term.requires_grad and parameters:
+        with torch.autocast(term.device.type, enabled=False):
+            found = torch.autograd.grad(term * weight, parameters, retain_graph=True, allow_unused=True)
+    if ranks.speak():
+        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        average(g for g in found if g is not None)
+    exact = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in found if g is not None]
+    if not exact:
+        return torch.zeros_like(weight)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(exact)))
+    return norm.to(weight.dtype)
+
+
+def _freeze(edge: BoundEdge) -> None:
+    weight = float(edge.weight)
+    if weight == 0:
+        raise KdkitError(
+            f"edge {edge.name!r}: in the first steps this loss, or all beside it, sent no gradient to "
+            f"{', '.join(sorted(edge.targets))}, so that no weight gives it {edge.edge.weight}; give it a number"
+        )
+    log.info("%s: %s is a weight of %.6g from now on", edge.name, edge.edge.weight, weight)
