@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ class LossInfo:
         zero_at_match: whether the loss is zero when student and teacher give the same tensors.
         example: tiny valid inputs, `example() -> (constructor keywords, forward keywords)`, for the contract tests.
         head: the head its published weight goes with, if any.
+        space: the constructor's numbers that `kdkit tune` moves, each with its least and greatest value: in proportion
+            where the least is above 0. A class that is not registered says so by an attribute `space`.
     """
 
     name: str
@@ -116,6 +118,7 @@ class LossInfo:
     zero_at_match: bool
     example: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
     head: str | None = None
+    space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -171,12 +174,15 @@ def register_loss(
     zero_at_match: bool,
     example: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
     head: str | None = None,
+    space: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[type[M]], type[M]]:
     """Class decorator that puts a loss under a name; see `LossInfo` for the words."""
 
     def add(cls: type[M]) -> type[M]:
         check_contract(cls)
-        LOSSES.add(name, LossInfo(name, cls, paper, tap, weight, weight_source, zero_at_match, example, head))
+        LOSSES.add(
+            name, LossInfo(name, cls, paper, tap, weight, weight_source, zero_at_match, example, head, space or {})
+        )
         return cls
 
     return add

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Cell:
         needs: content of the teacher's run that comes first, if the suite trains it.
         changes: overrides of the suite that changed what it learns.
         written: whether its losses are written out in the suite.
+        told: more words for its row: those of a `trial` of `kdkit tune`, or of how it was `tuned`.
     """
 
     pair: str
@@ -55,16 +56,27 @@ class Cell:
     needs: str | None = None
     changes: tuple[str, ...] = ()
     written: bool = False
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trial(self) -> bool:
+        """Whether it is scored on held-out training images."""
+        return "trial" in self.told
 
     @property
     def key(self) -> tuple[str, str]:
         """What makes it the same run in the same column."""
-        return self.content, self.column
+        return self.content, self.column + mark(self.told)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process as text: the classes that check a recipe are made at run time."""
-        words = {field.name: getattr(self, field.name) for field in fields(self)}
+        words = {part.name: getattr(self, part.name) for part in fields(self)}
         return _again, ({**words, "recipe": resolved(self.recipe)}, self.recipe.name, self.recipe.origin.folder)
+
+
+def mark(words: Mapping[str, Any]) -> str:
+    """What tells a tuned run from the published one, which may be the same, and from one of fewer trials."""
+    return f"*{words['tuned']['trials']}" if "tuned" in words else ""
 
 
 def _again(words: dict[str, Any], name: str, folder: Path) -> Cell:
@@ -94,7 +106,7 @@ def expand(read_suite: Read, teachers: Path) -> list[Cell]:
     check_overrides(read_suite, [cell.recipe for column in first for cell in column])
     cells = [cell for column in first for cell in column if cell.method == TEACHER or cell.seed == read_suite.seeds[0]]
     for seed in read_suite.seeds[1:]:
-        cells += [_reseeded(cell, seed) for column in first for cell in column if cell.method != TEACHER]
+        cells += [reseeded(cell, seed) for column in first for cell in column if cell.method != TEACHER]
     return cells
 
 
@@ -262,6 +274,7 @@ def _written(recipe: Recipe, folder: Path) -> Path:
     return path
 
 
-def _reseeded(cell: Cell, seed: int) -> Cell:
+def reseeded(cell: Cell, seed: int) -> Cell:
+    """The same run with another seed."""
     recipe = cell.recipe.model_copy(update={"seed": seed})
     return replace(cell, seed=seed, recipe=recipe, content=content_key(recipe))

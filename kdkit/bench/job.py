@@ -14,6 +14,7 @@ from typing import Any
 from kdkit.bench.expand import Cell
 from kdkit.bench.rows import make_row
 from kdkit.bench.suite import TEACHER
+from kdkit.bench.trial import worst_row
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder
 
@@ -87,6 +88,7 @@ def run(job: Job) -> dict[str, Any]:
 
     from kdkit.runs.fit import fit, fit_teacher
     from kdkit.runs.teacher import trained_weights
+    from kdkit.train.meters import NonFiniteLossError
 
     torch.set_num_threads(job.threads)
     if torch.cuda.is_available():
@@ -96,7 +98,12 @@ def run(job: Job) -> dict[str, Any]:
     if job.cell.method == TEACHER:
         trained_weights(job.cell.recipe, fit_teacher)
     else:
-        fit(job.cell.recipe, out=folder.path, resume=True)
+        try:
+            fit(job.cell.recipe, out=folder.path, resume=True)
+        except KdkitError as error:  # a recipe's blame is put on whatever stops its run
+            if not (job.cell.trial and isinstance(error.__cause__, NonFiniteLossError)):
+                raise
+            return worst_row(job.cell, job.suite, folder, str(error.__cause__))
     extra: dict[str, Any] = {"peak_gb": None if there else peak_gigabytes(), "resumed": resumed}
     if resumed:
         extra["minutes"] = None  # those of the last part, which say little

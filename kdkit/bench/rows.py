@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from kdkit.bench.expand import Cell
+from kdkit.bench.expand import Cell, mark
 from kdkit.bench.fixes import known
 from kdkit.bench.packed import pack
 from kdkit.recipe import content_key, source
@@ -26,12 +26,13 @@ NEEDED = {
     "last", "best", "epochs", "protocol", "protocol_epochs", "minutes", "peak_gb", "parameters", "curve", "recipe",
     "commit", "versions", "machine", "predictions",
 }  # fmt: skip
+LACKS = {"variant", "protocol", "protocol_epochs", "parameters", "curve", "recipe", "predictions"}  # a trial may
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def key(row: Row) -> tuple[str, str]:
     """What makes it the row of a cell."""
-    return row["content"], row["fingerprint"]
+    return row["content"], row["fingerprint"] + mark(row)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -50,7 +51,8 @@ def read_rows(path: Path) -> list[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise KdkitError(f"{path}:{i}: is no JSON ({error}); take the line out") from None
-        if not isinstance(row, dict) or (missing := NEEDED - row.keys()):
+        needed = NEEDED - LACKS | {"study", "values"} if isinstance(row, dict) and "trial" in row else NEEDED
+        if not isinstance(row, dict) or (missing := needed - row.keys()):
             which = "" if not isinstance(row, dict) else f"; it has no {', '.join(sorted(missing))}"
             raise KdkitError(f"{path}:{i}: is no row of `kdkit bench`{which}")
         found.append(row)
@@ -71,6 +73,22 @@ def append(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
+def identity(cell: Cell, suite: str, folder: RunFolder) -> Row:
+    """Which run a row is of, and where it ran."""
+    return {
+        "suite": suite,
+        "pair": cell.pair,
+        "method": cell.method,
+        "teacher": cell.ends[0],
+        "student": cell.ends[1],
+        "data": cell.recipe.data.name,
+        "node": cell.node,
+        **{k: v for k, v in read_json(folder.provenance).items() if k != "classes"},
+        "fingerprint": cell.column,
+        "content": cell.content,
+    }
+
+
 def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequence[Path]) -> Row:
     """All that a table needs to know of a finished run.
 
@@ -84,21 +102,14 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
     from kdkit.models import read_weights
     from kdkit.runs.evaluate import predictions
 
-    classes, correct = predictions(folder.path)[cell.node]
+    said: Row = {}
+    if not cell.trial:  # which sees no test image
+        classes, correct = predictions(folder.path)[cell.node]
+        said["predictions"] = pack(classes.numpy(), correct.numpy())
     weights = read_weights(folder.weights(cell.node))
-    origin = {k: v for k, v in read_json(folder.provenance).items() if k != "classes"}
     figures = read_json(folder.result)
     return {
-        "suite": suite,
-        "pair": cell.pair,
-        "method": cell.method,
-        "teacher": cell.ends[0],
-        "student": cell.ends[1],
-        "data": cell.recipe.data.name,
-        "node": cell.node,
-        **origin,
-        "fingerprint": cell.column,
-        "content": cell.content,
+        **identity(cell, suite, folder),
         "variant": content_key(cell.recipe.model_copy(update={"seed": 0})),  # rows that differ in their seed alone
         **figures,
         **extra,
@@ -110,7 +121,8 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         "parameters": sum(t.numel() for name, t in weights.items() if not name.endswith(STATISTICS)),
         "curve": _curve(folder, cell.node),
         "recipe": _portable(cell, hidden),
-        "predictions": pack(classes.numpy(), correct.numpy()),
+        **cell.told,
+        **said,
     }
 
 

@@ -52,9 +52,25 @@ def make_plan(suite: Read, out: Path, results: Path) -> Plan:
 def run_suite(
     suite: Read, out: Path, results: Path, *, hours: float | None, processes: int, tell: Callable[[str], None]
 ) -> Outcome:
-    """Run what has no row yet.
+    """Run what has no row yet: `run_plan` of the whole suite."""
+    plan = make_plan(suite, out, results)
+    return run_plan(plan, suite, out, results, hours=hours, processes=processes, tell=tell)
+
+
+def run_plan(
+    plan: Plan,
+    suite: Read,
+    out: Path,
+    results: Path,
+    *,
+    hours: float | None,
+    processes: int,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Run what a plan has no row of.
 
     Args:
+        plan: what is wanted, and the rows of `results`.
         suite: the suite.
         out: folder of its runs.
         results: file of rows.
@@ -66,16 +82,18 @@ def run_suite(
         RecipeError: the suite or one of its recipes is wrong.
         KeyboardInterrupt: Ctrl-C; every process has saved what it had.
     """
-    return _Pool(suite, out, results, processes, tell).run(None if hours is None else monotonic() + 3600 * hours)
+    return _Pool(plan, suite, out, results, processes, tell).run(None if hours is None else monotonic() + 3600 * hours)
 
 
 class _Pool:
-    def __init__(self, suite: Read, out: Path, results: Path, processes: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, suite: Read, out: Path, results: Path, processes: int, tell: Callable[[str], None]
+    ) -> None:
         import torch
 
         self.suite, self.out, self.results, self.processes, self.tell = suite, out, results, processes, tell
         self.threads = max(1, torch.get_num_threads() // processes)
-        self.plan = make_plan(suite, out, results)
+        self.plan = plan
         self.waiting = self.plan.left
         self.total = len(self.waiting)
         self.busy: dict[Connection, tuple[BaseProcess, Cell]] = {}
@@ -107,7 +125,8 @@ class _Pool:
             if (row := self.plan.elsewhere(cell)) is not None:
                 self.waiting.remove(cell)
                 same = {"pair": cell.pair, "method": cell.method, "fingerprint": cell.column, "suite": self.suite.name}
-                self._keep(cell, {**row, **same}, "the same run as " + row["pair"])
+                plain = {word: value for word, value in row.items() if word != "tuned"}
+                self._keep(cell, {**plain, **same, **cell.told}, "the same run as " + row["pair"])
             elif cell.needs is None or any(c == cell.needs for c, _ in self.plan.rows):
                 self.waiting.remove(cell)
                 return cell

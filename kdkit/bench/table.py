@@ -12,6 +12,7 @@ import yaml
 
 from kdkit.bench import packed, stats
 from kdkit.bench.fixes import missing
+from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
 from kdkit.bench.rows import Row
 from kdkit.bench.suite import ALONE, TEACHER
@@ -85,7 +86,7 @@ def blocks(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Block]:
     made = []
     for group, its in groups.items():
         others = sorted(other[3] for other in groups if other[:3] == group[:3] and other != group)
-        made.append(_block(its, others))
+        made.append(_block(newest(its), others))
     return made
 
 
@@ -119,7 +120,8 @@ def _block(rows: list[Row], others: list[str]) -> Block:
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by name of their line, one for each seed; one's own come before shipped ones."""
-    order = sorted(rows, key=lambda row: {TEACHER: 0, ALONE: 1}.get(row["method"], 2))
+    place = {name: i for i, name in enumerate(dict.fromkeys((TEACHER, ALONE, *map(_base, rows))))}
+    order = sorted(rows, key=lambda row: (place[_base(row)], "tuned" in row))
     names: dict[str, list[str]] = {}
     groups: dict[str, list[Row]] = {}
     for row in order:
@@ -156,6 +158,8 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None) -> Line:
     for fix in dict.fromkeys(fix for row in rows for fix in missing(row)):
         older = sum(fix in missing(row) for row in rows)
         notes.append(f"{older} of its {len(rows)} runs are older than a fix: {fix}")
+    if "tuned" in first:
+        notes.append(tuned_note(first))
     if shipped := sum("shipped" in row for row in rows):
         notes.append(f"{shipped} of its {len(rows)} runs came with kdkit" if shipped < len(rows) else "came with kdkit")
     reach = [stats.epochs_to(row["curve"]) for row in rows]
@@ -221,6 +225,11 @@ def _machine(row: Row) -> str:
     told = row["machine"]
     threads = f"{told['threads']} thread{'s' * (told['threads'] != 1)}"
     return ", ".join(told["gpus"]) or f"{told['processor']}, {threads}"
+
+
+def _base(row: Row) -> str:
+    """Its method as published, beside which a tuned one stands."""
+    return str(row["tuned"]["of"] if "tuned" in row else row["method"])
 
 
 def _of_method(override: str) -> bool:

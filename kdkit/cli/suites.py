@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdkit.cli.app import app
 from kdkit.registry import KdkitError
+
+if TYPE_CHECKING:
+    from kdkit.bench.run import Outcome
 
 Overrides = Annotated[
     list[str] | None,
@@ -52,9 +55,52 @@ def bench(
         outcome = run_suite(read, out, rows, hours=hours, processes=processes, tell=_say)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every run keeps its last whole epoch; the same command goes on") from None
+    _conclude(outcome, hours, rows)
+
+
+@app.command(epilog="Example: kdkit tune benchmarks/demo.yaml --trials 16 --hours 8")
+def tune(
+    suite: Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="Pairs, methods and seeds under one protocol.")],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Of every method; the first is the recipe as it is.")] = 16,
+    hours: Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The runs' folder; left out: runs/SUITE.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="The file of rows; left out: results.jsonl among the runs.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Runs side by side; they share the CPU's threads.")] = 1,
+) -> None:
+    """Give every method of a suite the same number of trials.
+
+    Loss weights, temperatures and the like are moved; a trial trains on 90 % of the training images and is scored on
+    the others. Then every method is trained on all of them, as published and as its best trial was, on all seeds.
+    """
+    from kdkit.bench.suite import load_suite
+
+    read = load_suite(suite, overrides or [])
+    from kdkit.bench.run import results_of
+    from kdkit.bench.tune import ledger_of
+    from kdkit.bench.tune import tune as tune_suite
+
+    out = out or Path("runs") / read.name
+    rows = results_of(out, results)
+    try:
+        outcome = tune_suite(read, out, rows, trials=trials, hours=hours, processes=processes, tell=_say)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("every run keeps its last whole epoch; the same command goes on") from None
+    _conclude(outcome, hours, rows, ledger_of(rows))
+
+
+def _conclude(outcome: Outcome, hours: float | None, *files: Path) -> None:
+    """What is left, what failed, and how it is looked at.
+
+    Raises:
+        KdkitError: something failed.
+    """
+    told = " ".join(map(str, files))
     if outcome.left:
         _say(f"the {hours:g} hours are over, {outcome.left} runs are left; the same command goes on with them")
-    _say(f"rows are in {rows}; next: kdkit table {rows}")
+    _say(f"rows are in {told.replace(' ', ' and ')}; next: kdkit table {told}")
     if outcome.failed:
         lines = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
         raise KdkitError(f"{len(outcome.failed)} of the runs failed; the same command tries them again{lines}")
@@ -75,18 +121,23 @@ def table(
     """
     if beside not in (None, "shipped"):
         raise KdkitError(f"--with must be `shipped`, got {beside!r}")
+    from kdkit.bench.ledger import ledger
     from kdkit.bench.render import render
     from kdkit.bench.rows import read_rows
     from kdkit.bench.shipped import shipped_rows
     from kdkit.bench.table import blocks
 
-    mine, theirs = [row for path in results for row in read_rows(path)], shipped_rows() if beside else []
-    if not mine:
+    rows, theirs = [row for path in results for row in read_rows(path)], shipped_rows() if beside else []
+    if not rows:
         raise KdkitError(f"no rows in {', '.join(map(str, results))}; `kdkit bench` writes them")
+    mine, trials = [row for row in rows if "trial" not in row], [row for row in rows if "trial" in row]
     if beside and not {row["fingerprint"] for row in mine} & {row["fingerprint"] for row in theirs}:
         protocols = ", ".join(sorted({f"{row['pair']} under {row['protocol']}" for row in theirs})) or "none"
         raise KdkitError(f"no row that comes with kdkit has the same pair and protocol; there are: {protocols}")
-    typer.echo(render(blocks(mine, theirs), form), nl=False)
+    if mine:
+        typer.echo(render(blocks(mine, theirs), form), nl=False)
+    if trials:
+        typer.echo("\n" * bool(mine) + ledger(trials, form), nl=False)
 
 
 def _say(text: str) -> None:

@@ -26,6 +26,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="the authors' code and RepDistiller, mode `code`, the last three stages",
     zero_at_match=True,
     example=_example,
+    space={"p": (1.0, 4.0)},
 )
 class ATLoss(nn.Module):
     """Equal spatial attention, the map of mean activation strength (attention transfer).

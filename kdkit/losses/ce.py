@@ -25,6 +25,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="the unit that every other weight is measured in",
     zero_at_match=False,
     example=_example,
+    space={"label_smoothing": (0.0, 0.2)},
 )
 class CrossEntropyLoss(nn.Module):
     """Cross-entropy with the labels; it needs no teacher.

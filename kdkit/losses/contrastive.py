@@ -33,6 +33,7 @@ def _labelled_example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="that of crd; none is published for this form",
     zero_at_match=False,
     example=_labelled_example,
+    space={"temperature": (0.02, 0.5)},
 )
 class InBatchCRDLoss(nn.Module):
     """Symmetric InfoNCE between student and teacher embeddings of one batch: CRD without its memory banks.
@@ -106,6 +107,7 @@ class InBatchCRDLoss(nn.Module):
     weight_source="none is published for distillation; 1 is a start",
     zero_at_match=False,
     example=_example,
+    space={"temperature": (0.02, 0.5)},
 )
 class NTXentLoss(nn.Module):
     """SimCLR's loss over 2B views, where a sample's two views are its student and its teacher embedding.

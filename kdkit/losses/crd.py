@@ -37,6 +37,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="RepDistiller's crd runs (beta = 0.8, without kd)",
     zero_at_match=False,
     example=_example,
+    space={"temperature": (0.02, 0.5)},
 )
 class CRDLoss(nn.Module):
     """A sample's own embedding told from those of K others, across student and teacher (CRD).

@@ -25,6 +25,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="the paper, constant over training, mean over the K−1 peers",
     zero_at_match=True,
     example=_example,
+    space={"temperature": (1.0, 10.0)},
 )
 class DMLLoss(nn.Module):
     """Class probabilities of a peer that learns at the same time (deep mutual learning).

@@ -32,6 +32,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="RepDistiller's crd + kd runs (T = 4); kd alone: 0.9 beside 0.1 of ce",
     zero_at_match=True,
     example=_example,
+    space={"temperature": (1.0, 10.0)},
 )
 class KDLoss(nn.Module):
     """Softened class probabilities of the teacher as targets (Hinton's distillation).

@@ -35,6 +35,7 @@ _PAPER = "Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068"
     weight_source="RepDistiller; its 25 and 50 are inside the loss",
     zero_at_match=True,
     example=_example,
+    space={"distance_weight": (2.5, 250.0), "angle_weight": (5.0, 500.0)},
 )
 class RKDLoss(nn.Module):
     """Equal distances and angles between the samples of a batch (relational knowledge distillation).

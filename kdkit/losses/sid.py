@@ -25,6 +25,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     weight_source="the authors' code",
     zero_at_match=False,
     example=_example,
+    space={"alpha": (0.0, 1.0)},
 )
 class SIDLoss(nn.Module):
     """The labels, held back by the belief of the module before (synergistic information distillation).

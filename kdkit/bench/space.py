@@ -1,0 +1,96 @@
+"""What tuning moves: numbers of a method's losses, each between two ends, and how the next values are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdkit.recipe import Recipe
+from kdkit.recipe.named import find_loss
+from kdkit.registry import KdkitError, constructor
+
+TIMES = 10.0  # a weight is tried from a tenth to ten times what the recipe says
+DRAWN = 5  # trials before the sampler looks at scores: the recipe's own values, then draws
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A number that is tuned.
+
+    Attributes:
+        word: as an override calls it: `losses.kd.weight`.
+        low: least value.
+        high: greatest value.
+        usual: what the recipe says, which is the first trial.
+    """
+
+    word: str
+    low: float
+    high: float
+    usual: float
+
+    @property
+    def log(self) -> bool:
+        """Whether values are drawn in proportion."""
+        return self.low > 0
+
+
+def space(recipe: Recipe) -> list[Dimension]:
+    """Weights of all losses but the first, which is the scale, and what each loss says of its own numbers.
+
+    Schedules, shares and weights of 0 stay as they are.
+    """
+    found = []
+    for i, edge in enumerate(recipe.losses):
+        cls, info = find_loss(edge.loss, recipe.origin.folder)
+        if i and isinstance(edge.weight, (int, float)) and edge.weight > 0:
+            weight = float(edge.weight)
+            found.append(Dimension(f"losses.{edge.title}.weight", weight / TIMES, weight * TIMES, weight))
+        own = info.space if info else getattr(cls, "space", {})
+        for word, (low, high) in own.items():
+            usual = edge.arguments.get(word, constructor(cls)[word].default)
+            if isinstance(usual, (int, float)):
+                least, most = float(min(low, usual)), float(max(high, usual))
+                found.append(Dimension(f"losses.{edge.title}.{word}", least, most, float(usual)))
+    return found
+
+
+def check_optuna() -> None:
+    """Raise `KdkitError` where Optuna is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise KdkitError("`kdkit tune` needs Optuna: pip install 'kdkit[tune]', or optuna alone") from None
+
+
+def suggest(
+    dimensions: Sequence[Dimension], known: Sequence[tuple[dict[str, float], float]], key: int
+) -> dict[str, float]:
+    """The values of the next trial: a function of the trials before it and a key, so that it is the same after a stop.
+
+    Args:
+        dimensions: what is moved.
+        known: values and score of every trial so far, in order.
+        key: of this trial.
+    """
+    if not known:
+        return {d.word: d.usual for d in dimensions}
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ranges: dict[str, Any] = {
+        d.word: optuna.distributions.FloatDistribution(d.low, d.high, log=d.log) for d in dimensions
+    }
+    sampler = optuna.samplers.TPESampler(seed=key & 0x7FFFFFFF, n_startup_trials=DRAWN)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for values, score in known:
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=ranges, value=score))
+    drawn = study.ask(ranges).params
+    return {d.word: min(max(_short(drawn[d.word]), d.low), d.high) for d in dimensions}
+
+
+def _short(value: float) -> float:
+    """Four digits, as people write them."""
+    return value and round(value, 3 - math.floor(math.log10(abs(value))))
