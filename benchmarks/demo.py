@@ -25,10 +25,13 @@ ROWS = (
 
 
 def accuracies(recipe: str, node: str, out: Path) -> list[float]:
-    """Last-epoch test accuracy (%) of one recipe for each seed."""
+    """Last-epoch test accuracy (%) of one recipe for each seed; a student has the teacher of its seed."""
     found = []
     for seed in SEEDS:
-        result = fit(load(recipe, [f"seed={seed}"]), out=out / f"{recipe}-seed{seed}", resume=True)
+        words = [f"seed={seed}"]
+        if recipe == "kd_digits":
+            words.append(f"models.teacher.weights={out}/teacher_digits-seed{seed}/net.safetensors")
+        result = fit(load(recipe, words), out=out / f"{recipe}-seed{seed}", resume=True)
         found.append(100 * result.last[node]["top1"])
     return found
 

@@ -151,6 +151,8 @@ class DataModule(LightningDataModule, ABC):
         if needs_train and self._parts is None:
             self._parts = self._carve(labels := self.read_labels(train=True))
             labels = labels[self._parts[0]]
+            if self.num_classes == 1 and labels.min() >= 0:
+                raise KdkitError("data: must have two classes or more, got one; whatever a model says is right")
             self._train_labels = noisy(labels, self.label_noise, self.num_classes, self.seed)
             self.sample_labels = self._train_labels if self.num_classes and labels.min() >= 0 else None
 

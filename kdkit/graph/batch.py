@@ -75,6 +75,11 @@ class Adapter(nn.Module):
                 [torch.tensor(v).view(-1, 1, 1) for v in pair]
                 for pair in ((node.mean, node.std), (facts.mean, facts.std))
             )
+            if mine[0].shape != data[0].shape:
+                raise KdkitError(
+                    f"a model's mean and std have {len(mine[0])} channels, the data {len(data[0])}; give one number "
+                    "for each channel of the data"
+                )
             if not (torch.equal(mine[0], data[0]) and torch.equal(mine[1], data[1])):
                 scale, shift = data[1] / mine[1], (data[0] - mine[0]) / mine[1]
         self.register_buffer("scale", scale, persistent=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit import draws, ranks
+from kdkit.fault import what, where
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
@@ -267,6 +268,8 @@ def _construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
         return edge.cls(**options)
     except (ValueError, TypeError) as error:
         raise KdkitError(f"edge {edge.name!r}: {error}") from error
+    except Exception as error:  # anybody's code fails in any way
+        raise KdkitError(f"edge {edge.name!r}: the loss could not be built: {what(error)}\n  {where(error)}") from error
 
 
 def _least_and_most(word: str, edge: Edge, schedule: Schedule, epochs: float) -> tuple[float, float]:

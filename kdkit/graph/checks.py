@@ -23,6 +23,16 @@ _FORMS = {
 }
 
 
+def check_kinds(nodes: Any, edges: Any, seed: Any) -> None:
+    """Models are a mapping, losses a list, the seed a whole number."""
+    if not isinstance(nodes, Mapping):
+        raise KdkitError(f'the models must be a mapping such as {{"student": net}}, got a {type(nodes).__name__}')
+    if isinstance(edges, str) or not isinstance(edges, Sequence):
+        raise KdkitError(f'the losses must be a list such as ["ce", "kd"], got a {type(edges).__name__}')
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise KdkitError(f"seed must be a whole number, got {seed!r}")
+
+
 def check_names(nodes: Mapping[str, Node], edges: Sequence[Edge]) -> None:
     """Names are plain words, and an edge's is its own."""
     if not edges:

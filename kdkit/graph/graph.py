@@ -55,6 +55,7 @@ class Graph(nn.Module):
         stages: Sequence[Stage] = (),
     ) -> None:
         super().__init__()
+        checks.check_kinds(nodes, edges, seed)
         self.stages = tuple(stages)
         self.nodes = {name: node if isinstance(node, Node) else Node(node) for name, node in nodes.items()}
         self.unbound = [edge if isinstance(edge, Edge) else Edge(edge) for edge in edges]

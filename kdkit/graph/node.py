@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kdkit.graph.schedule import Spec
 from kdkit.graph.span import Span
@@ -61,6 +62,12 @@ class Node:
             raise KdkitError("node: an ema node must name the node it follows; give `of`")
         if (self.mean is None) != (self.std is None):
             raise KdkitError("node: mean and std go together")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise KdkitError(f"node: std must be above 0 for every channel, got {tuple(self.std)}")
+        if isinstance(given, nn.Module) and (lazy := [n for n, p in given.named_parameters() if is_lazy(p)]):
+            raise KdkitError(
+                f"node: {', '.join(lazy)} would get a size from a first batch (Lazy…); give it, or call the model once"
+            )
         if self.cache is not False and self.kind != "frozen":
             raise KdkitError(f"node: a {self.kind} node changes, so nothing of it can be cached; leave `cache` out")
         self.when = Span.parse(self.when)

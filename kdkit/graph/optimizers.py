@@ -16,6 +16,10 @@ for _name, _cls in sorted(vars(torch.optim).items()):
         OPTIMIZERS.add(_name.lower(), _cls)
 
 
+def _shown(spec: Any) -> str:
+    return repr(spec) if isinstance(spec, (str, int, float)) else f"a {type(spec).__name__}"
+
+
 def check_optimizer(spec: Mapping[str, Any]) -> dict[str, Any]:
     """`{"name": "sgd", "momentum": 0.9, …}`: name and options checked against `torch.optim`.
 
@@ -23,7 +27,7 @@ def check_optimizer(spec: Mapping[str, Any]) -> dict[str, Any]:
         KdkitError: unknown name or option, each with the nearest right word.
     """
     if not isinstance(spec, Mapping):
-        raise KdkitError(f'optimizer must be a mapping such as {{"name": "sgd", "momentum": 0.9}}, got {spec!r}')
+        raise KdkitError(f'optimizer must be a mapping such as {{"name": "sgd", "momentum": 0.9}}, got {_shown(spec)}')
     options = dict(spec)
     name = str(options.pop("name", "sgd")).lower()
     known = [p for p in constructor(OPTIMIZERS[name]) if p not in ("params", "lr")]

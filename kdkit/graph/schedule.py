@@ -79,7 +79,7 @@ class Schedule:
         """
         curve = self.bind(epochs)
         try:
-            values = [curve(epochs * i / 200) for i in range(200)] + [curve(max(epochs - 1e-9, 0.0))]
+            values = [curve(epochs * i / 200) for i in range(201)] + [curve(max(epochs - 1e-9, 0.0))]
         except OverflowError:
             values = [math.inf]
         if not all(map(math.isfinite, values)):

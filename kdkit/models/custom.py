@@ -67,7 +67,7 @@ def call(factory: Callable[..., Any], arch: str, keywords: dict[str, Any]) -> nn
         net = factory(**keywords)
     except KdkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise KdkitError(f"{arch}: could not be built{given(keywords)}{told(error)}") from error
     if not isinstance(net, nn.Module):
         raise KdkitError(f"{arch}: must give an nn.Module, got {type(net).__name__}")
@@ -81,7 +81,7 @@ def given(keywords: Mapping[str, Any]) -> str:
     return f" with {', '.join(said)}" if said else ""
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """`: ValueError: …`, after the user's own line where there is one."""
     line = where(error)
     return f"\n  {line}\n  {what(error)}" if line else f": {what(error)}"
@@ -95,7 +95,7 @@ def _from_package(place: str, folder: Path) -> ModuleType:
             if error.name and (place == error.name or place.startswith(f"{error.name}.")):
                 raise KdkitError(f"{place}: no such module, looked in {folder} and in the installed packages") from None
             raise KdkitError(f"{place}: could not be imported{told(error)}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise KdkitError(f"{place}: could not be imported{told(error)}") from error
 
 
@@ -113,7 +113,7 @@ def _from_file(path: Path) -> ModuleType:
     with _search(path.parent):
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise KdkitError(f"{path}: could not be imported{told(error)}") from error
     return module

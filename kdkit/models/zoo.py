@@ -27,7 +27,8 @@ def build_timm(name: str, num_classes: int | None, pretrained: bool, options: di
 
     stem, _, tag = name.partition(".")
     if not timm.is_model(stem):
-        raise UnknownNameError(f"unknown timm model {name!r}{nearest(stem, timm.list_models())}")
+        hint = nearest(stem, timm.list_models()) or "; `kdkit models 'timm/*'` lists them"
+        raise UnknownNameError(f"unknown timm model {name!r}{hint}")
     if tag and name not in (tagged := timm.list_pretrained(f"{stem}.*")):
         raise UnknownNameError(f"unknown weights {name!r} of timm; known: {', '.join(tagged) or 'none'}")
     width = {} if num_classes is None else {"num_classes": num_classes}

@@ -24,10 +24,13 @@ def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
     except RecipeError:
         raise
     except KdkitError as error:
-        loc = loc or (("data",) if str(error).startswith("data: ") else ())
-        text = str(error).removeprefix(f"{loc[0]}: ") if loc else str(error)
+        loc = loc or tuple(word for word in ("data", "optimizer") if str(error).startswith(f"{word}: "))
+        text = str(error).removeprefix(f"{loc[0]}: ").removeprefix("node: ") if loc else str(error)
         place = (*loc, *_word(recipe, loc, text)) or _guess(recipe, text)
-        raise RecipeError([recipe.origin.problem(place, without_edge(text))]) from error
+        said = without_edge(text)
+        if place and said.startswith(f"{place[-1]} must "):
+            said = said.removeprefix(f"{place[-1]} ")
+        raise RecipeError([recipe.origin.problem(place, said)]) from error
 
 
 def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:
@@ -40,6 +43,9 @@ def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:
         root = recipe.data.arguments.get("root")
         return ("root",) if root and text.startswith(str(root)) else ()
     if loc[:1] == ("models",) and loc[2:] == ():
+        word = re.match(r"\S+(?= must )", text)
+        if word and word[0] in recipe.models[loc[1]].model_fields_set:
+            return (word[0],)
         options = recipe.models[loc[1]].options
         quoted = [word for word, value in options.items() if f"'{word}'" in text or f"{word}={value!r}" in text]
         return (

@@ -165,21 +165,22 @@ def _node(recipe: Recipe, name: str, module: nn.Module | None, path: Path | None
 
     spec = recipe.models[name]
     mean, std = (spec.mean, spec.std) if spec.mean else _statistics(spec, module, path)
-    return Node(
-        module,
-        recipe.kind(name),
-        of=spec.ema,
-        decay=0.999 if spec.decay is None else spec.decay,
-        optimizer=_optimizer(spec.optimizer),
-        lr=spec.lr,
-        mean=None if mean is None else tuple(mean),
-        std=None if std is None else tuple(std),
-        image_size=spec.image_size,
-        input=spec.input,
-        when=Span.parse(spec.when),
-        cache=False if spec.cache is None else spec.cache.model_dump(exclude_unset=True),
-        spec=document(recipe)["models"][name],
-    )
+    with blaming(recipe, "models", name):
+        return Node(
+            module,
+            recipe.kind(name),
+            of=spec.ema,
+            decay=0.999 if spec.decay is None else spec.decay,
+            optimizer=_optimizer(spec.optimizer),
+            lr=spec.lr,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+            image_size=spec.image_size,
+            input=spec.input,
+            when=Span.parse(spec.when),
+            cache=False if spec.cache is None else spec.cache.model_dump(exclude_unset=True),
+            spec=document(recipe)["models"][name],
+        )
 
 
 def _statistics(spec: ModelSpec, module: nn.Module | None, path: Path | None) -> tuple[Any, Any]:

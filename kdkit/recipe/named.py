@@ -191,7 +191,7 @@ def find_loss(word: str, folder: Path | None = None) -> tuple[type[nn.Module], L
 
     cls = load_factory(word, folder)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise KdkitError(f"{word}: a loss must be a class made from nn.Module, got {cls!r}")
+        raise KdkitError(f"{word}: a loss must be a class made from nn.Module, got {getattr(cls, '__name__', cls)}")
     check_contract(cls)
     return cls, next((info for info in LOSSES.values() if info.cls is cls), None)
 

@@ -18,6 +18,7 @@ from kdkit.runs.curves import draw_curves
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import only_here
+from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
 from kdkit.runs.result import Result, figures, read_result
@@ -85,7 +86,7 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, pr
         make_way = _make_way(recipe, folder, resume=resume, overwrite=overwrite)
         beginning = Beginning(make_way, resumed=checkpoint is not None)
         trainer.callbacks.append(beginning)  # type: ignore[attr-defined]
-        with resuming(folder), blaming(recipe), refusals(recipe), quiet():
+        with own_code(folder), resuming(folder), blaming(recipe), refusals(recipe), quiet():
             trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
         if trainer.is_global_zero:
             for name in distiller.graph.models:

@@ -111,7 +111,7 @@ class FiniteWatch:
             if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
                 raise NonFiniteLossError(
                     f"the weights of {name!r} are not finite after epoch {epoch + 1}, though every loss was; "
-                    "training has stopped, the last checkpoint is untouched"
+                    "training has stopped, and no checkpoint holds them"
                 )
 
     @staticmethod
@@ -119,6 +119,6 @@ class FiniteWatch:
         if not bool(flags.all()):
             bad = ", ".join(name for name, fine in zip(names, flags.tolist(), strict=True) if not fine)
             raise NonFiniteLossError(
-                f"the loss {bad} is not finite at step {step}; training has stopped, the last checkpoint is untouched. "
+                f"the loss {bad} is not finite at step {step}; training has stopped before any checkpoint of it. "
                 "A lower learning rate, a warm-up or trainer.gradient_clip_val usually helps"
             )

@@ -45,7 +45,7 @@ WORDS = [
     ("weights: random", "weights: gone.safetensors", "gone.safetensors does not exist"),
     ("  - ce\n", "  - dml: {among: [student]}\n", "wrong.yaml:6: losses.dml.among: "),
     ("arch: resnet14", "arch: resnet14, num_classes: 7", "`tune: {epochs: …, lr: …}`"),
-    ("batch_size: 16", "batch_size: 0", "batch_size must be at least 1, got 0"),
+    ("batch_size: 16", "batch_size: 0", "data.batch_size: must be at least 1, got 0"),
 ]
 
 
@@ -89,7 +89,7 @@ def test_a_folder_without_images_is_named_whole(wrong, tmp_path, monkeypatch):
 def test_data_that_only_training_misses_are_told_with_their_line(wrong, tmp_path):
     path = wrong("{name: fake, samples: 32, classes: 5, shape: [3, 8, 8],", f"{{name: cifar10, root: {tmp_path},")
     error = refused("fit", path, "--out", tmp_path / "run")
-    assert "wrong.yaml:1: data.root: root must be a folder that holds cifar-10-batches-py/ whole" in error
+    assert "wrong.yaml:1: data.root: must be a folder that holds cifar-10-batches-py/ whole" in error
     assert f"it was not found in {tmp_path}; set data.root=FOLDER or KDKIT_DATA" in error
 
 

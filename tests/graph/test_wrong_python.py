@@ -50,3 +50,21 @@ def test_two_views_of_one_teacher_may_share_it():
     one = net()
     near, far = kdkit.frozen(one, image_size=8), kdkit.frozen(one, image_size=4)
     distiller({"near": near, "far": far, "student": net()})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "words", "told"),
+    [
+        ([net()], ["ce"], {}, "the models must be a mapping"),
+        ({"student": net()}, "ce", {}, "the losses must be a list such as .*, got a str"),
+        ({"student": net()}, ["ce"], {"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"student": net()}, ["ce"], {"optimizer": torch.optim.SGD(net().parameters(), 0.1)}, "got a SGD$"),
+    ],
+)
+def test_arguments_of_another_kind(nodes, edges, words, told):
+    with pytest.raises(KdkitError, match=told):
+        kdkit.Distiller(nodes, edges, **words)
+
+
+def test_the_names_that_kdkit_has_are_those_it_means():
+    assert dir(kdkit) == sorted([*kdkit.__all__, "__version__"])

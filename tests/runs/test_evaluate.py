@@ -116,7 +116,7 @@ def test_overrides_and_splits_that_cannot_be(run, tmp_path, split):
 
 
 def test_a_folder_for_data_that_lie_in_none_is_refused(run, tmp_path):
-    with pytest.raises(KdkitError, match=r"override 'data.root=.*': data\.root: root must be left out"):
+    with pytest.raises(KdkitError, match=r"override 'data.root=.*': data\.root: must be left out"):
         evaluate(run[0], [f"data.root={tmp_path}"])
 
 

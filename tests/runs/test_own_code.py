@@ -1,0 +1,92 @@
+"""Models and losses of the user's own that fail, lately or at once: one error with their line, and what is kept."""
+
+import pytest
+import torch
+
+from kdkit.recipe import loads
+from kdkit.registry import KdkitError
+from kdkit.runs.fit import fit
+
+CODE = """
+import torch
+from torch import nn
+
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, student):
+        self.asked += 1
+        if self.asked > {after}:
+            raise KeyError("a word")
+        return student.square().mean()
+
+class Never(Late):
+    def __init__(self):
+        raise KeyError("a word")
+
+class Lazy(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.LazyLinear(num_classes)
+"""
+RECIPE = """
+protocol: digits_20
+models: {student: {arch: resnet8}}
+losses: [ce, own.py:Late]
+data: {name: digits, subset: 64, batch_size: 32}
+trainer: {max_epochs: 2}
+"""
+
+
+def refused(folder, text=RECIPE, after=0):
+    (folder / "own.py").write_text(CODE.replace("{after}", str(after)))
+    with pytest.raises(KdkitError) as caught:
+        fit(loads(text, folder=folder), out=folder / "run")
+    return str(caught.value)
+
+
+def test_a_loss_that_fails_in_the_second_epoch(tmp_path):
+    text = refused(tmp_path, after=1 + 2)  # the dry run's and those of the first epoch
+    assert text.startswith(f"{tmp_path / 'own.py'}:13: raise KeyError(\"a word\")\n  KeyError: 'a word'\n")
+    kept = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert text.endswith(f"training has stopped; {kept} holds the run so far")
+    assert torch.load(kept, weights_only=False)["epoch"] == 0
+
+
+def test_a_loss_that_fails_at_the_first_step(tmp_path):
+    assert refused(tmp_path, after=1).endswith("training has stopped; there is no checkpoint yet")
+
+
+def test_a_loss_that_cannot_be_built(tmp_path):
+    text = refused(tmp_path, RECIPE.replace(":Late", ":Never"))
+    assert "recipe:4: losses.Never: the loss could not be built: KeyError: 'a word'\n" in text
+    assert text.endswith('raise KeyError("a word")')
+
+
+def test_layers_without_a_size(tmp_path):
+    text = refused(tmp_path, RECIPE.replace("resnet8", "own.py:Lazy").replace(", own.py:Late", ""))
+    assert "recipe:3: models.student.arch: fc.weight, fc.bias would get a size from a first batch" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("mean: [0.5, 0.5], std: [1, 1]", "mean and std have 2 channels, the data 3"),
+        ("mean: [0, 0, 0], std: [1, 0, 1]", "recipe:3: models.student.std: must be above 0 for every channel"),
+    ],
+)
+def test_an_input_of_its_own(tmp_path, words, told):
+    assert told in refused(tmp_path, RECIPE.replace("arch: resnet8", f"arch: resnet8, {words}"))
+
+
+def test_what_no_optimiser_takes_has_its_line(tmp_path):
+    text = refused(tmp_path, RECIPE.replace(", own.py:Late", "") + "optimizer: {name: sgd, momentum: -3}\n")
+    assert "recipe:7: optimizer: Invalid momentum value: -3" in text
+
+
+def test_a_file_that_leaves_python(tmp_path):
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    text = refused(tmp_path, RECIPE.replace("own.py:Late", "leaves.py:Loss"))
+    assert "leaves.py:2: sys.exit(0)\n  SystemExit: 0" in text
