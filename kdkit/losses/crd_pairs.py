@@ -14,8 +14,8 @@ from kdkit.losses.crd_negatives import CHUNK, Common, Drawn, Negatives
 class Pairs(nn.Module):
     """Draws of bank rows, each a hash of (seed, step, sample id, k).
 
-    All samples stand in one row sorted by class, so that leaving a class out is one gap in it: a draw below n − count
-    that lands behind the gap's start moves on by the gap's length. Without labels each sample is a class of its own.
+    All samples stand in one row sorted by class, twice over, so that those of other classes are the n − count that come
+    after a class where it first stands. Without labels each sample is a class of its own.
 
     Args:
         num_samples: n.
@@ -53,9 +53,10 @@ class Pairs(nn.Module):
             )
         self.num_samples, self.num_negatives, self.replace = num_samples, num_negatives, replace
         self.negative_key, self.positive_key = draws.key(seed, "crd negatives"), draws.key(seed, "crd positives")
+        order = label.argsort(stable=True)
         for name, value in {
             "label": label,
-            "order": label.argsort(stable=True),
+            "order": torch.cat([order, order]),
             "start": count.cumsum(0) - count,
             "count": count,
         }.items():
@@ -72,8 +73,7 @@ class Pairs(nn.Module):
         start, count = self.start[label][:, None], self.count[label][:, None]
         if self.replace:
             ids = torch.arange(self.num_negatives, device=index.device)
-            place = draws.below(row_key, ids, self.num_samples - count)
-            place.add_((place >= start) * count)
+            place = draws.below(row_key, ids, self.num_samples - count).add_(start + count)
         else:
             place = torch.cat([self._distinct(*part) for part in _parts(self.num_samples, row_key, start, count)])
         return Drawn(self.order.index_select(0, place.flatten()).view_as(place), self.num_samples)
@@ -85,8 +85,9 @@ class Pairs(nn.Module):
             rows = draws.below(key, torch.arange(self.num_negatives, device=label.device), self.num_samples)
         else:
             rows = draws.permutation(key, self.num_samples, label.device)[: self.num_negatives]
-        kept = (label[:, None] != self.label[rows]).sum(1)
-        return Common(rows, self.label[rows], label, kept.clamp(min=1))
+        drawn = self.label[rows]
+        of_class = torch.zeros_like(self.count).index_add_(0, drawn, torch.ones_like(drawn))
+        return Common(rows, drawn, label, (len(rows) - of_class[label]).clamp(min=1))
 
     def all(self, label: Tensor) -> Negatives:
         """Every sample of another class."""
