@@ -1,4 +1,4 @@
-"""One run of a suite, in a process of its own: whatever becomes of it, the others go on."""
+"""One run of a suite, wherever it runs: trained, or gone on with, and made a row."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import signal
 import sys
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kdkit.bench.expand import Cell
 from kdkit.bench.rows import make_row
@@ -21,13 +20,14 @@ from kdkit.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is given.
+    """What an engine is given.
 
     Attributes:
         cell: the run.
         suite: its name, and where it lies.
         out: folder of the suite's runs.
         threads: of the CPU.
+        width: how many may run side by side.
     """
 
     cell: Cell
@@ -35,6 +35,7 @@ class Job:
     beside: Path
     out: Path
     threads: int
+    width: int = 1
 
     @property
     def folder(self) -> RunFolder:
@@ -52,28 +53,34 @@ class Job:
         return self.out / "logs" / f"{self.folder.path.name}.txt"
 
 
-def work(job: Job, environment: dict[str, str], here: str, answer: Connection) -> None:
-    """The process: train, or go on with it; the answer is `(word, row or sentence)`."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(here)
+def alone(job: Job) -> tuple[str, Any]:
+    """The run as all that a process does: what it says goes into its log, and whatever happens is its answer.
+
+    Returns:
+        `done` and its row; `failed` or `stopped` and a sentence.
+    """
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", encoding="utf-8", buffering=1) as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        sys.stdout = sys.stderr = said
-        signal.signal(signal.SIGINT, _once)
-        try:
-            answer.send(("done", run(job)))
-        except KdkitError as error:
-            print(f"error: {error}")
-            answer.send(("failed", str(error)))
-        except KeyboardInterrupt as stop:
-            print(f"stopped: {stop}")
-            answer.send(("stopped", str(stop)))
-        except BaseException as error:
-            traceback.print_exc()
-            answer.send(("failed", f"{type(error).__name__}: {error}"))
+    said = job.log.open("a", encoding="utf-8", buffering=1)  # open to the end of the process, whose last words it takes
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    sys.stdout = sys.stderr = said
+    signal.signal(signal.SIGINT, _once)
+    try:
+        return "done", run(job)
+    except KeyboardInterrupt as stop:
+        print(f"stopped: {stop}")
+        return "stopped", str(stop)
+    except BaseException as error:
+        return "failed", sentence(error, said)
+
+
+def sentence(error: BaseException, log: TextIO) -> str:
+    """An error in a line; the traceback of one that is not the user's to mend goes into the log."""
+    if isinstance(error, KdkitError):
+        print(f"error: {error}", file=log)
+        return str(error)
+    traceback.print_exception(error, file=log)
+    return f"{type(error).__name__}: {error}"
 
 
 def _once(*_: Any) -> None:
@@ -87,6 +94,7 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from kdkit.runs.fit import fit, fit_teacher
+    from kdkit.runs.lock import only_here
     from kdkit.runs.teacher import trained_weights
     from kdkit.train.meters import NonFiniteLossError
 
@@ -94,6 +102,9 @@ def run(job: Job) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     folder = job.folder
+    if job.cell.method != TEACHER:  # who asks for a teacher waits anyway
+        with only_here(folder, waiting=lambda who: print(f"waiting for another process that trains it ({who})")):
+            pass  # a run that was lost with its machine may hold it for a while
     there, resumed = folder.complete, folder.begun and not folder.complete
     if job.cell.method == TEACHER:
         trained_weights(job.cell.recipe, fit_teacher)
@@ -104,9 +115,8 @@ def run(job: Job) -> dict[str, Any]:
             if not (job.cell.trial and isinstance(error.__cause__, NonFiniteLossError)):
                 raise
             return worst_row(job.cell, job.suite, folder, str(error.__cause__))
-    extra: dict[str, Any] = {"peak_gb": None if there else peak_gigabytes(), "resumed": resumed}
-    if resumed:
-        extra["minutes"] = None  # those of the last part, which say little
+    peak = None if there else peak_gigabytes()
+    extra: dict[str, Any] = {"peak_gb": peak, "resumed": resumed, "side_by_side": job.width}
     hidden = (job.beside.resolve(), job.out.resolve(), Path.cwd())
     return make_row(job.cell, job.suite, folder, extra, hidden)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 import re
@@ -79,7 +78,7 @@ def _number(value: Any, form: str = ".2f") -> str:
     return "–" if value is None or math.isnan(value) else format(value, form).replace("-", "−")
 
 
-def _noted(block: Block) -> tuple[list[list[int]], list[str]]:
+def noted(block: Block) -> tuple[list[list[int]], list[str]]:
     """Which notes each line has, counted from 1, and all notes; sources of published numbers are among them."""
     notes: list[str] = []
     marks = []
@@ -93,7 +92,7 @@ def _noted(block: Block) -> tuple[list[list[int]], list[str]]:
 def _markdown(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
-        marks, notes = _noted(block)
+        marks, notes = noted(block)
         rows = ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
         for line, its in zip(block.lines, marks, strict=True):
             mark = f" <sup>{', '.join(map(str, its))}</sup>" if its else ""
@@ -134,7 +133,7 @@ def _plain(value: Any) -> str:
 def _latex(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
-        marks, notes = _noted(block)
+        marks, notes = noted(block)
         rows = [" & ".join(map(_tex, HEADS)) + r" \\ \hline"]
         for line, its in zip(block.lines, marks, strict=True):
             first, *rest = map(_tex, cells(line))
@@ -177,20 +176,9 @@ def _tex(text: str) -> str:
 
 
 def _html(blocks: Sequence[Block]) -> str:
-    parts = []
-    for block in blocks:
-        marks, notes = _noted(block)
-        rows = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in HEADS) + "</tr>"]
-        for line, its in zip(block.lines, marks, strict=True):
-            first, *rest = (html.escape(cell) for cell in cells(line))
-            mark = f"<sup>{', '.join(map(str, its))}</sup>" if its else ""
-            rows.append(f"<tr><td>{first}{mark}</td>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
-        told = [*(f"<b>{html.escape(note)}</b>" for note in block.notes)]
-        told += [f"<sup>{i}</sup> {html.escape(note)}" for i, note in enumerate(notes, 1)] + [html.escape(block.facts)]
-        lines = "".join(f"<li>{note}</li>" for note in told)
-        caption = f"<caption>{html.escape(block.title)}</caption>"
-        parts.append("<table>\n" + "\n".join([caption, *rows]) + f"\n</table>\n<ul>{lines}</ul>")
-    return "\n".join(parts) + f"\n<p>{html.escape(LEGEND)}</p>\n"
+    from kdkit.bench.page import page
+
+    return page(blocks)
 
 
 FORMS: dict[str, Callable[[Sequence[Block]], str]] = {

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 NEEDED = {
     "suite", "pair", "method", "teacher", "student", "data", "node", "seed", "content", "fingerprint", "variant",
     "last", "best", "epochs", "protocol", "protocol_epochs", "minutes", "peak_gb", "parameters", "curve", "recipe",
-    "commit", "versions", "machine", "predictions",
+    "commit", "versions", "machine",
 }  # fmt: skip
 LACKS = {"variant", "protocol", "protocol_epochs", "parameters", "curve", "recipe", "predictions"}  # a trial may
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

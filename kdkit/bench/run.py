@@ -1,27 +1,20 @@
-"""Running a suite: processes side by side, rows as they come, a budget, and whatever fails told at the end."""
+"""Running a suite: what begins next, rows as they come, a budget, and whatever fails told at the end."""
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from kdkit.bench.engines import Answer, Engine
 from kdkit.bench.expand import Cell, expand
-from kdkit.bench.job import Job, work
+from kdkit.bench.job import Job
+from kdkit.bench.live import Running, State
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import append, read_rows
 from kdkit.bench.suite import Read
-
-LOOK = 1.0  # seconds between two looks at the clock
-GRACE = 60.0  # seconds that a stopped process has to save what it holds
 
 
 @dataclass
@@ -50,11 +43,18 @@ def make_plan(suite: Read, out: Path, results: Path) -> Plan:
 
 
 def run_suite(
-    suite: Read, out: Path, results: Path, *, hours: float | None, processes: int, tell: Callable[[str], None]
+    suite: Read,
+    out: Path,
+    results: Path,
+    *,
+    hours: float | None,
+    engine: Engine,
+    tell: Callable[[str], None],
+    watch: Callable[[State], None] | None = None,
 ) -> Outcome:
     """Run what has no row yet: `run_plan` of the whole suite."""
     plan = make_plan(suite, out, results)
-    return run_plan(plan, suite, out, results, hours=hours, processes=processes, tell=tell)
+    return run_plan(plan, suite, out, results, hours=hours, engine=engine, tell=tell, watch=watch)
 
 
 def run_plan(
@@ -64,8 +64,9 @@ def run_plan(
     results: Path,
     *,
     hours: float | None,
-    processes: int,
+    engine: Engine,
     tell: Callable[[str], None],
+    watch: Callable[[State], None] | None = None,
 ) -> Outcome:
     """Run what a plan has no row of.
 
@@ -75,52 +76,62 @@ def run_plan(
         out: folder of its runs.
         results: file of rows.
         hours: after which nothing begins and what trains is stopped; the same call goes on with it later.
-        processes: side by side.
+        engine: where the runs run.
         tell: called with a line whenever something happens.
+        watch: called every second with what runs.
 
     Raises:
         RecipeError: the suite or one of its recipes is wrong.
-        KeyboardInterrupt: Ctrl-C; every process has saved what it had.
+        KeyboardInterrupt: Ctrl-C; every run has saved what it had.
     """
-    return _Pool(plan, suite, out, results, processes, tell).run(None if hours is None else monotonic() + 3600 * hours)
+    deadline = None if hours is None else monotonic() + 3600 * hours
+    return _Runner(plan, suite, out, results, engine, tell, watch or (lambda _: None)).run(deadline)
 
 
-class _Pool:
+class _Runner:
     def __init__(
-        self, plan: Plan, suite: Read, out: Path, results: Path, processes: int, tell: Callable[[str], None]
+        self,
+        plan: Plan,
+        suite: Read,
+        out: Path,
+        results: Path,
+        engine: Engine,
+        tell: Callable[[str], None],
+        watch: Callable[[State], None],
     ) -> None:
-        import torch
-
-        self.suite, self.out, self.results, self.processes, self.tell = suite, out, results, processes, tell
-        self.threads = max(1, torch.get_num_threads() // processes)
+        self.suite, self.out, self.results = suite, out.absolute(), results
+        self.engine, self.tell, self.watch = engine, tell, watch
         self.plan = plan
         self.waiting = self.plan.left
         self.total = len(self.waiting)
-        self.busy: dict[Connection, tuple[BaseProcess, Cell]] = {}
+        self.running: dict[tuple[str, str], Running] = {}
         self.outcome = Outcome()
-        self.stopping = False
-        self.context = _context()
 
     def run(self, deadline: float | None) -> Outcome:
         try:
-            while self.waiting or self.busy:
+            while self.waiting or self.running:
                 if deadline is not None and monotonic() >= deadline:
                     self._stop()
-                    self.outcome.left = len(self.plan.left) - len(self.outcome.failed)
                     break
-                while len(self.busy) < self.processes and (cell := self._next()):
+                while self.engine.room() > 0 and (cell := self._next()):
                     self._begin(cell)
-                if self.busy:
-                    for answer in wait(list(self.busy), timeout=None if deadline is None else LOOK):
-                        self._end(answer)  # type: ignore[arg-type]
+                if self.running:
+                    self.watch(self._state())
+                    for answer in self.engine.answers(deadline):
+                        self._end(answer)
         except BaseException:
             self._stop()
             raise
+        self.outcome.left = len(self.plan.left) - len(self.outcome.failed)
         return self.outcome
+
+    def _state(self) -> State:
+        left = self.plan.estimate(self.engine.width)
+        return State(list(self.running.values()), self.outcome.done, len(self.outcome.failed), left)
 
     def _next(self) -> Cell | None:
         """The first run whose teacher is there; one whose teacher failed fails with it."""
-        coming = {c.content for c in self.waiting} | {c.content for _, c in self.busy.values()}
+        coming = {c.content for c in self.waiting} | {content for content, _ in self.running}
         for cell in list(self.waiting):
             if (row := self.plan.elsewhere(cell)) is not None:
                 self.waiting.remove(cell)
@@ -136,30 +147,21 @@ class _Pool:
         return None
 
     def _begin(self, cell: Cell) -> None:
-        ours, theirs = self.context.Pipe(duplex=False)
-        job = Job(cell, self.suite.name, self.suite.folder, self.out, self.threads)
-        words = (job, dict(os.environ), str(Path.cwd()), theirs)
-        process: BaseProcess = self.context.Process(target=work, args=words)  # type: ignore[attr-defined]
-        process.start()
-        theirs.close()
-        self.busy[ours] = (process, cell)
+        job = Job(cell, self.suite.name, self.suite.folder, self.out, self.engine.threads, self.engine.width)
         goes_on = " goes on" if job.folder.begun else ""
+        self.running[cell.key] = Running(job, self.plan.seconds(cell))
         self.tell(f"{_name(cell)}{goes_on}: {cell.recipe.trainer.max_epochs} epochs, log {job.log}")
+        self.engine.begin(job)
 
-    def _end(self, answer: Connection) -> None:
-        process, cell = self.busy.pop(answer)
-        try:
-            word, what = answer.recv()
-        except EOFError:
-            process.join()
-            word, what = "failed", f"its process died ({_why(process.exitcode)})"
-        process.join()
-        if word == "done":
-            self._keep(cell, what)
-        elif word == "failed" or not self.stopping:
-            self._fail(cell, what)
+    def _end(self, answer: Answer) -> None:
+        cell = answer.job.cell
+        del self.running[cell.key]
+        if answer.word == "done":
+            self._keep(cell, answer.what)
+        elif answer.word == "failed":
+            self._fail(cell, answer.what)
         else:
-            self.tell(f"{_name(cell)} stopped: {what}")
+            self.tell(f"{_name(cell)} stopped: {answer.what}")
 
     def _keep(self, cell: Cell, row: dict[str, Any], note: str = "") -> None:
         append(self.results, row)
@@ -167,7 +169,7 @@ class _Pool:
         self.outcome.done += 1
         top1 = 100 * row["last"][row["node"]]["top1"]
         minutes = note or (f"{row['minutes']:.1f} m" if row.get("minutes") is not None else "resumed")
-        left = self.plan.estimate(self.processes)
+        left = self.plan.estimate(self.engine.width)
         self.tell(f"{_name(cell)}: {top1:.2f} %, {minutes} ({self.outcome.done} of {self.total}; {left})")
 
     def _fail(self, cell: Cell, why: str) -> None:
@@ -175,33 +177,9 @@ class _Pool:
         self.tell(f"{_name(cell)} FAILED: {why}")
 
     def _stop(self) -> None:
-        """Ctrl-C for every process; each keeps the checkpoint of its last whole epoch."""
-        self.stopping = True
-        for process, _ in self.busy.values():
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGINT)
-        end = monotonic() + GRACE
-        while self.busy and (ready := wait(list(self.busy), timeout=max(0.0, end - monotonic()))):
-            for answer in ready:
-                self._end(answer)  # type: ignore[arg-type]
-        for process, _ in self.busy.values():
-            process.kill()
-
-
-def _context() -> BaseContext:
-    """Processes forked from one that has imported everything, where there are such."""
-    if "forkserver" not in mp.get_all_start_methods():
-        return mp.get_context("spawn")
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["kdkit.bench.job", "kdkit.runs.fit", "kdkit.runs.evaluate"])
-    return context
+        for answer in self.engine.stop():
+            self._end(answer)
 
 
 def _name(cell: Cell) -> str:
     return f"{cell.pair} {cell.method} seed {cell.seed}"
-
-
-def _why(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}; out of memory?" if code == -9 else signal.Signals(-code).name
-    return f"exit code {code}"

@@ -38,6 +38,7 @@ class Line:
         minutes: mean over the runs whose whole time is known.
         gigabytes: largest memory of its runs.
         notes: footnotes.
+        curves: epochs and top-1 after them, of each run.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Line:
     minutes: float | None
     gigabytes: float | None
     notes: tuple[str, ...]
+    curves: tuple[list[list[float]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None) -> Line:
         _mean(row["minutes"] for row in rows),
         max((row["peak_gb"] for row in rows if row["peak_gb"] is not None), default=None),
         tuple(notes),
+        tuple(row["curve"] for row in rows),
     )
 
 

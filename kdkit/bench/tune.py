@@ -10,7 +10,9 @@ from pathlib import Path
 from time import monotonic
 
 from kdkit import draws
+from kdkit.bench.engines import Engine
 from kdkit.bench.expand import Cell, expand, reseeded
+from kdkit.bench.live import State
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import Row, read_rows
 from kdkit.bench.run import Outcome, run_plan
@@ -91,8 +93,9 @@ def tune(
     *,
     trials: int,
     hours: float | None,
-    processes: int,
+    engine: Engine,
     tell: Callable[[str], None],
+    watch: Callable[[State], None] | None = None,
 ) -> Outcome:
     """Give every method its trials, then train what was published and what was found, on all seeds.
 
@@ -106,12 +109,13 @@ def tune(
         results: file of rows; trials are in another one beside it.
         trials: of every method.
         hours: after which nothing begins and what trains is stopped; the same call goes on with it later.
-        processes: side by side.
+        engine: where the runs run.
         tell: called with a line whenever something happens.
+        watch: called every second with what runs.
 
     Raises:
         KdkitError: Optuna is not installed, or the suite or one of its recipes is wrong.
-        KeyboardInterrupt: Ctrl-C; every process has saved what it had.
+        KeyboardInterrupt: Ctrl-C; every run has saved what it had.
     """
     check_optuna()
     end = None if hours is None else monotonic() + 3600 * hours
@@ -126,7 +130,7 @@ def tune(
     def run(wanted: Sequence[Cell], rows: Path, folder: Path) -> int:
         plan = Plan.of(wanted, _rows(rows))
         left = None if end is None else max(0.0, end - monotonic()) / 3600
-        found = run_plan(plan, suite, folder, rows, hours=left, processes=processes, tell=tell)
+        found = run_plan(plan, suite, folder, rows, hours=left, engine=engine, tell=tell, watch=watch)
         whole.done += found.done
         whole.failed.update(found.failed)
         return found.left

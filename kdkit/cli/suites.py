@@ -9,30 +9,43 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdkit.cli.app import app
-from kdkit.registry import KdkitError
+from kdkit.registry import KdkitError, nearest
 
 if TYPE_CHECKING:
+    from kdkit.bench.engines import Engine
     from kdkit.bench.run import Outcome
 
+ENGINES = ("processes", "here", "ray")
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to every run, beside the suite's own: data.root=/data"),
 ]
+SuiteFile = Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="Pairs, methods and seeds under one protocol.")]
+Hours = Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")]
+Out = Annotated[Path | None, typer.Option(help="The runs' folder; left out: runs/SUITE.")]
+Results = Annotated[Path | None, typer.Option(help="The file of rows; left out: results.jsonl among the runs.")]
+Width = Annotated[int, typer.Option(min=1, help="Runs side by side; they share CPU threads and GPUs.")]
+Where = Annotated[str, typer.Option(help="Where runs run: processes, here (in this process) or ray.")]
+Address = Annotated[str | None, typer.Option(help="Of the Ray cluster; left out: RAY_ADDRESS, else a new one.")]
+Gpus = Annotated[float | None, typer.Option(min=0, help="Ray: a run's share of a GPU; left out: 1.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="Ray: a run's CPUs; left out: 1.")]
 
 
 @app.command(epilog="Example: kdkit bench benchmarks/demo.yaml --hours 1")
 def bench(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="Pairs, methods and seeds under one protocol.")],
+    suite: SuiteFile,
     overrides: Overrides = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show the runs, what is done, and the time left; run none.")
     ] = False,
-    hours: Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The runs' folder; left out: runs/SUITE.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="The file of rows; left out: results.jsonl among the runs.")
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Runs side by side; they share the CPU's threads.")] = 1,
+    hours: Hours = None,
+    out: Out = None,
+    results: Results = None,
+    processes: Width = 1,
+    engine: Where = "processes",
+    address: Address = None,
+    gpus_per_run: Gpus = None,
+    cpus_per_run: Cpus = None,
 ) -> None:
     """Run the methods, pairs and seeds of a suite.
 
@@ -42,6 +55,7 @@ def bench(
     from kdkit.bench.suite import load_suite
 
     read = load_suite(suite, overrides or [])
+    from kdkit.bench.live import progress
     from kdkit.bench.run import make_plan, results_of, run_suite
 
     out = out or Path("runs") / read.name
@@ -51,24 +65,31 @@ def bench(
 
         show(make_plan(read, out, rows).shown(processes), sys.stdout)
         return
+    chosen = _engine(engine, processes, address, gpus_per_run, cpus_per_run, out)
     try:
-        outcome = run_suite(read, out, rows, hours=hours, processes=processes, tell=_say)
+        with progress() as (tell, watch):
+            watch = None if engine == "here" else watch  # a run in this process shows its own progress
+            outcome = run_suite(read, out, rows, hours=hours, engine=chosen, tell=tell, watch=watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every run keeps its last whole epoch; the same command goes on") from None
-    _conclude(outcome, hours, rows)
+    finally:
+        chosen.close()
+    _conclude(outcome, hours, read.name, out, rows)
 
 
 @app.command(epilog="Example: kdkit tune benchmarks/demo.yaml --trials 16 --hours 8")
 def tune(
-    suite: Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="Pairs, methods and seeds under one protocol.")],
+    suite: SuiteFile,
     overrides: Overrides = None,
     trials: Annotated[int, typer.Option(min=1, help="Of every method; the first is the recipe as it is.")] = 16,
-    hours: Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The runs' folder; left out: runs/SUITE.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="The file of rows; left out: results.jsonl among the runs.")
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Runs side by side; they share the CPU's threads.")] = 1,
+    hours: Hours = None,
+    out: Out = None,
+    results: Results = None,
+    processes: Width = 1,
+    engine: Where = "processes",
+    address: Address = None,
+    gpus_per_run: Gpus = None,
+    cpus_per_run: Cpus = None,
 ) -> None:
     """Give every method of a suite the same number of trials.
 
@@ -78,32 +99,62 @@ def tune(
     from kdkit.bench.suite import load_suite
 
     read = load_suite(suite, overrides or [])
+    from kdkit.bench.live import progress
     from kdkit.bench.run import results_of
     from kdkit.bench.tune import ledger_of
     from kdkit.bench.tune import tune as tune_suite
 
     out = out or Path("runs") / read.name
     rows = results_of(out, results)
+    chosen = _engine(engine, processes, address, gpus_per_run, cpus_per_run, out)
     try:
-        outcome = tune_suite(read, out, rows, trials=trials, hours=hours, processes=processes, tell=_say)
+        with progress() as (tell, watch):
+            watch = None if engine == "here" else watch  # a run in this process shows its own progress
+            outcome = tune_suite(read, out, rows, trials=trials, hours=hours, engine=chosen, tell=tell, watch=watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every run keeps its last whole epoch; the same command goes on") from None
-    _conclude(outcome, hours, rows, ledger_of(rows))
+    finally:
+        chosen.close()
+    _conclude(outcome, hours, read.name, out, rows, ledger_of(rows))
 
 
-def _conclude(outcome: Outcome, hours: float | None, *files: Path) -> None:
+def _conclude(outcome: Outcome, hours: float | None, name: str, out: Path, *files: Path) -> None:
     """What is left, what failed, and how it is looked at.
 
     Raises:
         KdkitError: something failed.
     """
+    from kdkit.bench.page import write_report
+
     told = " ".join(map(str, files))
     if outcome.left:
         _say(f"the {hours:g} hours are over, {outcome.left} runs are left; the same command goes on with them")
-    _say(f"rows are in {told.replace(' ', ' and ')}; next: kdkit table {told}")
+    page = write_report(name, files[0], out / "report.html")
+    look = f", or look at {page}" if page else ""
+    _say(f"rows are in {told.replace(' ', ' and ')}; next: kdkit table {told}{look}")
     if outcome.failed:
         lines = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
         raise KdkitError(f"{len(outcome.failed)} of the runs failed; the same command tries them again{lines}")
+
+
+def _engine(name: str, processes: int, address: str | None, gpus: float | None, cpus: int | None, out: Path) -> Engine:
+    """The engine that the words mean; a word that it has no use for is refused."""
+    from kdkit.bench.engines import Here, Processes
+
+    words = {"--address": address, "--gpus-per-run": gpus, "--cpus-per-run": cpus}
+    if name not in ENGINES:
+        raise KdkitError(f"--engine must be one of {', '.join(ENGINES)}, got {name!r}{nearest(name, list(ENGINES))}")
+    if name != "ray" and (useless := [word for word, value in words.items() if value is not None]):
+        raise KdkitError(f"{', '.join(useless)} goes with --engine ray")
+    if name != "processes" and processes > 1:
+        raise KdkitError(f"--processes goes with --engine processes, not with {name}")
+    if name == "here":
+        return Here()
+    if name == "processes":
+        return Processes(processes)
+    from kdkit.bench.engines.on_ray import OnRay
+
+    return OnRay(address, gpus, cpus or 1, out)
 
 
 @app.command(epilog="Example: kdkit table mine.jsonl --with shipped --format latex > table.tex")

@@ -10,6 +10,7 @@ import yaml
 
 from kdkit import losses as _registered  # noqa: F401
 from kdkit.bench import tune as tuning
+from kdkit.bench.engines import Here
 from kdkit.bench.expand import expand
 from kdkit.bench.job import Job
 from kdkit.bench.job import run as run_job
@@ -40,7 +41,7 @@ def here(monkeypatch):
     """Runs happen in this process; what each of them read of the test images is kept by its method and trial."""
     seen = {}
 
-    def run_plan(plan, suite, out, results, *, hours, processes, tell):
+    def run_plan(plan, suite, out, results, *, hours, engine, tell, watch):
         outcome = Outcome()
         for cell in plan.left:
             if hours is not None and hours <= 0:
@@ -65,7 +66,7 @@ def here(monkeypatch):
 
 def go(folder, text=SUITE, *, trials=3, hours=None):
     suite, rows = load_suite(write(folder, text)), folder / "rows.jsonl"
-    outcome = tune(suite, folder / "out", rows, trials=trials, hours=hours, processes=1, tell=lambda _: None)
+    outcome = tune(suite, folder / "out", rows, trials=trials, hours=hours, engine=Here(), tell=lambda _: None)
     trials = read_rows(ledger_of(rows)) if ledger_of(rows).exists() else []
     return outcome, trials, read_rows(rows) if rows.exists() else []
 

@@ -1,0 +1,116 @@
+"""A suite's page: one file with tables, training curves and accuracy against cost; it needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from kdkit.bench import plots
+from kdkit.bench.render import HEADS, LEGEND, cells, noted
+from kdkit.bench.rows import read_rows
+from kdkit.bench.table import Block
+from kdkit.bench.table import blocks as make_blocks
+from kdkit.runs.folder import write_text
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #fff; --line: #dfe4ea; --stripe: #f6f8fa }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ee; --soft: #9aa5b4; --paper: #14181e; --line: #313944; --stripe: #1a2028 }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom }
+tr:last-child td { border-bottom: 0 }
+tbody tr:nth-child(even) td { background: var(--stripe) }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
+td:first-child { font-weight: 600 }
+ul { padding-left: 1.2rem; color: var(--soft); font-size: .87rem; overflow-wrap: anywhere } b { color: var(--ink) }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
+figure { margin: 0 } figcaption { color: var(--soft); font-size: .87rem }
+svg { display: block; width: 100%; height: auto; color: var(--ink) } svg text { font-family: inherit !important }
+.key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin: .75rem 0; font-size: .87rem }
+.key label { cursor: pointer }
+.key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em }
+.key :not(:checked) ~ * { opacity: .35 }
+p { color: var(--soft); font-size: .87rem }
+""".strip()
+SCRIPT = """
+for (const box of document.querySelectorAll(".key input")) box.onchange = () => {
+  for (const part of box.closest("section").querySelectorAll("svg .line-" + box.value))
+    part.style.display = box.checked ? "" : "none";
+};
+""".strip()
+
+
+def page(blocks: Sequence[Block]) -> str:
+    """The whole page; everything that rows say is escaped."""
+    title = ", ".join(dict.fromkeys(block.title for block in blocks))
+    body = "\n".join(_section(block, i) for i, block in enumerate(blocks))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>Benchmark results</h1>\n"
+        f"{body}\n<p>{escape(LEGEND)}</p>\n<script>\n{SCRIPT}\n</script>\n</body>\n</html>\n"
+    )
+
+
+def write_report(suite: str, results: Path, path: Path) -> Path | None:
+    """Write the page of a suite's rows; `None` where there are none yet.
+
+    Args:
+        suite: its name, for a file of rows may have those of several.
+        results: the file of rows.
+        path: the page's.
+    """
+    rows = [row for row in read_rows(results) if row["suite"] == suite] if results.exists() else []
+    if not rows:
+        return None
+    write_text(path, page(make_blocks(rows)))
+    return path
+
+
+def _section(block: Block, i: int) -> str:
+    seeds = max((line.n for line in block.lines), default=0)
+    told = "mean over seeds, band: one standard deviation" if seeds > 1 else "one seed"
+    figures = [
+        (plots.curves(block, f"curves{i}"), f"Top-1 on the test images by epoch; {told}."),
+        (
+            plots.cost(block, f"cost{i}"),
+            "Top-1 after the last epoch against the minutes of a run.",
+        ),
+    ]
+    shown = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>\n" for svg, text in figures)
+    key = "".join(
+        f'<label><input type="checkbox" checked value="{j}"><i style="background:{plots.colour(j)}"></i>'
+        f"<span>{escape(line.method)}</span></label>"
+        for j, line in enumerate(block.lines)
+    )
+    return (
+        f"<section>\n<h2>{escape(block.title)}</h2>\n{_table(block)}\n"
+        f'<div class="key">{key}</div>\n<div class="figures">\n{shown}</div>\n</section>'
+    )
+
+
+def _table(block: Block) -> str:
+    marks, notes = noted(block)
+    rows = []
+    for line, its in zip(block.lines, marks, strict=True):
+        first, *rest = (escape(cell) for cell in cells(line))
+        mark = f" <sup>{', '.join(map(str, its))}</sup>" if its else ""
+        rows.append(f"<tr><td>{first}{mark}</td>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
+    told = [f"<b>{escape(note)}</b>" for note in block.notes]
+    told += [f"<sup>{i}</sup> {escape(note)}" for i, note in enumerate(notes, 1)] + [escape(block.facts)]
+    head = "".join(f"<th>{escape(head)}</th>" for head in HEADS)
+    body = "\n".join(rows)
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n'
+        f"<ul>{''.join(f'<li>{note}</li>' for note in told)}</ul>"
+    )
