@@ -227,7 +227,8 @@ def _facts(rows: Sequence[Row]) -> str:
 def _machine(row: Row) -> str:
     told = row["machine"]
     threads = f"{told['threads']} thread{'s' * (told['threads'] != 1)}"
-    return ", ".join(told["gpus"]) or f"{told['processor']}, {threads}"
+    beside = f", {width} runs side by side" if (width := row.get("side_by_side", 1)) > 1 else ""
+    return (", ".join(told["gpus"]) or f"{told['processor']}, {threads}") + beside
 
 
 def _base(row: Row) -> str:

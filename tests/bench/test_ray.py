@@ -88,6 +88,14 @@ def test_without_ray_one_error_says_what_to_do(tmp_path, monkeypatch):
     assert "--engine ray needs Ray; pip install 'kdkit[ray]'" in refused("bench", "suite.yaml", "--engine", "ray")
 
 
+@RAY
+def test_a_head_that_is_not_there_is_one_error_at_once(tmp_path):
+    write(tmp_path)
+    err = refused("bench", "suite.yaml", "--engine", "ray", "--address", "127.0.0.1:9")
+    assert "no Ray cluster at 127.0.0.1:9: [Errno" in err
+    assert "`ray start --head` begins one" in err
+
+
 def test_a_node_without_the_shared_folder_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     word, why = on_ray._task(b"", {}, str(tmp_path), [str(tmp_path), str(tmp_path / "nowhere" / "mark")])

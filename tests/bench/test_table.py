@@ -175,6 +175,11 @@ def test_a_run_without_its_whole_time_has_no_minutes():
     assert cells(line(made, "kd"))[11] == "–"
 
 
+def test_minutes_of_runs_side_by_side_are_told():
+    (made,) = blocks(grid(side_by_side=4))
+    assert made.facts.endswith("P, 1 thread, 4 runs side by side")
+
+
 def test_published_numbers():
     assert published("cifar100", "resnet56", "resnet20", "crd").top1 == 71.16
     assert published("cifar100", "resnet56", "resnet20", "crd_kd").top1 == 71.63

@@ -44,6 +44,7 @@ class OnRay(Engine):
         self.ray, self.threads, self.begun = ray, cpus, not ray.is_initialized()
         if self.begun:
             try:
+                _knock(address or os.environ.get("RAY_ADDRESS", ""))
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # Ray has many for this
                 text = " ".join(str(error).split())
@@ -119,6 +120,13 @@ class OnRay(Engine):
             gpus = has.get("GPU", 0) / self.gpus if self.gpus else float("inf")
             total += int(min(has.get("CPU", 0) / self.threads, gpus) + 1e-9)
         return total
+
+
+def _knock(address: str) -> None:
+    """Ray itself waits for minutes for a head that is not there."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _task(packed: bytes, environment: dict[str, str], here: str, marks: list[str]) -> tuple[str, Any]:
