@@ -26,7 +26,7 @@ NEEDED = {
     "last", "best", "epochs", "protocol", "protocol_epochs", "minutes", "peak_gb", "parameters", "curve", "recipe",
     "commit", "versions", "machine",
 }  # fmt: skip
-LACKS = {"variant", "protocol", "protocol_epochs", "parameters", "curve", "recipe", "predictions"}  # a trial may
+LACKS = {"variant", "protocol", "protocol_epochs", "parameters", "curve", "recipe"}  # a trial may
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
