@@ -85,7 +85,7 @@ def results_table() -> str:
         "| run | epochs | seed | last-epoch top-1 (%) | threads | minutes |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    rows = (ROOT / "benchmarks" / "results" / "cifar100_short.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (ROOT / "benchmarks" / "results" / "first_runs.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, rows):
         node = "student" if "student" in row["last"] else next(iter(row["last"]))
         name = row["run"].rsplit("-seed", 1)[0]

@@ -105,13 +105,13 @@ def test_a_command_is_one(surroundings, monkeypatch, command):
         assert f"\n{verb}:" in (ROOT / "Makefile").read_text()
     if program != "kdkit":
         return
-    if verb not in ("fit", "check", "eval", "bench", "table"):
+    if verb not in ("fit", "check", "eval", "bench", "table", "tune"):
         assert kdkit(verb, *words).code == 0
         return
     context = typer.main.get_command(cli.app).commands[verb].make_context(verb, words)
     if verb in ("eval", "table"):
         return
-    if verb == "bench":
+    if verb in ("bench", "tune"):
         assert (suite := context.params["suite"]).name == "suite.yaml" or load_suite(ROOT / suite)
         return
     recipe = context.params["recipe"]
