@@ -75,7 +75,7 @@ class Data(LightningDataModule):
         return loader(indexed=False)
 
 
-@pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec|on_after_batch)")
+@pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec|on_after_batch|in eval mode)")
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_runs(text, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

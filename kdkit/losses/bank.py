@@ -29,7 +29,7 @@ def refresh(bank: Tensor, index: Tensor, rows: Tensor, momentum: float | Tensor)
         momentum: m, the share of the old row.
     """
     ordered, position = index.sort(stable=True)
-    last = position[torch.searchsorted(ordered, index, right=True) - 1]
+    last = position[torch.searchsorted(ordered, index.contiguous(), right=True) - 1]
     moved = unit(momentum * bank[index].to(rows.dtype) + (1 - momentum) * rows[last])
     bank.index_copy_(0, index, moved.to(bank.dtype))
 
