@@ -37,11 +37,12 @@ def fit(
     A folder with weights, metrics and their provenance comes out; a teacher that is a recipe itself is trained first.
     """
     from kdkit.runs.folder import RunFolder, first_rank
+    from kdkit.runs.lock import check_free
 
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler else tells of itself
     if out is not None and first_rank():  # before the seconds that everything else costs
-        RunFolder(out).check(resume=resume, overwrite=overwrite)
+        check_free(RunFolder(out), resume=resume, overwrite=overwrite)
     from kdkit.recipe import load
 
     loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -89,7 +90,8 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save(copies, dict(metadata or {})))  # `save_file` would make it readable to nobody else
+        file = _in_order(save(copies, dict(metadata or {})))
+        part.write_bytes(file)  # `save_file` would make it readable to nobody else
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise KdkitError(f"{path}: could not be written ({error})") from error
@@ -110,6 +112,16 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise KdkitError(f"{path}: is not a whole safetensors file ({error})") from error
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its texts sorted, for their order in it is chance: what is equal is so to the byte."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def _read_pickle(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def _read(
     from kdkit.recipe.check import check
     from kdkit.recipe.explain import problems
 
-    early = [text for text in overrides if text.partition("=")[0].strip() == "protocol"]
+    early = [text for text in overrides if re.match(r"\s*(protocol|stages)\b", text)]  # what is unfolded or merged
     root, protocol = _with_protocol(override(root, early), folder)
     root = override(normalise(root), [text for text in overrides if text not in early])
     root = _anchored(root, folder)

@@ -99,6 +99,16 @@ def _put(node: Item, path: list[str], value: Item, trail: list[str]) -> Item:
         else:
             edges[i] = _edge(Item({str(edges[i].value["loss"].value): value}, mark))
         return Item(edges, node.mark)
+    if trail == ["stages"] and isinstance(node.value, list) and rest:
+        names = [
+            str(s.value.get("name", Item(None, mark)).value) if isinstance(s.value, dict) else "" for s in node.value
+        ]
+        if step not in names:
+            known = f"; it has: {', '.join(names)}"
+            raise RecipeError([Problem.at(mark, f"stages.{step}", f"no stage has this name{known}")])
+        at = names.index(step)
+        put = _put(node.value[at], rest, value, [*trail, step])
+        return Item([*node.value[:at], put, *node.value[at + 1 :]], node.mark)
     if node.value is None:
         node = Item({}, mark)
     if not isinstance(node.value, dict):

@@ -17,7 +17,7 @@ from kdkit.runs.beginning import Beginning
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
 from kdkit.runs.interrupt import interruptible
-from kdkit.runs.lock import only_here
+from kdkit.runs.lock import check_free, only_here
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
@@ -55,7 +55,7 @@ def fit(
     """
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if first_rank():  # the others are started in the middle of the first one's fit
-        folder.check(resume=resume, overwrite=overwrite)
+        check_free(folder, resume=resume, overwrite=overwrite)
     return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile)
 
 

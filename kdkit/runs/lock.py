@@ -49,6 +49,18 @@ def only_here(folder: RunFolder, waiting: Callable[[str], None] | None = None) -
         lock.release()
 
 
+def check_free(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+    """Whether a run may be written here, and nobody is at it now; nothing is made.
+
+    Raises:
+        KdkitError: as `RunFolder.check`, or another process trains there.
+    """
+    if folder.lock.exists():
+        with only_here(folder):
+            pass
+    folder.check(resume=resume, overwrite=overwrite)
+
+
 def _holder(folder: RunFolder) -> str:
     with suppress(OSError):
         if pid := folder.lock.read_text(encoding="utf-8").strip():

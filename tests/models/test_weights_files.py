@@ -87,6 +87,14 @@ def test_safetensors_there_and_back_with_metadata(tmp_path):
     assert not stat.S_IMODE(path.stat().st_mode) & stat.S_IXUSR
 
 
+def test_what_is_equal_is_equal_to_the_byte(tmp_path):
+    texts, model = {f"text {i}": "é" * i for i in range(20)}, net()
+    save_weights(model, tmp_path / "a", texts)
+    save_weights(model, tmp_path / "b", dict(reversed(texts.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert load_file(tmp_path / "a").keys() == model.state_dict().keys()
+
+
 def test_compiled_tied_and_strided_modules_save_under_their_own_names(tmp_path):
     tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     tied["b"].weight = tied["a"].weight

@@ -90,3 +90,16 @@ def test_without_losses_and_without_stages():
 def test_editors_know_the_words():
     stage = json_schema()["$defs"]["StageSpec"]["properties"]
     assert {"name", "epochs", "losses", "train"} <= stage.keys()
+
+
+def test_overrides_reach_a_stage_by_its_name_and_may_bring_all_of_them():
+    text = BASE + "stages: [{name: hints, epochs: 3, losses: [kd]}, {name: rest, losses: [at]}]"
+    recipe = loads(text, overrides=["stages.hints.epochs=2", "stages.rest.train=[student]"])
+    assert spans(recipe) == {"kd": {"to": 2}, "at": {"from": 2}}
+    assert recipe.stages[1].train == ["student"]
+    whole = loads(
+        BASE + "losses: [ce]", overrides=["stages=[{name: a, epochs: 2, losses: [kd]}, {name: b, losses: [at]}]"]
+    )
+    assert [edge.title for edge in whole.losses] == ["ce", "kd", "at"]
+    with pytest.raises(RecipeError, match=r"stages\.hint: no stage has this name; it has: hints, rest"):
+        loads(text, overrides=["stages.hint.epochs=2"])

@@ -119,7 +119,10 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     with only_here(folder), pytest.raises(KdkitError, match=refusal), only_here(folder):
         pass
     with only_here(folder):
-        pass
+        folder.checkpoint.parent.mkdir(parents=True)
+        folder.checkpoint.touch()
+        assert "another process trains into" in refused("fit", "student_digits", "--out", folder.path)
+    assert "which was interrupted" in refused("fit", "student_digits", "--out", folder.path)
 
 
 def test_who_waits_is_told_whom_for_and_then_goes_on(tmp_path):
