@@ -122,7 +122,6 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         folder.checkpoint.parent.mkdir(parents=True)
         folder.checkpoint.touch()
         assert "another process trains into" in refused("fit", "student_digits", "--out", folder.path)
-    assert "which was interrupted" in refused("fit", "student_digits", "--out", folder.path)
 
 
 def test_who_waits_is_told_whom_for_and_then_goes_on(tmp_path):
