@@ -10,6 +10,7 @@ import torch
 
 HERE = str(Path(__file__).resolve().parent)
 TORCH = str(Path(torch.__file__).resolve().parent)
+INSTALLED = {"site-packages", "dist-packages"}
 PYTHON = sysconfig.get_path("stdlib")
 
 
@@ -31,14 +32,14 @@ def where(error: BaseException) -> str:
 
 def own_line(error: BaseException) -> str:
     """The deepest line of a file of the user's own; empty where there is none."""
-    own = [f for f in _outside(error) if "site-packages" not in Path(f.filename).parts]
+    own = [f for f in _outside(error) if not INSTALLED & set(Path(f.filename).parts)]
     return _shown(own[-1]) if own else ""
 
 
 def _outside(error: BaseException) -> list[traceback.FrameSummary]:
     """Frames that are neither kdkit's nor torch's nor Python's."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", HERE, TORCH))]
-    return [f for f in frames if "site-packages" in Path(f.filename).parts or not f.filename.startswith(PYTHON)]
+    return [f for f in frames if INSTALLED & set(Path(f.filename).parts) or not f.filename.startswith(PYTHON)]
 
 
 def _shown(frame: traceback.FrameSummary) -> str:

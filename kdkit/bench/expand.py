@@ -104,10 +104,21 @@ def expand(read_suite: Read, teachers: Path) -> list[Cell]:
     if found:
         raise RecipeError(found)
     check_overrides(read_suite, [cell.recipe for column in first for cell in column])
+    for column in first:
+        _check_twins(read_suite, column)
     cells = [cell for column in first for cell in column if cell.method == TEACHER or cell.seed == read_suite.seeds[0]]
     for seed in read_suite.seeds[1:]:
         cells += [reseeded(cell, seed) for column in first for cell in column if cell.method != TEACHER]
     return cells
+
+
+def _check_twins(read_suite: Read, column: list[Cell]) -> None:
+    """Two methods of one pair that are the same run would share one row."""
+    seen: dict[str, str] = {}
+    for cell in column:
+        if (twin := seen.setdefault(cell.content, cell.method)) != cell.method:
+            message = f"{cell.method} and {twin} are the same recipe for {cell.pair}; leave one of them out"
+            raise RecipeError([Problem.at(read_suite.tree.value["methods"].mark, "methods", message)])
 
 
 def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Cell]:
@@ -270,7 +281,12 @@ def _written(recipe: Recipe, folder: Path) -> Path:
     from kdkit.runs.folder import write_text
 
     path = (folder / content_key(recipe)[:12] / f"{recipe.name}.yaml").resolve()
-    write_text(path, resolved(recipe))
+    try:
+        write_text(path, resolved(recipe))
+    except OSError as error:
+        raise KdkitError(
+            f"{path.parent} cannot be written ({error.strerror}); give another folder with --out"
+        ) from error
     return path
 
 

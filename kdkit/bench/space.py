@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,24 @@ def space(recipe: Recipe) -> list[Dimension]:
             weight = float(edge.weight)
             found.append(Dimension(f"losses.{edge.title}.weight", weight / TIMES, weight * TIMES, weight))
         own = info.space if info else getattr(cls, "space", {})
-        for word, (low, high) in own.items():
+        for word, ends in own.items():
+            low, high = _ends(edge.title, word, ends, constructor(cls))
             usual = edge.arguments.get(word, constructor(cls)[word].default)
             if isinstance(usual, (int, float)):
                 least, most = float(min(low, usual)), float(max(high, usual))
                 found.append(Dimension(f"losses.{edge.title}.{word}", least, most, float(usual)))
     return found
+
+
+def _ends(edge: str, word: str, ends: Any, words: Mapping[str, Any]) -> tuple[float, float]:
+    """The ends of what a loss says of one of its numbers."""
+    numbers = isinstance(ends, (tuple, list)) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
+    if word not in words or not numbers or not ends[0] < ends[1]:
+        raise KdkitError(
+            f"losses.{edge}: `space` must give two ends, the lesser first, of an argument of the loss, such as "
+            f'{{"temperature": (1.0, 10.0)}}; got {word!r}: {ends!r}'
+        )
+    return float(ends[0]), float(ends[1])
 
 
 def check_optuna() -> None:

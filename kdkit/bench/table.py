@@ -187,6 +187,7 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     """With what the kept predictions say of each method beside the student alone and the teacher."""
     runs = [(name, row) for name, group in groups.items() for row in group if row.get("predictions")]
     alone = next((name for name, group in groups.items() if group[0]["method"] == ALONE), None)
+    tuned = next((name for name, g in groups.items() if g[0].get("tuned", {}).get("of") == ALONE), None)
     if alone is None or len({row["predictions"]["images"] for _, row in runs}) != 1:
         return lines
     right = np.stack([packed.right(row["predictions"]) for _, row in runs]).astype(np.float64)
@@ -195,11 +196,12 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     teacher = next((i for i, (name, row) in enumerate(runs) if row["method"] == TEACHER), None)
     made = []
     for line in lines:
-        seeds = [seed for name, seed in columns if name == line.method and (alone, seed) in columns]
-        if line.method == alone or groups[line.method][0]["method"] == TEACHER or not seeds:
+        beside = tuned if tuned and "tuned" in groups[line.method][0] else alone
+        seeds = [seed for name, seed in columns if name == line.method and (beside, seed) in columns]
+        if line.method in (alone, beside) or groups[line.method][0]["method"] == TEACHER or not seeds:
             made.append(line)
             continue
-        mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, alone))
+        mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, beside))
         weights = stats.seed_draws(len(seeds))
         every = np.concatenate([np.full((1, len(seeds)), 1 / len(seeds)), weights])
         gain = stats.difference((mine - base)[0], (mine - base)[1:], weights)

@@ -14,7 +14,7 @@ from kdkit.bench.engines import Engine
 from kdkit.bench.expand import Cell, expand, reseeded
 from kdkit.bench.live import State
 from kdkit.bench.plan import Plan
-from kdkit.bench.rows import Row, read_rows
+from kdkit.bench.rows import Row, append, read_rows
 from kdkit.bench.run import Outcome, run_plan
 from kdkit.bench.space import Dimension, check_optuna, space, suggest
 from kdkit.bench.suite import TEACHER, Read
@@ -54,7 +54,10 @@ class Study:
         known = [(row["values"], score(row)) for row in done]
         values = suggest(self.dimensions, known, draws.key(self.cell.seed, self.key, len(done)))
         told = {"trial": len(done), "study": self.key, "values": values}
-        return self._run({**self._moved(values), "data.val_split": HELD_OUT}, needs=None, told=told)
+        held = {"data.val_split": HELD_OUT}
+        if subset := self.cell.recipe.data.arguments.get("subset"):
+            held["data.subset"] = max(1, int(subset * (1 - HELD_OUT)))
+        return self._run({**self._moved(values), **held}, needs=None, told=told)
 
     def winner(self, rows: Iterable[Row], count: int) -> Cell:
         """The best of its first trials, on all training images."""
@@ -146,13 +149,24 @@ def tune(
     for number in range(trials):
         rows = _rows(ledger)
         asked = [study.next(rows) for study in studies if len(study.trials(rows)) == number]
+        for cell in list(asked):
+            same = [row for row in rows if row.get("study") == cell.told["study"] and row["content"] == cell.content]
+            if same:  # the sampler came back to values that were tried
+                append(ledger, {**same[0], **cell.told})
+                asked.remove(cell)
         if asked:
             tell(f"trial {number + 1} of {trials}, methods: {len(asked)}")
         if run(asked, ledger, out / "trials"):
             whole.left = everything()
             return whole
     rows = _rows(ledger)
-    found = [study.winner(rows, trials) for study in studies if len(study.trials(rows)) >= trials]  # others have failed
+    found = []
+    for study in studies:
+        tried = study.trials(rows)[:trials]
+        if len(tried) == trials and all("why" in row for row in tried):
+            tell(f"{study.cell.pair} {study.cell.method}: no trial stayed finite, so there is nothing to train on")
+        elif len(tried) == trials:  # others have failed
+            found.append(study.winner(rows, trials))
     whole.left = run(_beside(cells, found, suite.seeds), results, out)
     return whole
 

@@ -126,12 +126,14 @@ def _conclude(outcome: Outcome, hours: float | None, name: str, out: Path, *file
     """
     from kdkit.bench.page import write_report
 
-    told = " ".join(map(str, files))
+    told = " ".join(str(file) for file in files if file.exists())
     if outcome.left:
-        _say(f"the {hours:g} hours are over, {outcome.left} runs are left; the same command goes on with them")
+        over = "" if hours is None else f"the {hours:g} hours are over, "
+        _say(f"{over}{outcome.left} runs are left; the same command goes on with them")
     page = write_report(name, files[0], out / "report.html")
     look = f", or look at {page}" if page else ""
-    _say(f"rows are in {told.replace(' ', ' and ')}; next: kdkit table {told}{look}")
+    if told:
+        _say(f"rows are in {told.replace(' ', ' and ')}; next: kdkit table {told}{look}")
     if outcome.failed:
         lines = "".join(f"\n  {name}: {why}" for name, why in outcome.failed.items())
         raise KdkitError(f"{len(outcome.failed)} of the runs failed; the same command tries them again{lines}")

@@ -150,7 +150,7 @@ class TeacherCache:
             pair = [kept[tap], said[tap]]
             old, new = [v.exp() for v in pair] if tap == "logits" and self.layout.top_k is not None else pair
             apart = float((old - new).norm() / new.norm().clamp_min(1e-12))
-            if apart > self.near:
+            if not apart <= self.near:  # nor where it is no number
                 raise KdkitError(
                     f"cache: {self.folder} does not hold what this model says now ({tap} is {apart:.1%} off): its "
                     "code, or what reads the images, has changed; remove the folder"

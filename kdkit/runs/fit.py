@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from kdkit import models
 from kdkit.console import tell
 from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
+from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
@@ -110,12 +111,20 @@ def _make_way(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: boo
     keys = {"seed": recipe.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
     papers, text = {**provenance(), **keys}, resolved(recipe)  # made now: the old run may hold files that it names
 
+    if overwrite and (own := [name for name, spec in recipe.models.items() if _within(spec.weights, folder)]):
+        told = f"models.{own[0]}.weights lie in {folder.path}, whose run would go; move them, or give another --out"
+        raise KdkitError(told)
+
     def begin() -> None:
         folder.prepare(resume=resume, overwrite=overwrite)
         write_json(folder.provenance, papers)
         write_text(folder.recipe, text)
 
     return begin
+
+
+def _within(weights: str | None, folder: RunFolder) -> bool:
+    return weights is not None and folder.path.resolve() in Path(weights).resolve().parents
 
 
 def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tuple[Distiller, pl.Trainer]:

@@ -95,10 +95,12 @@ class CapturedStep:
             held = mine.inputs
             try:
                 mine.start, mine.found = self.record(lambda: self.work(held))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # something in it waits for the device, or cannot be recorded
+            except (
+                RuntimeError
+            ) as error:  # it waits for the device, cannot be recorded, or has no room for a second pool
                 self.forget()  # gradients that were recorded, but never computed
+                if isinstance(error, torch.OutOfMemoryError):
+                    torch.cuda.empty_cache()
                 self.refused = str(error).partition("\n")[0]
                 rank_zero_info(f"training without a CUDA graph: {self.refused}")
                 return self.work(batch)

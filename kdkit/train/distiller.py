@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import draws
+from kdkit.fault import own_line
 from kdkit.graph.batch import Adapter, Batch
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
@@ -223,7 +224,7 @@ class Distiller(Evaluation):
             check_labels(data.labels, classes(outputs, graph.facts))
             raise
         except ValueError as error:  # a last batch that is too small for a head, an index out of range
-            raise KdkitError(f"step {step}: {error}") from error
+            raise KdkitError(f"step {step}: {error}\n  {own_line(error)}".rstrip()) from error
         return graph.weighted(terms) if terms else None, terms
 
     def _captured_step(self, captured: CapturedStep, data: Batch, step: int) -> None:

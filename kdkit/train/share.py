@@ -27,7 +27,7 @@ def begin_step(graph: Graph) -> bool:
     changed = [(edge, its) for edge, its in _shared(graph) if its.begin()]
     for edge, its in changed:
         if not its.measuring:
-            _freeze(edge)
+            log.info("%s: %s is a weight of %.6g from now on", edge.name, edge.edge.weight, _check(edge))
     return bool(changed)
 
 
@@ -62,8 +62,16 @@ def measure(graph: Graph, terms: Mapping[str, Tensor]) -> None:
 
 
 def weights(graph: Graph) -> dict[str, Tensor]:
-    """The weights of edges with a share, as they are logged."""
-    return {f"weight/{edge.name}": edge.weight for edge in graph.bound if edge.calibration is not None}
+    """The weights of edges with a share, as they are logged at an epoch's end.
+
+    Raises:
+        KdkitError: an edge was measured, and no weight gives it its share.
+    """
+    found = [(edge, edge.calibration) for edge in graph.bound if edge.calibration is not None]
+    for edge, its in found:
+        if its.steps:
+            _check(edge)
+    return {f"weight/{edge.name}": edge.weight for edge, _ in found}
 
 
 def _shared(graph: Graph) -> list[tuple[BoundEdge, Calibration]]:
@@ -86,11 +94,11 @@ def _norm(term: Tensor | None, weight: Tensor, parameters: list[nn.Parameter]) -
     return norm.to(weight.dtype)
 
 
-def _freeze(edge: BoundEdge) -> None:
-    weight = float(edge.weight)
-    if weight == 0:
+def _check(edge: BoundEdge) -> float:
+    """Its weight, which is not zero."""
+    if (weight := float(edge.weight)) == 0:
         raise KdkitError(
             f"edge {edge.name!r}: in the first steps this loss, or all beside it, sent no gradient to "
             f"{', '.join(sorted(edge.targets))}, so that no weight gives it {edge.edge.weight}; give it a number"
         )
-    log.info("%s: %s is a weight of %.6g from now on", edge.name, edge.edge.weight, weight)
+    return weight

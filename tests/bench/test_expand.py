@@ -160,3 +160,8 @@ def test_the_suites_of_the_repository_expand(path, tmp_path):
     runs = len(read.suite.pairs) * len(read.methods) * len(read.seeds)
     assert len([c for c in made if c.method != "teacher"]) == runs
     assert all(c.recipe.trained for c in made)
+
+
+def test_two_methods_that_are_one_run(tmp_path):
+    twice = TINY.replace("[student, kd]", "[kd, a: [ce, {kd: {weight: 0.5}}], b: [ce, {kd: {weight: 0.5}}]]")
+    refused(tmp_path, twice, "b and a are the same recipe for tiny; leave one of them out")

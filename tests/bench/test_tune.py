@@ -214,3 +214,24 @@ def test_without_optuna_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(KdkitError, match=r"pip install 'kdkit\[tune\]'"):
         go(tmp_path)
+
+
+def test_values_that_come_again_are_not_run_again(tmp_path, here, monkeypatch):
+    monkeypatch.setattr(tuning, "suggest", lambda dimensions, *_: {d.word: d.usual for d in dimensions})
+    outcome, trials, rows = go(tmp_path, SUITE.replace("[student, kd]", "[kd]"))
+    assert outcome.left == 0
+    assert [row["trial"] for row in trials] == [0, 1, 2]
+    assert len({row["last"]["student"]["top1"] for row in trials}) == 1
+    assert sum(key[2] is not None for key in here) == 1
+    assert [row["method"] for row in rows][-1] == "kd-tuned"
+
+
+@pytest.mark.parametrize("said", ["{'warmth': (1.0, 2.0)}", "{'slope': 3.0}", "{'slope': (2.0, 1.0)}"])
+def test_a_space_that_is_none(tmp_path, said):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\nclass Own(nn.Module):\n"
+        f"    space = {said}\n\n    def __init__(self, slope=1.0):\n        super().__init__()\n\n"
+        "    def forward(self, student): return student.mean()\n"
+    )
+    with pytest.raises(KdkitError, match=r"losses\.Own: `space` must give two ends"):
+        space(recipe(f"[ce, {tmp_path}/own.py:Own]"))

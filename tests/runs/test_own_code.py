@@ -90,3 +90,19 @@ def test_a_file_that_leaves_python(tmp_path):
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     text = refused(tmp_path, RECIPE.replace("own.py:Late", "leaves.py:Loss"))
     assert "leaves.py:2: sys.exit(0)\n  SystemExit: 0" in text
+
+
+def test_weights_that_the_run_would_delete_are_refused(tmp_path):
+    recipe = "protocol: digits_20\nmodels: {student: {arch: resnet8%s}}\nlosses: [ce]\n"
+    recipe += "data: {subset: 64}\ntrainer: {max_epochs: 1}\n"
+    first = fit(loads(recipe % "", folder=tmp_path), out=tmp_path / "run").folder
+    again = loads(recipe % f", weights: {first.weights('student')}", folder=tmp_path)
+    with pytest.raises(KdkitError, match=r"models\.student\.weights lie in .*run, whose run would go"):
+        fit(again, out=tmp_path / "run", overwrite=True)
+    assert first.complete
+
+
+def test_a_value_error_has_its_line_too(tmp_path):
+    (tmp_path / "own.py").write_text(CODE.replace("{after}", "1").replace("KeyError", "ValueError"))
+    with pytest.raises(KdkitError, match=r'step 0: a word\n  .*own.py:13: raise ValueError\("a word"\)'):
+        fit(loads(RECIPE, folder=tmp_path), out=tmp_path / "run")

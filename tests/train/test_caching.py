@@ -179,3 +179,10 @@ def test_what_changes_is_not_cached():
     for kind, word in product(("trained",), (True, {"by": "epochs"})):
         with pytest.raises(KdkitError, match="a trained node changes"):
             kdkit.Node(net(8, seed=1), kind, cache=word)
+
+
+def test_a_model_that_says_no_number_any_more_is_not_believed(tmp_path):
+    cache = {"folder": str(tmp_path)}
+    trained(cache)
+    with pytest.raises(KdkitError, match="does not hold what this model says now"):
+        trained(cache, factor=float("nan"))
