@@ -26,6 +26,7 @@ from kdkit.train.caching import Memory, located
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
+from kdkit.train.layout import channels_last, overruns
 from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
@@ -54,7 +55,8 @@ class Distiller(Evaluation):
         lr: a number or a schedule, likewise. The defaults are those of the CIFAR-100 protocol of Tian et al. (2020).
         update: `simultaneous`: every node learns from what all predicted before the step; `sequential`: nodes are
             updated one after the other, each learning from the already updated ones (Zhang et al. 2018, Algorithm 1).
-        channels_last: memory format of 4-d inputs and weights; faster on most machines, the same numbers.
+        channels_last: memory format of 4-d inputs and weights; faster on most machines, the same numbers. Left out on a
+            CPU for models that its convolutions could not train so (`layout.overruns`).
         compile: compile forward passes and losses, and on a GPU record the whole step as one CUDA graph. `auto`: the
             latter alone, and nothing on a CPU, where it gains nothing.
         seed: heads, banks and draws follow from it.
@@ -130,6 +132,8 @@ class Distiller(Evaluation):
     def setup(self, stage: str) -> None:
         """Bind the graph to the data: one dry run sizes heads and finds what would fail."""
         graph, facts = self.graph, facts_of(self.trainer)
+        if self.trainer.strategy.root_device.type == "cpu" and overruns(map(graph.model, graph.trained)):
+            self.channels_last = False
         if stage == "fit":
             check_validation(self.trainer)
             check_labels(facts.sample_labels, facts.num_classes)
@@ -145,8 +149,8 @@ class Distiller(Evaluation):
             graph.facts = facts
             graph.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in graph.nodes.items()})
         if self.channels_last:
-            for parameter in (p for name in graph.nodes for p in graph.model(name).parameters() if p.ndim == 4):
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            for parameter in (p for name in graph.nodes for p in graph.model(name).parameters()):
+                parameter.data = channels_last(parameter.data)
         self.scores = Scores(list(graph.nodes), list(graph.frozen), facts.num_classes)
 
     def configure_optimizers(self) -> NodeOptimizers:
@@ -174,7 +178,7 @@ class Distiller(Evaluation):
         return batch
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
+        return channels_last(x) if self.channels_last else x
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step: forward once, then for each turn: losses, backward, update."""

@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit.train.layout import overruns
+from tests.nets import loader, net
+from tests.train.running import fit
+
+TRAINS = """
+import pytorch_lightning as pl, torch
+from torch.utils.data import DataLoader
+import kdkit
+from kdkit.models import build
+torch.set_num_threads(2)
+x, y = torch.randn(29 * 8, 3, 32, 32), torch.randint(0, 10, (29 * 8,))
+student = build("resnet8", num_classes=10, widths=[4, 4, 8, 16])
+trainer = pl.Trainer(max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+trainer.fit(kdkit.Distiller({"student": student}, ["ce"]), DataLoader(list(zip(x, y)), batch_size=29))
+"""
+
+
+def pointwise(channels: int, stride: int = 2, groups: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 32, 1, stride, groups=groups))
+
+
+def test_what_onednn_writes_past_is_known():
+    assert overruns([net(8), pointwise(8)])
+    assert overruns([pointwise(32, groups=4)])
+    assert not overruns([pointwise(16), pointwise(8, stride=1)])
+    assert not overruns([nn.Sequential(nn.Conv2d(3, 8, 3, 2))])
+
+
+@pytest.mark.parametrize(("channels", "laid_out"), [(8, False), (16, True)])
+def test_a_narrow_net_trains_as_it_came_on_a_cpu(channels, laid_out):
+    student = nn.Sequential(*pointwise(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+    distiller = kdkit.Distiller({"student": student}, ["ce"])
+    fit(distiller)
+    assert student[0].weight.is_contiguous(memory_format=torch.channels_last) is laid_out
+    x = distiller.on_after_batch_transfer(next(iter(loader())), 0)[0]
+    assert x.is_contiguous(memory_format=torch.channels_last) is laid_out
+
+
+def test_a_narrow_resnet_survives_odd_batches_and_two_threads():
+    done = subprocess.run([sys.executable, "-c", TRAINS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
