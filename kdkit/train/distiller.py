@@ -20,6 +20,7 @@ from kdkit.graph.node import Node
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.graph.stage import Stage
+from kdkit.models.still import still
 from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory, located
@@ -32,7 +33,6 @@ from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
 from kdkit.train.scores import Scores
 from kdkit.train.share import begin_step, measure, weights
-from kdkit.train.still import still
 from kdkit.train.sync import average_gradients, unshared_buffers
 
 SGD: dict[str, Any] = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
