@@ -48,7 +48,7 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "te
     """
     if split not in ("train", "test"):
         raise KdkitError(f"split must be 'train' or 'test', got {split!r}")
-    files = _weights_files(Path(run))
+    files = weights_files(Path(run))
     told = {name: read(path) for name, path in files.items()}
     return _scores(eval_recipe(files, told, overrides, split), files, told, split)
 
@@ -64,7 +64,12 @@ def results_table(results: Mapping[str, Mapping[str, float]], title: str | None 
     return table(("model", *heads), cells, title)
 
 
-def _weights_files(run: Path) -> dict[str, Path]:
+def weights_files(run: Path) -> dict[str, Path]:
+    """Weights by model of a run's folder, or of one of its files.
+
+    Raises:
+        KdkitError: nothing there, or no weights yet.
+    """
     if run.is_file():
         return {run.name.removesuffix(ENDING): run}
     if not run.is_dir():
@@ -89,7 +94,7 @@ def predictions(run: Path) -> dict[str, tuple[Tensor, Tensor]]:
     Raises:
         KdkitError: as `evaluate`.
     """
-    files = _weights_files(run)
+    files = weights_files(run)
     told = {name: read(path) for name, path in files.items()}
     said: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in files}
     for name, logits, labels in _seen(eval_recipe(files, told, [], "test"), files, told, "test"):
