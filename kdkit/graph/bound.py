@@ -18,6 +18,7 @@ from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, w
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
 from kdkit.graph.edge import Edge
 from kdkit.graph.exact import apply_exactly
+from kdkit.graph.factors import factored, heard
 from kdkit.graph.heads import bind_head
 from kdkit.graph.links import End, Link
 from kdkit.graph.schedule import Curve, Schedule
@@ -25,12 +26,15 @@ from kdkit.graph.share import Calibration, Share
 from kdkit.registry import KdkitError, constructor, reads
 
 Self = TypeVar("Self", bound="BoundEdge")
+Said = TypeVar("Said", Tensor, "Tensor | None")
 Outputs = Mapping[End, Tensor]
 LISTS = {"students", "teachers"}
 
 
 class BoundEdge(nn.Module):
     """The loss of one edge over all its links; `forward` gives the unweighted sum for the nodes that a turn updates.
+
+    `factors` holds a number for each call, 1 unless a callback sets it (`kdkit.graph.factors`).
 
     Args:
         edge: what the recipe says.
@@ -45,6 +49,7 @@ class BoundEdge(nn.Module):
 
     weight: Tensor
     clip: Tensor
+    factors: Tensor
 
     def __init__(
         self,
@@ -63,7 +68,8 @@ class BoundEdge(nn.Module):
         self.start, self.end = edge.when.bind(epochs)
         self.calls = calls(found, bool(LISTS & set(self.reads)))
         self._classifiers = classifiers  # a plain dict: a teacher's classifier is not this module's child
-        self.numbers: list[tuple[nn.Module, str]] = []
+        self.register_buffer("factors", torch.ones(len(self.calls)))
+        self.numbers: list[tuple[nn.Module, str]] = [(self, "factors")]
         self.curves: list[tuple[nn.Module, str, Curve]] = []
         self.calibration: Calibration | None = None
         self.silent = False
@@ -168,7 +174,7 @@ class BoundEdge(nn.Module):
         for i, call in enumerate(self.calls):
             if call.target in nodes and self.samples(call, outputs) >= self.edge.min_batch:
                 value = self.value(i, outputs, batch, progress, loss_scale)
-                value = value if call.share == 1.0 else value * call.share
+                value = factored(value if call.share == 1.0 else value * call.share, self.factors[i])
                 total = value if total is None else total + value
         return total
 
@@ -181,7 +187,7 @@ class BoundEdge(nn.Module):
         call = self.calls[i]
         students, teachers, penalties = [], [], []
         for j, link in enumerate(call.links):
-            student, teacher = outputs[link.target], self._teacher(link, outputs)
+            student, teacher = outputs[link.target], self._heard(i, self._teacher(link, outputs))
             if self.edge.clip is not None:
                 student = clip_gradient(student, self.clip * loss_scale)
             if len(self.heads):
@@ -213,7 +219,7 @@ class BoundEdge(nn.Module):
                 words[word] = self._gathered(outputs[End(link.target.node, "logits")])
             elif word == "teacher_logits":
                 heads = [outputs[End(end.node, "logits")].detach() for end in link.sources]
-                words[word] = self._gathered(self._merged(heads, "logits"))
+                words[word] = self._gathered(self._heard(i, self._merged(heads, "logits")))
             elif word == "teacher_classifier":
                 words[word] = self._classifiers[link.sources[0].node]
         value: Tensor = self.losses[i](**{word: words[word] for word in self.reads})
@@ -223,6 +229,10 @@ class BoundEdge(nn.Module):
         if not link.sources:
             return None
         return self._merged([outputs[end].detach() for end in link.sources], link.sources[0].tap)
+
+    def _heard(self, i: int, teacher: Said) -> Said:
+        """What a call is taught; a peer that is not listened to says nothing, not even NaN."""
+        return teacher if teacher is None or self.edge.among is None else heard(teacher, self.factors[i])
 
     def _gathered(self, x: Tensor) -> Tensor:
         return gather_rows(x) if self.edge.gather else x

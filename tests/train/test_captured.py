@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import kdkit
 from kdkit import data
+from kdkit.graph.factors import set_factor
 from kdkit.losses import PKTLoss
 from kdkit.registry import KdkitError
 from kdkit.train import captured as recording
@@ -113,6 +114,28 @@ def test_a_recorded_step_is_the_step(recorded, edges, started):
     assert first.callback_metrics.keys() == second.callback_metrics.keys()
     for name, value in first.callback_metrics.items():
         torch.testing.assert_close(value, second.callback_metrics[name], rtol=1e-4, atol=1e-5)
+
+
+class Deafen(pl.Callback):
+    """From the sixth step on, b listens half as much, and a not at all to the labels."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 5:
+            set_factor(module.graph, "dml", 0.5, sources="a", target="b")
+            set_factor(module.graph, "ce", 0, target="a")
+
+
+@pytest.mark.parametrize("compile", ["auto", True])
+def test_a_factor_that_a_callback_sets_is_seen(recorded, compile):
+    def run(compile, *callbacks):
+        nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
+        edges = ["ce", kdkit.Edge("dml", among=["a", "b"])]
+        return trained(edges, compile, epochs=2, nodes=nodes, callbacks=list(callbacks))[0]
+
+    plain = run(False, Deafen())
+    assert_same(plain, run(compile, Deafen()), rtol=1e-4, atol=1e-5)
+    assert plain.graph.edges["dml"].factors.tolist() == [0.5, 1]
+    assert not torch.allclose(plain.b.fc.weight, run(False).b.fc.weight, rtol=1e-3)
 
 
 def test_whole_and_last_batches_are_two_recordings(recorded):
