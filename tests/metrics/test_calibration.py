@@ -1,0 +1,83 @@
+"""Calibration by plain loops and closed forms."""
+
+import math
+
+import pytest
+import torch
+from torchmetrics.classification import MulticlassCalibrationError
+
+from kdkit.metrics import NLL, AdaptiveCalibrationError, Brier, certainty, fit_temperature, reliability
+
+
+def sample(n=600, classes=7, scale=2.0):
+    logits = scale * torch.randn(n, classes)
+    return logits, torch.where(torch.rand(n) < 0.6, logits.argmax(1), torch.randint(classes, (n,)))
+
+
+def filled(metric, *pair, size=64):
+    for parts in zip(*(x.split(size) for x in pair), strict=True):
+        metric.update(*parts)
+    return float(metric.compute())
+
+
+def test_nll_and_brier_by_a_plain_loop():
+    logits, labels = sample()
+    p = [[math.exp(v) / sum(map(math.exp, row)) for v in row] for row in logits.tolist()]
+    nll = -sum(math.log(row[y]) for row, y in zip(p, labels.tolist(), strict=True)) / len(p)
+    brier = sum(
+        sum((v - (c == y)) ** 2 for c, v in enumerate(row)) for row, y in zip(p, labels.tolist(), strict=True)
+    ) / len(p)
+    assert filled(NLL(), logits, labels) == pytest.approx(nll, rel=1e-5)
+    assert filled(Brier(), logits, labels) == pytest.approx(brier, rel=1e-5)
+
+
+def test_brier_at_its_ends():
+    sure = 1e3 * torch.eye(3)
+    assert filled(Brier(), sure, torch.arange(3)) == 0
+    assert filled(Brier(), sure, torch.tensor([1, 2, 0])) == 2
+    assert filled(Brier(), torch.zeros(3, 4), torch.arange(3)) == pytest.approx(0.75)
+
+
+def test_adaptive_error_by_equal_groups():
+    logits, labels = sample(600)
+    confidence, right = certainty(logits, labels)
+    pairs = sorted(zip(confidence.tolist(), right.tolist(), strict=True))
+    groups = [pairs[i : i + 40] for i in range(0, 600, 40)]
+    error = sum(abs(sum(r for _, r in g) - sum(c for c, _ in g)) for g in groups) / 600
+    assert filled(AdaptiveCalibrationError(), logits, labels) == pytest.approx(error, abs=1e-6)
+
+
+def test_adaptive_error_does_not_depend_on_the_order_of_equals():
+    logits, labels = torch.zeros(100, 4), torch.tensor([0] * 30 + [1] * 70)
+    found = filled(AdaptiveCalibrationError(), logits, labels)
+    assert found == pytest.approx(filled(AdaptiveCalibrationError(), logits, labels.flip(0))) == pytest.approx(0.05)
+
+
+def test_reliability_is_torchmetrics_error():
+    logits, labels = sample(2000)
+    theirs = MulticlassCalibrationError(7, n_bins=15)
+    theirs.update(logits.softmax(1), labels)
+    found = reliability(*certainty(logits, labels))
+    assert float(found.error) == pytest.approx(float(theirs.compute()), abs=1e-5)
+    assert float(found.number.sum()) == 2000
+
+
+@pytest.mark.parametrize("truth", [0.4, 1.0, 2.5])
+def test_the_temperature_that_made_the_labels_is_found(truth):
+    logits = 3 * torch.randn(40_000, 5)
+    labels = torch.multinomial((logits / truth).softmax(1), 1)[:, 0]
+    assert fit_temperature(logits, labels) == pytest.approx(truth, rel=0.03)
+
+
+def test_the_temperature_is_where_nll_is_least():
+    logits, labels = sample(500)
+    best = fit_temperature(logits, labels)
+    least = filled(NLL(), logits / best, labels)
+    assert all(filled(NLL(), logits / (best * k), labels) > least for k in (0.9, 1.1))
+
+
+def test_no_temperature_of_nothing():
+    with pytest.raises(ValueError, match="at least one sample"):
+        fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="finite"):
+        fit_temperature(torch.full((1, 3), math.nan), torch.zeros(1, dtype=torch.long))
