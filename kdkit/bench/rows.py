@@ -13,7 +13,6 @@ from typing import Any
 from filelock import FileLock
 
 from kdkit.bench.expand import Cell, mark
-from kdkit.bench.fixes import known
 from kdkit.bench.packed import pack
 from kdkit.recipe import content_key, source
 from kdkit.recipe.write import READING, document, dump
@@ -117,7 +116,6 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         "protocol_epochs": cell.protocol_epochs,
         "changes": list(cell.changes),
         "written": cell.written,
-        "fixes": known(),
         "parameters": sum(t.numel() for name, t in weights.items() if not name.endswith(STATISTICS)),
         "curve": _curve(folder, cell.node),
         "recipe": _portable(cell, hidden),

@@ -11,11 +11,11 @@ import numpy as np
 import yaml
 
 from kdkit.bench import packed, stats
-from kdkit.bench.fixes import missing
 from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
 from kdkit.bench.rows import Row
 from kdkit.bench.suite import ALONE, TEACHER
+from kdkit.runs.fixes import missing
 
 FEW = 3
 

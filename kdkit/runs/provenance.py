@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
+from kdkit.runs.fixes import known
+
 PACKAGES = ("kdkit", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics")
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, commit of the source tree (with `+` where it has uncommitted changes), machine and time."""
+    """Versions, commit of the source tree (with `+` where it has uncommitted changes), machine, known mends, time."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": commit(),
         "machine": machine(),
+        "fixes": known(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

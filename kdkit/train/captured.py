@@ -15,6 +15,8 @@ from torch import Tensor
 
 from kdkit.graph.batch import Batch
 from kdkit.models.heads.pca import PCA
+from kdkit.train.branches import Branch, branches, side_by_side
+from kdkit.train.eager import eager
 from kdkit.train.optim import can_be_recorded
 from kdkit.train.share import calibrating
 
@@ -178,15 +180,32 @@ def whole_step(distiller: Any, data: Batch) -> dict[str, Tensor]:
     """From a batch to updated weights, without a look at any number; returns the unweighted terms."""
     graph, optimizers = distiller.graph, distiller.optimizers().optimizer
     graph.loss_scale.fill_(1.0)
-    outputs = graph.outputs(data, cached=distiller.compiled is not None)
-    loss, terms = distiller.lesson(graph.now.updates, outputs, data, 0)
-    if loss is not None:
-        backward(loss)
-        distiller.clip(optimizers)
-        optimizers.move()
-        optimizers.zero_grad()
+    learning, compiled = graph.now.updates, distiller.compiled is not None
+    groups = [learning] if compiled else branches(graph)
+    outputs = graph.outputs(data, cached=True) if compiled else {}
+    for name in () if compiled else (name for name in graph.now.readers if name not in learning):
+        graph.read(name, data, outputs, grad=False)
+    said: dict[Branch, Values] = {}
+
+    def teach(group: Branch) -> None:
+        known = dict(outputs)
+        for name in () if compiled else group:
+            graph.read(name, data, known, grad=True)
+        loss, said[group] = distiller.lesson(group, known, data, 0)
+        if loss is not None:
+            backward(loss)
+            optimizers.active = group
+            distiller.clip(optimizers)
+            optimizers.move()
+            optimizers.zero_grad()
+
+    side_by_side(groups, teach)
+    optimizers.active = learning
+    terms: dict[str, Tensor] = {}
+    for name, value in ((name, value.detach()) for values in said.values() for name, value in values.items()):
+        terms[name] = terms[name] + value if name in terms else value
     distiller.sums.add_values(terms)
-    return {name: value.detach() for name, value in terms.items()}
+    return terms
 
 
 def _against(distiller: Any) -> str:
@@ -200,6 +219,7 @@ def _against(distiller: Any) -> str:
         "gradients are accumulated": distiller.borrow.accumulate > 1,
         "peers are updated one after the other": distiller.update == "sequential",
         "a model draws random numbers (dropout)": graph.stochastic,
+        (alone := eager(graph)): alone,
         "a batch holds several inputs": any(node.input is not None for node in graph.nodes.values()),
         f"the optimizer of {', '.join(fixed)} cannot be recorded (sgd, adam and adamw as they are can)": fixed,
         f"{', '.join(watching)} looks at gradients, which a recorded step does not show": watching,

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from kdkit.bench import fixes, packed
+from kdkit.bench import packed
 from kdkit.bench.published import published
 from kdkit.bench.render import FORMS, cells, render
 from kdkit.bench.table import blocks
+from kdkit.runs import fixes
 from tests.cli.command import kdkit, refused
 
 IMAGES = 2000

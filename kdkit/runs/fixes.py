@@ -11,12 +11,12 @@ import yaml
 
 
 def known() -> int:
-    """How many there are; what a row made now keeps."""
+    """How many there are; what a run that begins now keeps."""
     return len(_fixes())
 
 
 def missing(row: Mapping[str, Any]) -> list[str]:
-    """What was mended after a row was made and touches it."""
+    """What was mended after the run of a row began and touches it."""
     return [fix["what"] for fix in _fixes()[row.get("fixes", 0) :] if _touches(fix, row)]
 
 
