@@ -22,10 +22,10 @@ def data_root(root: str | Path | None) -> Path:
     here is looked for there.
     """
     if root is None:
-        return Path(os.environ.get("KDKIT_DATA") or "~/.cache/kdkit/data").expanduser()
-    here = Path(root).expanduser()
+        return Path(os.path.expanduser(os.environ.get("KDKIT_DATA") or "~/.cache/kdkit/data"))
+    here = Path(os.path.expanduser(root))
     there = data_root(None) / here
-    return there if there.is_dir() and not here.is_dir() else here
+    return there if os.path.isdir(there) and not os.path.isdir(here) else here
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Folder(DataModule):
     def sets(self) -> tuple[FileList, FileList]:
         """The files of the training and the test set."""
         train, val = self.folder / "train", self.folder / "val"
-        if train.is_dir() or val.is_dir():
+        if os.path.isdir(train) or os.path.isdir(val):
             if self.holdout:
                 raise KdkitError(
                     f"data: holdout must be left out, as {self.folder} has train/ or val/, got {self.holdout}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
     if not place or not name:
         raise KdkitError(f"{spec}: must be package.module:callable or file.py:callable")
     folder = Path(base or ".").resolve()
-    module = _from_file(folder / Path(place).expanduser()) if place.endswith(".py") else _from_package(place, folder)
+    module = _from_file(folder / os.path.expanduser(place)) if place.endswith(".py") else _from_package(place, folder)
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         hint = nearest(name, public) or f"; it has: {', '.join(public) or 'nothing to call'}"
@@ -100,7 +101,7 @@ def _from_package(place: str, folder: Path) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise KdkitError(f"{path}: no such file; a path in a recipe is relative to the recipe's folder")
     # Named for path and time: two nodes share one class, an edited file is read anew, and instances can be pickled.
     name = f"kdkit_file_{path.stem}_{draws.key(str(path), path.stat().st_mtime_ns) & 0xFFFFFFFF:08x}"

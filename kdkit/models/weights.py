@@ -61,8 +61,10 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True, ar
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file, on the CPU, its keys as they were written. No code in the file is ever run."""
     path = Path(path)
-    if not path.is_file():
-        raise KdkitError(f"{path}: {'is a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
+    if not os.path.isfile(path):
+        raise KdkitError(
+            f"{path}: {'is a folder, not a weights file' if os.path.isdir(path) else 'no such weights file'}"
+        )
     if path.stat().st_size == 0:
         raise KdkitError(f"{path}: the weights file is empty; it was probably not written to its end")
     if path.suffix == ".safetensors":
@@ -103,7 +105,7 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts in a safetensors file's header; empty for other kinds of files, which have none."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise KdkitError(f"{path}: no such weights file")
     if path.suffix != ".safetensors":
         return {}

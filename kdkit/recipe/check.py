@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,8 +71,8 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
         yield from check_options(recipe.origin, name, spec)
     if spec.tune is not None:
         yield from _schedule(recipe, ("models", name, "tune", "lr"), spec.tune.lr, 0, epochs=spec.tune.epochs)
-    if spec.source == "file" and not Path(str(spec.weights)).is_file():
-        what = "is a folder" if Path(str(spec.weights)).is_dir() else "does not exist"
+    if spec.source == "file" and not os.path.isfile(str(spec.weights)):
+        what = "is a folder" if os.path.isdir(str(spec.weights)) else "does not exist"
         yield problem(f"the weights file {spec.weights} {what}", "weights")
     if spec.source == "recipe":
         from kdkit.recipe.sources import source

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from kdkit.registry import KdkitError
 
+SHOWN = 20  # problems
+LENGTH = 1000  # of a problem, in characters
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -28,7 +31,8 @@ class Mark:
         return self.line is None and self.file.startswith("override ")
 
     def __str__(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
+        file = short(self.file, 100) if self.is_override else self.file
+        return file if self.line is None else f"{file}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,25 @@ class Problem:
         return cls(mark.file, mark.line, where, message)
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (str(Mark(self.file, self.line)), self.where, self.message) if part)
+        parts = (str(Mark(self.file, self.line)), short(self.where, 200), short(self.message, LENGTH))
+        return ": ".join(part for part in parts if part)
 
 
 class RecipeError(KdkitError):
-    """All problems of a recipe's stage together, in the order of their lines; several are numbered."""
+    """All problems of a recipe's stage together, in the order of their lines; several are numbered, very many cut."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.file, p.line or 0)))
-        lines = [str(problem) for problem in self.problems]
-        if len(lines) > 1:
-            lines = [f"{len(lines)} problems", *(f"  {i}. {line}" for i, line in enumerate(lines, 1))]
+        lines, count = [str(problem) for problem in self.problems[:SHOWN]], len(self.problems)
+        if count > 1:
+            more = [f"  … and {count - SHOWN} more"] if count > SHOWN else []
+            lines = [f"{count} problems", *(f"  {i}. {line}" for i, line in enumerate(lines, 1)), *more]
         super().__init__("\n".join(lines))
+
+
+def short(text: str, length: int) -> str:
+    """The text, its middle left out where it is longer."""
+    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"
 
 
 def shown(path: Path) -> str:

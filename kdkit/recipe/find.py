@@ -62,7 +62,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     if name in known:
         return known[name]
     hint = nearest(name, list(known)) or "; `kdkit recipes` lists them"
-    if Path(f"{name}.yaml").is_file():
+    if os.path.isfile(f"{name}.yaml"):
         hint = f"; did you mean {name}.yaml? A file is given with its ending"
     raise RecipeError([Problem(name, None, "", f"no recipe has this name{hint}")])
 
@@ -72,7 +72,7 @@ def find_protocol(name: str, beside: Path) -> Path | None:
     if is_file(name):
         return beside / name
     places = (beside / PROTOCOLS, beside, home() / PROTOCOLS)
-    return next((path for place in places if (path := place / f"{name}.yaml").is_file()), None)
+    return next((path for place in places if os.path.isfile(path := place / f"{name}.yaml")), None)
 
 
 def protocol_names() -> list[str]:

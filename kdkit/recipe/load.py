@@ -121,13 +121,13 @@ def _anchor(item: Item, word: str, folder: Path) -> Item:
     file, colon, name = found.value.rpartition(":") if word != "weights" else (found.value, "", "")
     endings = (*WEIGHTS_ENDINGS, *RECIPE_ENDINGS) if word == "weights" else (".py",)
     if word == "weights" and not file.endswith(endings) and "/" not in file:
-        if (folder / f"{file}.yaml").is_file() and folder.resolve() != home():
+        if os.path.isfile(folder / f"{file}.yaml") and folder.resolve() != home():
             file = f"{file}.yaml"  # a recipe beside this one
         else:
             return item
     elif not file.endswith(endings) and word != "weights":
         return item
-    there = next((base / file for base in (folder, Path()) if (base / file).exists()), folder / file)
+    there = next((base / file for base in (folder, Path()) if os.path.exists(base / file)), folder / file)
     return Item({**item.value, word: Item(f"{there.resolve()}{colon}{name}", found.mark)}, item.mark)
 
 

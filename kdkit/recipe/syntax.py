@@ -17,13 +17,16 @@ import yaml
 from kdkit.recipe.errors import Mark, Problem, RecipeError, shown
 
 DEPTH = 20
+COUNT = 2000  # words and values
 SIZE = 1 << 16  # bytes; PyYAML reads some 50 kB a second
+TOO_LARGE = f"must be a recipe of at most {SIZE >> 10} kB, got a larger one"
 
 _WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _BASE = re.compile(r"0o[0-7]{1,18}|0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # in no file's name, and nothing that can be printed
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -90,15 +93,17 @@ def read(path: Path) -> Item:
     """
     file = shown(path)
     try:
+        if path.is_dir():
+            raise _error(file, None, "is a folder; give the recipe's .yaml file inside it")
+        if path.exists() and not path.is_file():  # a device may never end, a pipe never begin
+            raise _error(file, None, "is no ordinary file; give a .yaml file")
         raw = path.read_bytes() if path.stat().st_size <= SIZE else None
-    except IsADirectoryError:
-        raise _error(file, None, "is a folder; give the recipe's .yaml file inside it") from None
     except FileNotFoundError:
         raise _error(file, None, "no such file") from None
     except (OSError, ValueError) as error:
         raise _error(file, None, f"cannot be read: {error}") from None
     if raw is None:
-        raise _error(file, None, f"must be a recipe of at most {SIZE >> 10} kB, got a larger file")
+        raise _error(file, None, TOO_LARGE)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -124,6 +129,8 @@ def parse_value(text: str, mark: Mark) -> Item:
 
 
 def _parse(text: str, file: str, mark: Mark | None) -> Item | None:
+    if len(text) > SIZE:
+        raise _error(file, None, TOO_LARGE)
     try:
         node = _Loader(text).get_single_node()
     except yaml.reader.ReaderError as error:
@@ -154,7 +161,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.depth = 0
+        self.depth = self.count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -167,9 +174,11 @@ class _Loader(yaml.SafeLoader):
             refused = f"tags ({event.tag}) are refused; write the plain value"
         elif self.depth >= DEPTH:
             refused = f"nested more than {DEPTH} deep; a recipe is shallow"
+        elif self.count >= COUNT:
+            refused = f"more than {COUNT} words and values; a recipe is short"
         if refused:
             raise _Refused(problem=refused, problem_mark=event.start_mark)
-        self.depth += 1
+        self.depth, self.count = self.depth + 1, self.count + 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -182,6 +191,8 @@ def _item(node: yaml.Node, here: Mark, file: str, mark: Mark | None, problems: l
         return mark or Mark(file, node.start_mark.line + 1)
 
     if isinstance(node, yaml.ScalarNode):
+        if odd := _NO_TEXT.search(node.value):
+            problems.append(Problem.at(at(node), "", f"{odd[0]!r} is no character of a recipe; leave it out"))
         return Item(scalar(node.value) if node.style is None else node.value, here)
     if isinstance(node, yaml.SequenceNode):
         return Item([_item(part, at(part), file, mark, problems) for part in node.value], here)
@@ -192,6 +203,8 @@ def _item(node: yaml.Node, here: Mark, file: str, mark: Mark | None, problems: l
         elif key.value in mapping:
             first = mapping[key.value].mark
             problems.append(Problem.at(at(key), "", f"{key.value!r} stands twice, first at {first}; keep one"))
+        elif odd := _NO_TEXT.search(key.value):
+            problems.append(Problem.at(at(key), "", f"{odd[0]!r} is no character of a recipe; leave it out"))
         else:
             mapping[key.value] = _item(part, at(key), file, mark, problems)
     return Item(mapping, here)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.stages import unfold
-from kdkit.recipe.syntax import Item, parse_value
+from kdkit.recipe.syntax import DEPTH, Item, parse_value
 from kdkit.registry import nearest
 
 
@@ -69,7 +69,7 @@ def split(text: str) -> tuple[list[str], Item]:
     mark = Mark.of_override(text)
     key, equals, value = text.partition("=")
     path = [step.strip() for step in key.split(".")]
-    if not equals or not all(path):
+    if not equals or not all(path) or len(path) > DEPTH:
         raise RecipeError([Problem.at(mark, "", "must be key=value, such as trainer.max_epochs=30")])
     return path, parse_value(value, mark)
 
