@@ -79,8 +79,8 @@ class Disagreement(Pairwise):
 class KAR(Metric):
     """Accuracy gained per epoch over a reference, in percentage points: `update(logits (B, C), labels (B,), epoch)`.
 
-    KAR = 100 · (accuracy − reference) / epochs. Against the start it mostly measures how fast a model learns anyway; what
-    the others add shows against the same model trained alone, at equal epochs.
+    KAR = 100 · (accuracy − reference) / epochs. Against the start it mostly measures how fast a model learns anyway;
+    what the others add shows against the same model trained alone, at equal epochs.
 
     Args:
         baseline: accuracies of the same model trained alone, by epochs done ({1: 0.31, 2: 0.38, …}); epochs then count
