@@ -1,0 +1,117 @@
+"""Models to be timed: those of a run, that of a weights file, or one by its name; their weights do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdkit import data, models
+from kdkit.recipe.syntax import read as read_yaml
+from kdkit.registry import KdkitError
+from kdkit.runs.evaluate import ENDING
+from kdkit.runs.folder import RunFolder
+from kdkit.runs.told import read
+
+CLASSES, SIDE = 100, 32  # of kdkit's own nets, which have no width and no size of their own
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is timed.
+
+    Attributes:
+        name: what tables call it.
+        arch: its architecture.
+        net: the model, on the CPU.
+        shape: (C, H, W) of one image.
+    """
+
+    name: str
+    arch: str
+    net: nn.Module
+    shape: tuple[int, int, int]
+
+
+def subjects(what: Sequence[str], *, image_size: int | None = None, num_classes: int | None = None) -> list[Subject]:
+    """The models that words mean: every model of a run's folder, teachers too; a weights file's; a name's.
+
+    Args:
+        what: folders, `.safetensors` files, or names as in a recipe's `arch`.
+        image_size: side of the images; left out: the run's, or what the model was made for.
+        num_classes: width of the logits, for a model by its name; left out: its own, or 100 for kdkit's nets.
+
+    Raises:
+        KdkitError: nothing of that name, or a folder that is no run.
+    """
+    found = [subject for word in what for subject in _of(word, image_size, num_classes)]
+    names = [subject.name for subject in found]
+    for i, name in enumerate(names):
+        if names.count(name) > 1:
+            found[i] = Subject(f"{name} ({names[: i + 1].count(name)})", found[i].arch, found[i].net, found[i].shape)
+    return found
+
+
+def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subject]:
+    path = Path(word)
+    if path.is_dir():
+        return _of_run(path, image_size)
+    if path.suffix == ENDING:
+        told = read(path)
+        if "arch" not in told:
+            raise KdkitError(f"{path} does not say what model it is of; give a run's folder, or the model's name")
+        return [_made(path.stem, told, _shape(told, told.get("data"), image_size), told.get("num_classes"), None)]
+    net = models.build(word, num_classes=num_classes or (None if "/" in word or ":" in word else CLASSES))
+    return [Subject(word, word, net, _published_shape(net, image_size))]
+
+
+def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
+    recipe = RunFolder(folder).recipe
+    if not recipe.is_file():
+        raise KdkitError(f"{folder} is not a run's folder; give one that `kdkit fit` wrote, or a model's name")
+    words = read_yaml(recipe).plain
+    told = words["data"]
+    width = None
+    if any(not spec.get("num_classes") for spec in words["models"].values()):
+        headers = [read(path) for path in sorted(folder.glob(f"*{ENDING}"))]
+        width = next((h["num_classes"] for h in headers if "num_classes" in h), None) or _facts(told).num_classes
+    return [
+        _made(name, spec, _shape(spec, told, image_size), spec.get("num_classes") or width, folder)
+        for name, spec in words["models"].items()
+        if "arch" in spec  # a slow copy costs what its model costs
+    ]
+
+
+def _made(name: str, spec: Mapping[str, Any], shape: Any, width: int | None, base: Path | None) -> Subject:
+    net = models.build(str(spec["arch"]), num_classes=width, base=base, **(spec.get("options") or {}))
+    return Subject(name, str(spec["arch"]), net, shape)
+
+
+def _shape(spec: Mapping[str, Any], told: Mapping[str, Any] | None, image_size: int | None) -> tuple[int, int, int]:
+    """What the model is fed: the data's images, at its own resolution where it has one."""
+    side = image_size or spec.get("image_size")
+    if told is None and side is None:
+        raise KdkitError("nothing says how large the images are; give --image-size 224")
+    try:
+        channels, height, width = _facts(told).input_shape if told else (3, 0, 0)
+    except KdkitError:
+        if side is None:
+            raise
+        channels, height, width = 3, 0, 0
+    return channels, side or height, side or width
+
+
+def _facts(told: Mapping[str, Any]) -> data.DataFacts:
+    try:
+        return data.facts(**told)
+    except KdkitError as error:
+        raise KdkitError(f"{error}; to time models without the data, give --image-size") from None
+
+
+def _published_shape(net: nn.Module, image_size: int | None) -> tuple[int, int, int]:
+    config = getattr(net, "pretrained_cfg", None) or {}
+    size = config.get("input_size") or ((3, 224, 224) if hasattr(net, "normalisation") else (3, SIDE, SIDE))
+    return (int(size[0]), image_size or int(size[1]), image_size or int(size[2]))

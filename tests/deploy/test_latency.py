@@ -1,0 +1,152 @@
+"""Times of models beside each other: what is timed, in which order, and what is told of it."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit.deploy import latency as room
+from kdkit.deploy.latency import latency
+from kdkit.deploy.latency_report import TimeRow
+from kdkit.deploy.subjects import Subject, subjects
+from kdkit.registry import KdkitError
+from tests.cli.command import RECIPE, kdkit, refused
+
+CPU = torch.device("cpu")
+
+
+class Wide(nn.Module):
+    """(B, 1, 1, 4) → 1,000 numbers → 8; it also returns what no deployment needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 1000), nn.Linear(1000, 8)
+
+    def forward(self, x):
+        hidden = self.a(x.flatten(1))
+        return self.b(hidden), None
+
+
+@pytest.fixture
+def wide():
+    return Subject("wide", "Wide", Wide(), (1, 1, 4))
+
+
+def test_median_and_ninetieth_percentile_of_single_passes():
+    row = TimeRow.of("net", "eager", 8, [float(ms) for ms in range(1, 102)], None)  # 1 … 101 ms
+    assert (row.median_ms, row.p90_ms, row.passes) == (51.0, 91.0, 101)
+    assert row.images_per_second == pytest.approx(8 / 0.051)
+
+
+def test_models_take_turns_so_that_a_slow_machine_slows_all():
+    order = []
+    passes = {name: (lambda name=name: order.append(name)) for name in ("a", "b")}
+    times = room._timed(passes, CPU, repeats=30, seconds=60, seen=True)
+    assert {name: len(found) for name, found in times.items()} == {"a": 30, "b": 30}
+    assert order[: 2 * room.WARM_UP] == ["a"] * room.WARM_UP + ["b"] * room.WARM_UP
+    assert order[2 * room.WARM_UP :] == ["a", "b"] * 30
+
+
+def test_where_time_is_short_five_passes_are_timed_all_the_same():
+    times = room._timed({"a": lambda: None}, CPU, repeats=100, seconds=0, seen=True)
+    assert len(times["a"]) == room.FEWEST
+
+
+def test_sizes_and_peak_memory_by_hand(wide):
+    report = latency([wide], batches=[2], modes=["eager"], device="cpu", repeats=5, seconds=0)
+    (model,), (row,) = report.models, report.times
+    weights = 4 * 1000 + 1000 + 1000 * 8 + 8
+    assert (model.parameters, model.macs, model.classes) == (weights, 4 * 1000 + 1000 * 8, 8)
+    assert row.peak_bytes == 4 * (weights + 2 * 1000 + 2 * 8)  # both layers' outputs live at once
+    assert row.median_ms > 0
+    assert row.median_ms <= row.p90_ms
+
+
+def test_what_cannot_be_done_is_left_out_and_told(wide, monkeypatch, capsys):
+    def broken(net, **_):
+        def run(x):
+            raise RuntimeError("no C++ compiler\nand a page of advice")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    report = latency([wide], batches=[1, 2], modes=["compiled", "eager"], device="cpu", repeats=5, seconds=0)
+    assert [(row.mode, row.batch) for row in report.times] == [("eager", 1), ("eager", 2)]
+    assert report.left_out[0] == ("wide", "compiled", 1, "torch.compile: RuntimeError: no C++ compiler")
+    from kdkit.console import show
+
+    show(report, sys.stdout)
+    assert "left out: wide, compiled: torch.compile: RuntimeError: no C++ compiler\n" in capsys.readouterr().out
+
+
+def test_compiled_and_exported_passes_say_what_the_model_says(wide, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # a compiler's minute
+    images, net = torch.randn(3, 1, 1, 4), room.Logits(wide.net)
+    with torch.inference_mode():
+        expected = wide.net(images)[0]
+        assert torch.equal(room._ready("compiled", net, images, tmp_path)(), expected)
+        run = room._ready("exported", net, images, tmp_path / "net.onnx")
+        run()
+        seen = room.OnnxNet(tmp_path / "net.onnx")(images)
+    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_verb_times_all_models_of_a_run_and_of_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(RECIPE)
+    quick = ["--batch", 2, "--mode", "eager", "--device", "cpu", "--repeats", 5, "--seconds", 0]
+    said = kdkit("latency", run, "resnet8", *quick, "--out", "found.json")
+    assert said.code == 0, said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(m["name"], m["shape"], m["classes"]) for m in found["models"]] == [
+        ("teacher", [3, 8, 8], 5),
+        ("student", [3, 8, 8], 5),
+        ("resnet8", [3, 32, 32], 100),
+    ]
+    assert [row["name"] for row in found["times"]] == ["teacher", "student", "resnet8"]
+    assert found["machine"]["threads"] == 1
+    assert all(f"\neager      2  {name}" in said.out for name in ("teacher", "student", "resnet8"))
+
+
+def test_two_of_one_name_are_told_apart_and_images_take_another_size():
+    found = subjects(["resnet8", "resnet8"], image_size=16, num_classes=3)
+    assert [(subject.name, subject.shape) for subject in found] == [
+        ("resnet8 (1)", (3, 16, 16)),
+        ("resnet8 (2)", (3, 16, 16)),
+    ]
+    assert subjects(["timm/resnet10t"], num_classes=4)[0].shape == (3, 176, 176)  # what timm says it is made for
+
+
+def test_what_is_wrong_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--batch", 1, "--repeats", 5, "--seconds", 0, "--device", "cpu"]
+    assert "mode must be one of eager, compiled, exported, got 'eagre'; did you mean 'eager'" in refused(
+        "latency", "resnet8", "--mode", "eagre", *quick
+    )
+    assert "this machine has no 'quantum'" in refused("latency", "resnet8", "--mode", "eager", "--device", "quantum")
+    assert "is not a run's folder" in refused("latency", tmp_path, *quick)
+    assert "unknown model 'resnet8x'; did you mean" in refused("latency", "resnet8x", *quick)
+    (tmp_path / "net.py").write_text("from torch import nn\ndef net(): return nn.Sequential(nn.Linear(7, 2))\n")
+    told = refused("latency", "net.py:net", "--mode", "eager", *quick)
+    assert "net.py:net does not run on images of shape (3, 32, 32)" in told
+    assert "--image-size gives them another size" in told
+    assert "cannot be written" in refused("latency", "resnet8", "--mode", "eager", *quick, "--out", "gone/there.json")
+
+
+def test_weights_by_themselves_are_timed_by_what_they_say_of_themselves(tmp_path):
+    from kdkit import models
+
+    net = models.build("resnet8", num_classes=4)
+    told = {"arch": "resnet8", "num_classes": "4", "data": json.dumps({"name": "digits", "image_size": 8})}
+    models.save_weights(net, tmp_path / "alone.safetensors", told)
+    (subject,) = subjects([str(tmp_path / "alone.safetensors")])
+    assert (subject.name, subject.shape) == ("alone", (3, 8, 8))
+    models.save_weights(net, tmp_path / "bare.safetensors")
+    with pytest.raises(KdkitError, match="does not say what model it is of"):
+        subjects([str(tmp_path / "bare.safetensors")])
