@@ -70,17 +70,27 @@ def evaluate(
         str | None, typer.Option(help="A folder of class folders, scored whole; as data.root=FOLDER.")
     ] = None,
     split: Annotated[str, typer.Option(help="test, or train: the training images without augmentation.")] = "test",
+    classes: Annotated[bool, typer.Option("--classes", help="Show every class, not only the ten hardest.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The JSON file to write; left out: eval.json in the run's folder.")
+    ] = None,
 ) -> None:
     """Score the models that a run trained.
 
-    On the run's own test images, or on others of the same classes: top-1, top-5 and mean negative log-likelihood.
+    On the run's own test images, or on others of the same classes: top-1, top-5, mean negative log-likelihood, Brier's
+    score, calibration errors, and top-1 by class.
     """
     from kdkit.console import show
-    from kdkit.runs.evaluate import evaluate as score
-    from kdkit.runs.evaluate import results_table
+    from kdkit.runs.evaluate import classes_table, results_table, score, write_evaluation
+    from kdkit.runs.folder import RunFolder
 
     words = [*(overrides or []), *([f"data.root={data}"] if data else [])]
-    show(results_table(score(run, words, split=split)), sys.stdout)
+    found = score(run, words, split=split)
+    show(results_table(found.figures), sys.stdout)
+    typer.echo()
+    show(classes_table(found.by_class, None if classes else 10), sys.stdout)
+    if path := out or (RunFolder(run).evaluation if RunFolder(run).recipe.is_file() else None):
+        write_evaluation(path, found, split, words)
 
 
 @app.command(epilog="Example: kdkit check crd_cifar100 losses.crd.negatives=all")

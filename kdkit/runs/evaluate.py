@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Group
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics.classification import MulticlassStatScores
 
-from kdkit import models
 from kdkit.console import table
 from kdkit.data import DataModule
-from kdkit.fault import what, where
-from kdkit.graph import Node
-from kdkit.graph.batch import Adapter, Facts
 from kdkit.graph.labels import check_labels
-from kdkit.recipe import Recipe, build
+from kdkit.metrics import fit_temperature
+from kdkit.metrics.quality import CalibrationError, quality
+from kdkit.recipe import Recipe
+from kdkit.recipe.write import READING
 from kdkit.registry import KdkitError
 from kdkit.runs.eval_recipe import eval_recipe
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, write_json
 from kdkit.runs.told import read
-from kdkit.taps.trace import logits_of
-from kdkit.train.scores import Scores
+from kdkit.runs.trained import UNLABELLED, Trained, trained
 
 ENDING = ".safetensors"
+PERCENT = ("top", "ece")
+DECIMALS = {"brier": 3, "temperature": 3}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        figures: by model: `top1`, `top5` (above five classes), `nll`, `brier`, `ece` (15 bins of equal width),
+            `ece_adaptive` (of equal counts); where `val_split` held images out of training also `temperature`, fitted
+            on those, and `ece_scaled`, the error at it.
+        by_class: by model, top-1 of each class that the data have.
+    """
+
+    figures: dict[str, dict[str, float]]
+    by_class: dict[str, dict[str, float]]
 
 
 def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "test") -> dict[str, dict[str, float]]:
-    """Top-1, top-5 (above five classes) and mean negative log-likelihood of every model that a run trained.
+    """`score`, without the classes: `{"student": {"top1": 0.71, "top5": 0.92, "nll": 1.05, …}}`."""
+    return score(run, overrides, split=split).figures
+
+
+def score(run: Path | str, overrides: Sequence[str] = (), *, split: str = "test") -> Evaluation:
+    """How good every model that a run trained is; accuracies and calibration errors in [0, 1].
 
     Each model is rebuilt from the run's recipe and its own weights file, and sees images normalised as in its training.
 
@@ -40,9 +62,6 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "te
             whole; and `trainer.accelerator`.
         split: `test`, or `train`: the training images, without augmentation.
 
-    Returns:
-        `{"student": {"top1": 0.71, "top5": 0.92, "nll": 1.05}}`, accuracies in [0, 1].
-
     Raises:
         KdkitError: no finished run there, damaged weights, data of other classes than the model's or without labels.
     """
@@ -50,18 +69,71 @@ def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "te
         raise KdkitError(f"split must be 'train' or 'test', got {split!r}")
     files = weights_files(Path(run))
     told = {name: read(path) for name, path in files.items()}
-    return _scores(eval_recipe(files, told, overrides, split), files, told, split)
+    recipe = eval_recipe(files, told, overrides, split)
+    data, nets = trained(recipe, files, told)
+    temperatures = _temperatures(data, nets) if _held_out(data, recipe, overrides) else {}
+    metrics: dict[str, Any] = {}
+    scaled: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    for name, logits, labels in seen(data, nets, split, recipe):
+        if name not in metrics:
+            classes = logits.shape[-1]
+            metrics[name] = quality(classes).to(logits.device)
+            scaled[name] = CalibrationError(classes, validate_args=False).to(logits.device)
+            counts[name] = MulticlassStatScores(classes, average=None, validate_args=False).to(logits.device)
+        metrics[name].update(logits.float(), labels)
+        counts[name].update(logits, labels)
+        if name in temperatures:
+            scaled[name].update(logits.float() / temperatures[name], labels)
+    figures = {name: _in_order(metrics[name].compute()) for name in nets}
+    for name, temperature in temperatures.items():
+        figures[name] |= {"temperature": temperature, "ece_scaled": float(scaled[name].compute())}
+    return Evaluation(figures, {name: _by_class(nets[name], counts[name].compute(), data) for name in nets})
+
+
+def write_evaluation(path: Path, found: Evaluation, split: str, overrides: Sequence[str]) -> None:
+    """Put it into a JSON file beside what was scored there before, under what was looked at.
+
+    Raises:
+        KdkitError: it cannot be written.
+    """
+    key = " ".join([split, *(word for word in overrides if not word.startswith("trainer."))])
+    models = {name: {**found.figures[name], "by_class": found.by_class[name]} for name in found.figures}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        write_json(path, {**before, key: models})
+    except (OSError, ValueError, TypeError) as error:
+        raise KdkitError(f"{path} could not be written ({error}); give another place with --out FILE") from None
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], title: str | None = None) -> Group:
-    """The metrics of each model as a table: accuracies in percent."""
+    """The metrics of each model as a table: accuracies and calibration errors in percent."""
     names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
     cells = [
-        (node, *(f"{metrics[n] * (100 if n.startswith('top') else 1):.2f}" if n in metrics else "" for n in names))
-        for node, metrics in results.items()
+        (node, *(_cell(n, metrics[n]) if n in metrics else "" for n in names)) for node, metrics in results.items()
     ]
-    heads = [f">{n.replace('top', 'top-')} %" if n.startswith("top") else f">{n}" for n in names]
+    heads = [f">{n.replace('top', 'top-').replace('_', ' ')}{' %' * n.startswith(PERCENT)}" for n in names]
     return table(("model", *heads), cells, title)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value * (100 if name.startswith(PERCENT) else 1):.{DECIMALS.get(name, 2)}f}"
+
+
+def classes_table(found: Mapping[str, Mapping[str, float]], shown: int | None = 10) -> Group:
+    """Top-1 of each class for each model, the hardest for the first model above; the rest of many is left out."""
+    first = next(iter(found.values()))
+    order = sorted(first, key=lambda name: (first[name], name))[:shown]
+    rows = [
+        (name, *(f"{100 * classes[name]:.1f}" if name in classes else "" for classes in found.values()))
+        for name in order
+    ]
+    title = (
+        "top-1 % by class"
+        if len(order) == len(first)
+        else f"top-1 % of the {len(order)} hardest of {len(first)} classes"
+    )
+    return table(("class", *(f">{name}" for name in found)), rows, title)
 
 
 def weights_files(run: Path) -> dict[str, Path]:
@@ -96,101 +168,71 @@ def predictions(run: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """
     files = weights_files(run)
     told = {name: read(path) for name, path in files.items()}
+    recipe = eval_recipe(files, told, [], "test")
     said: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in files}
-    for name, logits, labels in _seen(eval_recipe(files, told, [], "test"), files, told, "test"):
+    for name, logits, labels in seen(*trained(recipe, files, told), "test", recipe):
         said[name].append(((best := logits.argmax(-1)).cpu(), (best == labels).cpu()))
     return {name: (torch.cat([c for c, _ in parts]), torch.cat([r for _, r in parts])) for name, parts in said.items()}
 
 
-def _scores(
-    recipe: Recipe, files: Mapping[str, Path], told: Mapping[str, Mapping[str, Any]], split: str
-) -> dict[str, dict[str, float]]:
-    scores = Scores(list(files), once=[])
-    for name, logits, labels in _seen(recipe, files, told, split):
-        scores.update(name, logits, labels)
-    found: dict[str, dict[str, float]] = {name: {} for name in files}
-    for key, value in scores.compute().items():
-        name, metric = key.split("/")
-        found[name][metric] = float(value)
-    return found
-
-
 @torch.inference_mode()
-def _seen(
-    recipe: Recipe, files: Mapping[str, Path], told: Mapping[str, Mapping[str, Any]], split: str
+def seen(
+    data: DataModule, nets: Mapping[str, Trained], split: str, recipe: Recipe
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Every model's logits on every batch, and the labels as that model numbers them."""
-    experiment = build(recipe, weights=None)
-    data = experiment.datamodule
-    unlabelled = f"data: {recipe.data.name} has no labels here; models are evaluated on labelled images"
-    if not data.num_classes:
-        raise KdkitError(unlabelled)
-    gpu = None if recipe.trainer.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-    data.device = gpu or torch.device("cpu")
-    facts = Facts.of(data)
-    nets = {
-        name: _net(experiment.nodes[name], path, str(recipe.models[name].arch), facts, told[name]).to(data.device)
-        for name, path in files.items()
-    }
-    data.prepare_data()
-    data.setup("fit" if split == "train" else "test")
-    loader = data.train_dataloader() if split == "train" else data.test_dataloader()
+    for x, labels in batches(data, split, recipe.data.name):
+        for name, net in nets.items():
+            yield name, net.logits(x), net.places[labels]
+
+
+def batches(data: DataModule, split: str, name: str) -> Iterator[tuple[Any, Tensor]]:
+    """Images and labels of `test`, `train`, or of what was held out (`val`), on the device.
+
+    Raises:
+        KdkitError: there are none.
+    """
+    data.setup({"train": "fit", "val": "validate"}.get(split, "test"))
+    loader = {"train": data.train_dataloader, "val": data.val_dataloader}.get(split, data.test_dataloader)()
     if not loader:
         raise KdkitError(
-            f"data: {recipe.data.name} has no test images here (holdout: 0); give others with --data FOLDER, "
+            f"data: {name} has no test images here (holdout: 0); give others with --data FOLDER, "
             "or score the training images with --split train"
         )
-    classes = {name: told[name].get("classes") or data.class_names for name in files}
-    places = {name: _places(path, classes[name], data).to(data.device) for name, path in files.items()}
     for x, labels, *_ in loader:
         check_labels(labels, data.num_classes)
         if (labels < 0).any():
-            raise KdkitError(unlabelled)
+            raise KdkitError(UNLABELLED.format(name))
+        yield x, labels
+
+
+def _held_out(data: DataModule, recipe: Recipe, overrides: Sequence[str]) -> bool:
+    """Whether the data hold images that training never saw and that are not those of the test."""
+    changed = {word.split("=", 1)[0].removeprefix("data.") for word in overrides if word.startswith("data")}
+    other = "root" in changed and recipe.data.name == "folder"
+    return data.selects and not other and changed <= set(READING)
+
+
+@torch.inference_mode()
+def _temperatures(data: DataModule, nets: Mapping[str, Trained]) -> dict[str, float]:
+    said: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in nets}
+    for x, labels in batches(data, "val", "val_split"):
         for name, net in nets.items():
-            logits = _logits(name, net, x)
-            if logits.shape[-1] != (wanted := len(classes[name]) or data.num_classes):
-                raise KdkitError(f"{name} has {logits.shape[-1]} classes, the data {wanted}; name its own data")
-            yield name, logits, places[name][labels]
+            said[name].append((net.logits(x).float().cpu(), net.places[labels].cpu()))
+    return {name: fit_temperature(*map(torch.cat, zip(*parts, strict=True))) for name, parts in said.items()}
 
 
-def _net(node: Node, path: Path, arch: str, facts: Facts, told: Mapping[str, Any]) -> nn.Module:
-    """A model with its weights, behind the normalisation that it was trained with."""
-    module = node.module
-    assert module is not None  # only an EMA copy has none, and none is asked for here
-    models.load_weights(module, path, arch=arch)
-    if told.keys() >= {"mean", "std"}:
-        node = replace(node, mean=tuple(told["mean"]), std=tuple(told["std"]))
-    return nn.Sequential(Adapter(node, facts), module).eval()
+def _in_order(found: Mapping[str, Tensor]) -> dict[str, float]:
+    return {
+        name: float(found[name]) for name in ("top1", "top5", "nll", "brier", "ece", "ece_adaptive") if name in found
+    }
 
 
-def _logits(name: str, net: nn.Module, x: Any) -> Tensor:
-    try:
-        return logits_of(net(x))
-    except KdkitError:
-        raise
-    except Exception as error:  # anybody's code fails in any way
-        line = f"\n  {where(error)}".rstrip()
-        raise KdkitError(f"{name} does not run on images of shape {tuple(x.shape[1:])}: {what(error)}{line}") from error
-
-
-def _places(path: Path, mine: Sequence[str], data: DataModule) -> Tensor:
-    """The model's class for each of the data's, by name; the same numbers where either has no names.
-
-    Raises:
-        KdkitError: the data have a class that the model does not know.
-    """
-    theirs = data.class_names
-    if not mine or not theirs:
-        return torch.arange(data.num_classes)
-    if strange := [name for name in theirs if name not in mine]:
-        unseen = [name for name in mine if name not in theirs]
-        raise KdkitError(
-            f"{path} was trained on other classes: it does not know {_listed(strange)}"
-            + (f", and knows {_listed(unseen)}, which these data have not" if unseen else "")
-            + "; name the classes as in training, or leave out what it does not know"
-        )
-    return torch.tensor([mine.index(name) for name in theirs])
-
-
-def _listed(names: Sequence[str], shown: int = 8) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+def _by_class(net: Trained, counts: Tensor, data: DataModule) -> dict[str, float]:
+    """Of torchmetrics' (tp, fp, tn, fn, support) by class."""
+    names = data.class_names or [str(i) for i in range(data.num_classes)]
+    rows = counts.tolist()
+    return {
+        name: rows[place][0] / rows[place][4]
+        for name, place in zip(names, net.places.tolist(), strict=True)
+        if rows[place][4]
+    }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdkit.registry import KdkitError
-
-OURS = ".kdkit."  # how the names of what is not yet a file, and of the lock, begin
+from kdkit.storage import OURS, whole
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,11 @@ class RunFolder:
     def curves(self) -> Path:
         """The picture of `metrics`."""
         return self.path / "curves.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `kdkit eval` found."""
+        return self.path / "eval.json"
 
     @property
     def trace(self) -> Path:
@@ -137,7 +140,16 @@ class RunFolder:
             if "recipe" in told and told.get("node") == path.stem:
                 yield path
         yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
-        yield from (self.result, self.checkpoint, self.curves, self.trace, self.metrics, self.recipe, self.provenance)
+        yield from (
+            self.result,
+            self.evaluation,
+            self.checkpoint,
+            self.curves,
+            self.trace,
+            self.metrics,
+            self.recipe,
+            self.provenance,
+        )
 
     def _alien(self) -> str | None:
         """A file in a folder that no run began in."""
@@ -157,18 +169,8 @@ def first_rank() -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary name, flushed, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=OURS)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

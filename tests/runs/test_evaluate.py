@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from kdkit import data, models
 from kdkit.console import show
 from kdkit.registry import KdkitError
-from kdkit.runs.evaluate import evaluate, predictions, results_table
+from kdkit.runs.evaluate import classes_table, evaluate, predictions, results_table, score, write_evaluation
 
 RECIPE = """\
 data: {name: digits, image_size: 8, batch_size: 32}
@@ -59,7 +60,20 @@ def plain(net, split, mean=MEAN, std=STD):
         "top1": (order[:, 0] == labels).float().mean().item(),
         "top5": (order[:, :5] == labels[:, None]).any(1).float().mean().item(),
         "nll": F.cross_entropy(logits, labels).item(),
+        "brier": (logits.softmax(1) - F.one_hot(labels, 10)).square().sum(1).mean().item(),
+        **calibration(logits, labels),
     }
+
+
+def calibration(logits, labels):
+    """Both errors by groups in plain Python."""
+    said, classes = logits.softmax(1).max(1)
+    pairs = sorted(zip(said.tolist(), (classes == labels).tolist(), strict=True))
+    ends = [len(pairs) * i // 15 for i in range(16)]
+    wide = [[pair for pair in pairs if i / 15 < pair[0] <= (i + 1) / 15] for i in range(15)]
+    even = [pairs[a:b] for a, b in pairwise(ends)]
+    gap = {"ece": wide, "ece_adaptive": even}
+    return {n: sum(abs(sum(r - c for c, r in g)) for g in groups) / len(pairs) for n, groups in gap.items()}
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
@@ -168,3 +182,61 @@ def test_predictions_are_those_that_the_score_counts(run):
         _, labels = data.build("digits", image_size=8).tensors(False)
         assert torch.equal(right, classes == labels)
     assert list(said) == sorted(nets)
+
+
+def test_classes_by_a_plain_loop_and_the_hardest_first(run, capsys):
+    folder, nets = run
+    found = score(folder).by_class
+    images, labels = data.build("digits", image_size=8).tensors(False)
+    x = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        right = nets["student"](x).argmax(1) == labels
+    for digit in range(10):
+        assert found["student"][str(digit)] == pytest.approx(right[labels == digit].float().mean().item())
+    show(classes_table(found, 3), sys.stdout)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["top-1", "%", "of", "the", "3", "hardest", "of", "10", "classes"]
+    assert lines[1] == ["class", "slow", "student"]
+    assert [line[0] for line in lines[3:]] == sorted(found["slow"], key=lambda n: (found["slow"][n], n))[:3]
+
+
+def test_a_temperature_of_images_held_out_of_training_and_of_no_others(run):
+    folder, nets = run
+    assert "temperature" not in evaluate(folder)["student"]
+    assert "temperature" not in evaluate(folder, ["data.val_split=200"])["student"]  # it was trained on those
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(recipe.replace("image_size: 8,", "image_size: 8, val_split: 200,"))
+    found = evaluate(folder, ["data.eval_batch_size=64"])["student"]
+    module = data.build("digits", image_size=8, val_split=200)
+    images, labels = (part[module.parts[1]] for part in module.tensors(True))
+    assert len(labels) == 200
+
+    def logits(images):
+        return nets["student"]((images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+
+    with torch.no_grad():
+        held_out, (test, truth) = logits(images), module.tensors(False)
+        scaled = calibration(logits(test) / found["temperature"], truth)["ece"]
+
+    def nll(t):
+        return F.cross_entropy(held_out / t, labels).item()
+
+    assert nll(found["temperature"]) <= min(nll(found["temperature"] * k) for k in (0.95, 1.05))
+    assert found["ece_scaled"] == pytest.approx(scaled, abs=2e-4)
+    assert "temperature" not in evaluate(folder, ["data={name: digits, image_size: 8}"])["student"]
+
+
+def test_what_was_found_is_kept_by_what_was_looked_at(run, tmp_path):
+    folder, _ = run
+    path = tmp_path / "eval.json"
+    write_evaluation(path, score(folder), "test", [])
+    write_evaluation(
+        path, score(folder, split="train"), "train", ["data.eval_batch_size=99", "trainer.accelerator=cpu"]
+    )
+    kept = json.loads(path.read_text())
+    assert list(kept) == ["test", "train data.eval_batch_size=99"]
+    assert kept["test"]["student"]["top1"] == evaluate(folder)["student"]["top1"]
+    assert len(kept["test"]["slow"]["by_class"]) == 10
+    path.write_text("[]")
+    with pytest.raises(KdkitError, match=r"eval\.json could not be written .*--out FILE"):
+        write_evaluation(path, score(folder), "test", [])
