@@ -198,7 +198,7 @@ def run(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(kdkit.Distiller(nodes, edges(method, names, size.negatives)), datamodule=data)
+        trainer.fit(kdkit.Distiller(nodes, edges(method, names, size.negatives), compile="auto"), datamodule=data)
     return data.times, start.differences
 
 
