@@ -34,7 +34,7 @@ class Edge:
         gather: gather both ends over all ranks before the loss (in-batch losses under DDP).
         clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
         ensemble: several sources as one teacher: `arithmetic` mean (of probabilities, where logits are read) or
-            `geometric` (of logits).
+            `geometric` (of logits); with `among`, all the others are one (DML_e of Zhang et al. 2018).
         name: how the log and overrides call it; left out: the loss's name.
         options: the loss's constructor arguments; every number may be a schedule.
 
@@ -77,8 +77,6 @@ class Edge:
         self.source, self.target, self.among, self.taps = source, target, among, taps
         if among is not None and (source is not None or target is not None):
             raise KdkitError(f"edge {self.name!r}: `among` already says who teaches whom; leave out `from` and `to`")
-        if among is not None and ensemble is not None:
-            raise KdkitError(f"edge {self.name!r}: an ensemble has several teachers in `from`; leave out `among`")
         if ensemble not in (None, "arithmetic", "geometric"):
             raise KdkitError(f"edge {self.name!r}: ensemble must be 'arithmetic' or 'geometric', got {ensemble!r}")
         self.when = Span.parse(when)

@@ -80,14 +80,17 @@ def _among(edge: Edge, nodes: Mapping[str, Node], expand: Expand) -> list[Link]:
             raise KdkitError(f"edge {edge.name!r}: {peer!r} is {nodes[peer].kind}; peers are trained models")
     if len(set(peers)) < 2 or len(set(peers)) != len(peers):
         raise KdkitError(f"edge {edge.name!r}: among must name at least two different models, got {peers}")
-    share = 1.0 / (len(peers) - 1)
     taps = listed(edge.taps) or [edge.natural_tap]
-    found = []
-    for source, target in permutations(peers, 2):
-        ours = [End(source, t) for tap in taps for t in expand(source, tap)]
-        theirs = [End(target, t) for tap in taps for t in expand(target, tap)]
-        found += [Link((s,), t, share) for s, t in _zip(edge, ours, theirs)]
-    return found
+    ends = {peer: [End(peer, t) for tap in taps for t in expand(peer, tap)] for peer in peers}
+    if edge.ensemble:
+        return [
+            Link(tuple(source), end)
+            for target in peers
+            for source, end in _zip(edge, _ensemble(edge, [ends[p] for p in peers if p != target]), ends[target])
+        ]
+    share = 1.0 / (len(peers) - 1)
+    pairs = [(s, t) for one, other in permutations(peers, 2) for s, t in _zip(edge, ends[one], ends[other])]
+    return [Link((s,), t, share) for s, t in pairs]
 
 
 def _ends(
@@ -134,7 +137,7 @@ def _flat(ends: Sequence[End | Sequence[End]]) -> list[End]:
 
 def _ensemble(edge: Edge, sources: list[list[End]]) -> list[list[End]]:
     """Turn [[t1.a, t1.b], [t2.a, t2.b]] into [[t1.a, t2.a], [t1.b, t2.b]]: one group of teachers for each tap."""
-    if len(sources) < 2 or len({len(group) for group in sources}) != 1:
+    if (len(sources) < 2 and edge.among is None) or len({len(group) for group in sources}) != 1:
         raise KdkitError(f"edge {edge.name!r}: an ensemble needs several teachers with equally many taps in `from`")
     return [list(group) for group in zip(*sources, strict=True)]
 

@@ -16,6 +16,7 @@ from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
+from kdkit.graph.twins import check_twins
 from kdkit.graph.untouched import untouched
 from kdkit.registry import KdkitError
 
@@ -29,8 +30,10 @@ def rehearse(graph: Graph, example: Batch) -> bool:
     """Every loss once, in every phase; returns whether random numbers were drawn.
 
     Raises:
-        KdkitError: a model or a loss fails, or a loss sends its student no gradient; the text names edge and taps.
+        KdkitError: a model or a loss fails, or a loss sends its student no gradient (the text names edge and taps), or
+            peers are twins.
     """
+    check_twins(graph)
     with untouched(graph), ranks.silence():
         before = torch.get_rng_state()
         graph.train()

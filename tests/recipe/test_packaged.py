@@ -21,6 +21,7 @@ NAMES = [
     "crd_inbatch_cifar100",
     "dml_cifar100",
     "dml_paper_cifar100",
+    "dml_hetero_cifar100",
     "sid_cifar100",
     "kd_imagenet",
     "at_imagenet",
@@ -36,7 +37,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 25
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 26
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
