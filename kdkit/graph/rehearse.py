@@ -14,6 +14,7 @@ from kdkit.fault import where as line_of
 from kdkit.graph import checks
 from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
+from kdkit.graph.closing import check_cuts
 from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
 from kdkit.graph.twins import check_twins
@@ -39,6 +40,7 @@ def rehearse(graph: Graph, example: Batch) -> bool:
         graph.train()
         for phase in graph.phases:
             graph.set_time(phase.start)
+            check_cuts(graph, phase)
             with torch.enable_grad():
                 outputs: dict[End, Tensor] = {}
                 for name in phase.readers:

@@ -54,6 +54,8 @@ class SIDLoss(nn.Module):
         Ye, Tang. Learning without Global Backpropagation via Synergistic Information Distillation. arXiv 2510.03273.
     """
 
+    by_row = True  # a module's gradient needs no module after it
+
     def __init__(
         self, alpha: float = 0.5, direction: str = "forward", label_smoothing: float = 0.0, reduce: str = "sum"
     ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdkit import draws
 from kdkit.fault import own_line
 from kdkit.graph.batch import Adapter, Batch
+from kdkit.graph.closing import closing
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
 from kdkit.graph.labels import check_labels, classes
@@ -25,6 +26,7 @@ from kdkit.registry import KdkitError
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory, located
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
+from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
 from kdkit.train.layout import channels_last, overruns
@@ -83,11 +85,8 @@ class Distiller(Evaluation):
         self.automatic_optimization = False
         if update not in ("simultaneous", "sequential"):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
-        if compile not in (True, False, "auto"):
-            raise KdkitError(f"compile must be True, False or 'auto', got {compile!r}")
-        if compile is True and update == "sequential":
-            raise KdkitError("compile: peers that are updated one after the other are not compiled; leave it out")
         self.graph = Graph(nodes, edges, seed, stages)
+        check_compile(compile, update, self.graph)
         if not self.graph.trained:
             raise KdkitError("no model is trained; leave out kdkit.frozen for the one that should learn")
         for spec in (node.optimizer for node in self.graph.nodes.values() if node.optimizer is not None):
@@ -194,11 +193,12 @@ class Distiller(Evaluation):
             self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data, step))
             graph.move_ema(t)
             return
-        outputs = graph.outputs(data, cached=self.compiled is not None)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         graph.loss_scale.fill_(1 / accumulate)
         if scaler is not None and scaler._scale is not None:
             graph.loss_scale.mul_(scaler._scale)
+        with closing(graph, data, lambda loss: self._backward(loss / accumulate)):
+            outputs = graph.outputs(data, cached=self.compiled is not None)
         turns = [graph.now.updates] if self.update == "simultaneous" else [(name,) for name in graph.now.updates]
         due = (batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last
         whole: dict[str, Tensor] = {}

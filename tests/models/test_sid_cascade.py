@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.timing import peak_bytes
 from kdkit.losses import SIDLoss
 from kdkit.models import build, normalisation
-from kdkit.models.sid import KINDS, SIDCascade, take_out_classifier
+from kdkit.models.beliefs import CHAINS, KINDS, MODES
+from kdkit.models.recompute import blocks
+from kdkit.models.sid import SIDCascade, take_out_classifier
 from kdkit.registry import KdkitError
 from kdkit.taps import Taps
 
@@ -24,10 +27,10 @@ class Loop(nn.Module):
 
     def __init__(self, cascade: SIDCascade) -> None:
         super().__init__()
-        b = cascade.beliefs
+        b, self.chain = cascade.beliefs, cascade.beliefs.chain
         self.first, self.second = nn.ModuleList(), nn.ModuleList()
         for i in range(len(b.bias)):
-            layer = nn.Linear(N + D, b.bias.shape[1]).double()
+            layer = nn.Linear(N + D, len(b.bias[0])).double()
             layer.weight.data = torch.cat([b.belief_weight[i], b.feature_weight[i]], 1).detach().clone()
             layer.bias.data = b.bias[i].detach().clone()
             self.first.append(layer)
@@ -41,6 +44,13 @@ class Loop(nn.Module):
         return self.second[i](hidden.relu()) if len(self.second) else hidden
 
     def forward(self, z: Tensor) -> Tensor:
+        if self.chain == "uniform":
+            return torch.stack([self.module(i, z.new_full((len(z), N), 1 / N), z) for i in range(L)], 1)
+        if self.chain == "through":
+            logits = [self.module(0, z.new_full((len(z), N), 1 / N), z)]
+            for i in range(1, L):
+                logits.append(self.module(i, logits[-1].softmax(1), z))
+            return torch.stack(logits, 1)
         with torch.no_grad():
             beliefs = [torch.full((len(z), N), 1 / N, dtype=z.dtype)]
             for i in range(len(self.first)):
@@ -48,9 +58,9 @@ class Loop(nn.Module):
         return torch.stack([self.module(i, beliefs[i], z) for i in range(len(self.first))], 1)
 
 
-def cascade(kind: str) -> SIDCascade:
+def cascade(kind: str, **words: str | bool) -> SIDCascade:
     torch.manual_seed(0)
-    return SIDCascade(nn.Linear(3, D), N, D, modules=L, kind=kind, hidden=H).double()
+    return SIDCascade(nn.Linear(3, D), N, D, modules=L, kind=kind, hidden=H, **words).double()
 
 
 @pytest.fixture
@@ -58,26 +68,40 @@ def x() -> Tensor:
     return torch.randn(B, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+WAYS = [(mode, chain) for mode in MODES for chain in CHAINS if (mode, chain) != ("parallel", "through")]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(("mode", "chain"), WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_values_and_gradients_are_those_of_the_loop(kind: str, x: Tensor) -> None:
-    net = cascade(kind)
+def test_values_and_gradients_are_those_of_the_loop(
+    kind: str, mode: str, chain: str, separate: bool, x: Tensor
+) -> None:
+    net = cascade(kind, mode=mode, chain=chain, separate=separate)
     loop = Loop(net)
     labels = torch.arange(B) % N
     with torch.no_grad():
         torch.testing.assert_close(net(x), loop(net.backbone(x))[:, -1], atol=1e-12, rtol=0)
     backbone = copy.deepcopy(net.backbone)
-    SIDLoss()(net.beliefs(net.backbone(x)), labels).backward()
-    SIDLoss()(loop(backbone(x)), labels).backward()
+    score = nn.CrossEntropyLoss() if chain == "through" else None
+    for logits in (net.beliefs(net.backbone(x)), loop(backbone(x))):
+        (score(logits[:, -1], labels) if score else SIDLoss()(logits, labels)).backward()
     b = net.beliefs
     first = torch.stack([layer.weight.grad for layer in loop.first])
     close = {"atol": 1e-10, "rtol": 0}
-    torch.testing.assert_close(torch.cat([b.belief_weight.grad, b.feature_weight.grad], 2), first, **close)
-    torch.testing.assert_close(b.bias.grad, torch.stack([layer.bias.grad for layer in loop.first]), **close)
+    torch.testing.assert_close(torch.cat([grad(b.belief_weight), grad(b.feature_weight)], 2), first, **close)
+    torch.testing.assert_close(grad(b.bias), torch.stack([layer.bias.grad for layer in loop.first]), **close)
     if kind == "mlp":
-        torch.testing.assert_close(b.out_weight.grad, torch.stack([m.weight.grad for m in loop.second]), **close)
-        torch.testing.assert_close(b.out_bias.grad, torch.stack([m.bias.grad for m in loop.second]), **close)
+        torch.testing.assert_close(grad(b.out_weight), torch.stack([m.weight.grad for m in loop.second]), **close)
+        torch.testing.assert_close(grad(b.out_bias), torch.stack([m.bias.grad for m in loop.second]), **close)
     torch.testing.assert_close(net.backbone.weight.grad, backbone.weight.grad, **close)
     assert net.backbone.weight.grad.abs().sum() > 0
+    if chain == "through":
+        assert grad(b.feature_weight)[0].abs().sum() > 0, "the last module's loss reaches the first"
+
+
+def grad(weights: nn.Parameter | nn.ParameterList) -> Tensor:
+    return weights.grad if isinstance(weights, nn.Parameter) else torch.stack([w.grad for w in weights])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,6 +137,42 @@ def test_the_feature_gradient_is_the_sum_of_the_modules(x: Tensor) -> None:
     (joint,) = torch.autograd.grad(sum(terms), z, retain_graph=True)
     each = [torch.autograd.grad(term, z, retain_graph=True)[0] for term in terms]
     torch.testing.assert_close(joint, sum(each), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["resnet14", "timm/test_vit"])
+def test_a_recomputed_backbone_gives_the_same_gradients_and_counts_a_batch_once(arch: str) -> None:
+    options = {"img_size": 32, "patch_size": 8} if arch == "timm/test_vit" else {}
+    images, labels = torch.randn(3, 3, 32, 32).double(), torch.arange(3)
+    nets = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = build(
+            "sid", num_classes=4, backbone={"arch": arch, **options}, modules=3, mode="lean", recompute=recompute
+        ).double()
+        SIDLoss()(beliefs_of(net, images), labels).backward()
+        assert not any("forward" in vars(module) for module in net.modules())
+        nets.append(net)
+    plain, lean = nets
+    assert len(blocks(lean.backbone)) > 1
+    for (name, one), other in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-10, rtol=0, msg=name)
+    for (name, one), other in zip(plain.named_buffers(), lean.buffers(), strict=True):
+        assert torch.equal(other, one), name
+    assert peak(lean, images) < 0.75 * peak(plain, images)
+
+
+def beliefs_of(net: nn.Module, x: Tensor) -> Tensor:
+    """What the tap reads, from a whole forward."""
+    return Taps(net, ["beliefs"], x)(x)["beliefs"]
+
+
+def peak(net: nn.Module, x: Tensor) -> int:
+    def step() -> None:
+        net(x).sum().backward()
+        net.zero_grad()
+
+    net, x = net.float(), x.repeat(4, 1, 1, 1).float()
+    return peak_bytes(step, torch.device("cpu"))
 
 
 def test_weights_start_as_linear_layers_do() -> None:
@@ -160,16 +220,18 @@ def test_the_papers_extractor() -> None:
     }
 
 
-def test_it_compiles_whole(x: Tensor) -> None:
-    net = cascade("mlp")
+@pytest.mark.parametrize("mode", MODES)
+def test_it_compiles_whole(mode: str, x: Tensor) -> None:
+    net = cascade("mlp", mode=mode)
     torch.compiler.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), net(x))
     compiled(x).sum().backward()
 
 
-def test_half_precision_and_autocast(x: Tensor) -> None:
-    net = cascade("mlp").float()
+@pytest.mark.parametrize("mode", MODES)
+def test_half_precision_and_autocast(mode: str, x: Tensor) -> None:
+    net = cascade("mlp", mode=mode).float()
     exact = net(x.float())
     with torch.autocast("cpu", torch.bfloat16):
         logits = net.beliefs(net.backbone(x.float()))
@@ -183,6 +245,14 @@ def test_half_precision_and_autocast(x: Tensor) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="kind must be linear or mlp, got 'lienar'; did you mean 'linear'"):
         SIDCascade(nn.Identity(), N, D, kind="lienar")
+    with pytest.raises(ValueError, match="mode must be parallel, joint or lean, got 'loan'; did you mean 'lean'"):
+        SIDCascade(nn.Identity(), N, D, mode="loan")
+    with pytest.raises(ValueError, match="mode must be joint or lean with chain 'through', got 'parallel'"):
+        SIDCascade(nn.Identity(), N, D, chain="through")
+    with pytest.raises(KdkitError, match=r"recompute needs a backbone with blocks .* SimpleCNN has none; leave it out"):
+        build("sid", num_classes=5, backbone="simple_cnn", recompute=True)
+    with pytest.raises(KdkitError, match=r"recompute and isolate both save .*; leave out one of them"):
+        build("sid", num_classes=5, backbone="resnet8", recompute=True, isolate=["layer1"])
     with pytest.raises(ValueError, match="modules must be a whole number of at least 1, got 0"):
         SIDCascade(nn.Identity(), N, D, modules=0)
     with pytest.raises(ValueError, match=r"features must be \(B, D\), got \(2, 3, 4\)"):

@@ -1,0 +1,58 @@
+"""Cascades under the Distiller: stages that close their gradients, modules with optimisers of their own."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import kdkit
+from kdkit.models import build
+from tests.nets import Blobs
+from tests.train.running import fit
+
+EXACT = {"atol": 1e-10, "rtol": 0}
+
+
+class Doubled(Blobs):
+    """In double precision, so that orders of summing do not show."""
+
+    def __init__(self, n=48):
+        super().__init__(n)
+        self.x = self.x.double()
+
+
+def cascade(**words):
+    torch.manual_seed(0)
+    return build("sid", num_classes=5, backbone="resnet8", modules=2, **words).double()
+
+
+def trained(net, *edges, optimizer=None, **options):
+    """Its weights after two epochs, and how often gradients were computed."""
+    alone = [kdkit.Edge("sid", alpha={"linear": [0.9, 0.5]})]
+    distiller = kdkit.Distiller({"student": net}, list(edges) or alone, optimizer=optimizer, lr=0.05)
+    backward, seen = distiller._backward, []
+    distiller._backward = lambda loss: (seen.append(1), backward(loss))[1]
+    fit(distiller, DataLoader(Doubled(), 8), DataLoader(Doubled(), 48), precision="64-true", **options)
+    return {name: value.clone() for name, value in net.state_dict().items()}, len(seen)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value, msg=name, **EXACT)
+
+
+def test_stages_that_close_move_as_one_backward_pass_would_move_them(monkeypatch):
+    words = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}
+    closed, times = trained(cascade(isolate=["layer1", "layer2"]), **words)
+    assert times == 3 * 6 * 2
+    monkeypatch.setattr("kdkit.train.distiller.closing", lambda *_: nullcontext())
+    detached, times = trained(cascade(isolate=["layer1", "layer2"]), **words)
+    assert times == 6 * 2
+    same(closed, detached)
+
+
+@pytest.mark.parametrize("mode", ["joint", "lean"])
+def test_modes_train_alike(mode):
+    same(trained(cascade(mode=mode, kind="mlp", hidden=8))[0], trained(cascade(kind="mlp", hidden=8))[0])
