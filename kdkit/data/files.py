@@ -74,6 +74,8 @@ def find_images(folder: Path, classes: list[str] | None = None) -> FileList:
             f"data: {folder} must hold one folder of images per class, got none; "
             "for images without classes set data.labels=false"
         )
+    if odd := next((name for name in found if any("\ud800" <= c <= "\udfff" for c in name)), None):
+        raise KdkitError(f"data: {printable(folder / odd)} must be a name in UTF-8; rename it")
     known = found if classes is None else classes
     if strange := sorted(set(found) - set(known)):
         raise KdkitError(f"data: {folder} must hold the training set's classes only, got {', '.join(strange[:5])}")
@@ -96,6 +98,16 @@ def find_unlabelled(folder: Path) -> FileList:
     return FileList(folder, names, torch.full((len(names),), -1), [])
 
 
+def printable(name: str | Path) -> str:
+    """A name as one word of one line, whatever is in it."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)
+
+
+def _refuse(problem: OSError) -> None:
+    raise KdkitError(f"data: {printable(problem.filename)} must be a readable folder ({problem.strerror})") from None
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         return list(os.scandir(folder))
@@ -106,8 +118,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _images(folder: Path) -> list[str]:
-    found = []
-    for where, _, files in os.walk(folder, followlinks=True):
+    found: list[str] = []
+    seen: set[str] = set()
+    for where, _, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        if (real := os.path.realpath(where)) in seen:
+            raise KdkitError(f"data: {printable(where)} is a link to a folder that is there already; remove it")
+        seen.add(real)
         below = os.path.relpath(where, folder)
         found += [os.path.normpath(os.path.join(below, f)) for f in files if f.lower().endswith(SUFFIXES)]
     return sorted(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import stat
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdkit import draws
+from kdkit.data.files import printable
 from kdkit.data.order import Loader, Order
 from kdkit.data.views import Normalise
 from kdkit.registry import KdkitError
 
 Transform = Callable[[Any], Tensor]
+NARROW = 100  # longer to shorter side: a strip whose shorter side is made 256 pixels takes gigabytes
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -51,10 +55,14 @@ def read_rgb(path: str) -> Any:
     from PIL import Image
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("something that is no file")
         with Image.open(path) as image:
+            if max(image.size) > NARROW * min(image.size):
+                raise ValueError(f"{image.size[0]} × {image.size[1]} pixels, a strip that no crop is made of")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        raise KdkitError(f"data: {path} must be an image, got {problem}; mend or remove it") from None
+    except Exception as problem:  # a broken image can fail in any way
+        raise KdkitError(f"data: {printable(path)} must be an image, got {problem}; mend or remove it") from None
 
 
 class WorkerLoader(Loader):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pickle
 import re
@@ -16,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from kdkit.models.whole import CHECKSUM, check_stamp, check_zip, stamped, unusable
 from kdkit.registry import KdkitError
+from kdkit.storage import whole
 
 # Where checkpoints keep the state dict, and what wrappers put before its keys.
 NESTS = ("model", "state_dict", "model_state", "model_state_dict", "net")
@@ -55,6 +55,9 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True, ar
         )
         lines += _advice({k: (state[k], own[k]) for k in shapes})
         raise KdkitError("\n  ".join(lines))
+    if bad := unusable(state, module):
+        lines = [f"{path} cannot be the weights of {arch or type(module).__name__}", *_listed("wrong values", bad)]
+        raise KdkitError("\n  ".join(lines))
     module.load_state_dict(state, strict=False)
 
 
@@ -69,9 +72,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise KdkitError(f"{path}: the weights file is empty; it was probably not written to its end")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            state = load_file(path)
+            check_stamp(path)
+            return state
         except (SafetensorError, OSError) as error:
             raise KdkitError(f"{path}: is not a whole safetensors file ({error})") from error
+    check_zip(path)
     return _unpacked(_read_pickle(path), path)
 
 
@@ -89,17 +95,11 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
     if odd := [k for k, v in state.items() if not isinstance(v, Tensor)]:
         raise KdkitError(f"{path}: safetensors hold tensors only, {type(module).__name__} also has {', '.join(odd)}")
     copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}  # tied weights part here
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _in_order(save(copies, dict(metadata or {})))
-        part.write_bytes(file)  # `save_file` would make it readable to nobody else
-        part.replace(path)
+        with whole(path) as file:
+            file.write(stamped(save(copies, dict(metadata or {}))))
     except (OSError, SafetensorError) as error:
         raise KdkitError(f"{path}: could not be written ({error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -111,19 +111,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            return {word: text for word, text in (file.metadata() or {}).items() if word != CHECKSUM}
     except (SafetensorError, OSError) as error:
         raise KdkitError(f"{path}: is not a whole safetensors file ({error})") from error
-
-
-def _in_order(file: bytes) -> bytes:
-    """A safetensors file with its texts sorted, for their order in it is chance: what is equal is so to the byte."""
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.loads(file[8:end])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + file[end:]
 
 
 def _read_pickle(path: Path) -> Any:

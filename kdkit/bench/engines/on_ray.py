@@ -17,7 +17,7 @@ from kdkit.bench.engines.engine import GRACE, Answer, Engine
 from kdkit.bench.job import Job, alone
 from kdkit.data.home import home
 from kdkit.registry import KdkitError
-from kdkit.runs.folder import OURS
+from kdkit.storage import OURS
 
 RETRIES = 3  # of a run whose worker is lost; each goes on from the last checkpoint
 HANDED_ON = ("KDKIT_", "HF_", "TORCH_", "OMP_")  # words of the environment that say where things are

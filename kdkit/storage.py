@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+OURS = ".kdkit."  # how the names of what is not yet a file begin
+
+
+@contextmanager
+def whole(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write into: under another name until all of it lies on the disk; a reader sees the old one or the new.
+
+    Args:
+        path: what it is called in the end; its folder is made.
+        before: what the file that has this name now is called from then on; left out, it is lost.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=OURS)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        if before is not None and path.exists():
+            os.replace(path, before)
+        os.replace(name, path)
+        _settle(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _settle(folder: Path) -> None:
+    """The new name itself lies on the disk, too, where a folder can be told to see to that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
