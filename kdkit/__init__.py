@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from kdkit.graph import ema as ema
     from kdkit.graph import frozen as frozen
     from kdkit.registry import KdkitError as KdkitError
+    from kdkit.train.cohort import Cohort as Cohort
     from kdkit.train.distiller import Distiller as Distiller
 
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Cohort": "kdkit.train.cohort",
     "Distiller": "kdkit.train.distiller",
     "Edge": "kdkit.graph",
     "KdkitError": "kdkit.registry",
@@ -28,7 +30,7 @@ _WHERE = {
     "ema": "kdkit.graph",
     "frozen": "kdkit.graph",
 }
-__all__ = ["Distiller", "Edge", "KdkitError", "Node", "Stage", "ema", "frozen"]
+__all__ = ["Cohort", "Distiller", "Edge", "KdkitError", "Node", "Stage", "ema", "frozen"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kdkit import draws, ranks
 from kdkit.fault import what, where
+from kdkit.graph.audience import Audience
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
@@ -71,6 +72,7 @@ class BoundEdge(nn.Module):
         self.register_buffer("factors", torch.ones(len(self.calls)))
         self.numbers: list[tuple[nn.Module, str]] = [(self, "factors")]
         self.curves: list[tuple[nn.Module, str, Curve]] = []
+        self.audience: Audience | None = None  # of a cohort whose models come and go
         self.calibration: Calibration | None = None
         self.silent = False
         if isinstance(edge.weight, Share):
@@ -171,10 +173,13 @@ class BoundEdge(nn.Module):
         `loss_scale` is what the loss will be multiplied with before backward, so that `clip` means unscaled gradients.
         """
         total: Tensor | None = None
+        factors, idle = self.factors, frozenset[int]()
+        if self.audience is not None:
+            factors, idle = self.audience(factors, outputs), self.audience.idle
         for i, call in enumerate(self.calls):
-            if call.target in nodes and self.samples(call, outputs) >= self.edge.min_batch:
-                value = self.value(i, outputs, batch, progress, loss_scale)
-                value = factored(value if call.share == 1.0 else value * call.share, self.factors[i])
+            if call.target in nodes and i not in idle and self.samples(call, outputs) >= self.edge.min_batch:
+                value = self.value(i, outputs, batch, progress, loss_scale, factors[i])
+                value = factored(value if call.share == 1.0 else value * call.share, factors[i])
                 total = value if total is None else total + value
         return total
 
@@ -182,14 +187,16 @@ class BoundEdge(nn.Module):
         """How many samples the loss sees."""
         return len(outputs[call.links[0].target]) * (ranks.count() if self.edge.gather else 1)
 
-    def value(self, i: int, outputs: Outputs, batch: Batch, progress: Tensor, loss_scale: Tensor) -> Tensor:
+    def value(
+        self, i: int, outputs: Outputs, batch: Batch, progress: Tensor, scale: Tensor, factor: Tensor | None = None
+    ) -> Tensor:
         """Value of the i-th call alone; the words are those of `forward`."""
-        call = self.calls[i]
+        call, factor = self.calls[i], self.factors[i] if factor is None else factor
         students, teachers, penalties = [], [], []
         for j, link in enumerate(call.links):
-            student, teacher = outputs[link.target], self._heard(i, self._teacher(link, outputs))
+            student, teacher = outputs[link.target], self._heard(self._teacher(link, outputs), factor)
             if self.edge.clip is not None:
-                student = clip_gradient(student, self.clip * loss_scale)
+                student = clip_gradient(student, self.clip * scale)
             if len(self.heads):
                 head = self.heads[i * len(call.links) + j]
                 student, teacher = head(student, teacher)
@@ -219,7 +226,7 @@ class BoundEdge(nn.Module):
                 words[word] = self._gathered(outputs[End(link.target.node, "logits")])
             elif word == "teacher_logits":
                 heads = [outputs[End(end.node, "logits")].detach() for end in link.sources]
-                words[word] = self._gathered(self._heard(i, self._merged(heads, "logits")))
+                words[word] = self._gathered(self._heard(self._merged(heads, "logits"), factor))
             elif word == "teacher_classifier":
                 words[word] = self._classifiers[link.sources[0].node]
         value: Tensor = self.losses[i](**{word: words[word] for word in self.reads})
@@ -230,9 +237,10 @@ class BoundEdge(nn.Module):
             return None
         return self._merged([outputs[end].detach() for end in link.sources], link.sources[0].tap)
 
-    def _heard(self, i: int, teacher: Said) -> Said:
+    def _heard(self, teacher: Said, factor: Tensor) -> Said:
         """What a call is taught; a peer that is not listened to says nothing, not even NaN."""
-        return teacher if teacher is None or self.edge.among is None else heard(teacher, self.factors[i])
+        peers = self.edge.among is not None or self.audience is not None
+        return heard(teacher, factor) if peers and teacher is not None else teacher
 
     def _gathered(self, x: Tensor) -> Tensor:
         return gather_rows(x) if self.edge.gather else x

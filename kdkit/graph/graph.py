@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,11 +15,12 @@ from kdkit.graph import checks
 from kdkit.graph.batch import Adapter, Batch, Facts
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.classifiers import Classifiers
+from kdkit.graph.cohort import Roster
 from kdkit.graph.edge import Edge
 from kdkit.graph.exact import apply_exactly
 from kdkit.graph.links import End, links
 from kdkit.graph.node import Node
-from kdkit.graph.phase import Phase, phases
+from kdkit.graph.phase import Phase, phase_at, phases
 from kdkit.graph.rehearse import rehearse
 from kdkit.graph.share import check_shares
 from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep
@@ -76,14 +76,7 @@ class Graph(nn.Module):
                         f"model {name!r}: ema must name a trained model, got {node.of!r}; trained: {list(self.models)}"
                     )
                 self.models[name] = copy.deepcopy(self.models[node.of]).eval().requires_grad_(False)
-                whom = self.nodes[node.of]
-                self.nodes[name] = replace(
-                    node,
-                    mean=node.mean or whom.mean,
-                    std=node.std or whom.std,
-                    image_size=node.image_size or whom.image_size,
-                    input=whom.input if node.input is None else node.input,
-                )
+                self.nodes[name] = node.reading_as(self.nodes[node.of])
         self.adapters = nn.ModuleDict()
         self.edges = nn.ModuleDict()
         self.register_buffer("progress", torch.zeros(()), persistent=False)
@@ -94,6 +87,7 @@ class Graph(nn.Module):
         ]
         self.phases: list[Phase] = []
         self.phase: Phase | None = None
+        self.cohort: Roster | None = None
         self.caches: dict[str, Cache] = {}
         self.rest = Rest({name: self.models[name] for name in self.trained})
 
@@ -199,7 +193,8 @@ class Graph(nn.Module):
 
     def set_time(self, t: float) -> None:
         """Move to time `t` in epochs: schedules, and which nodes and edges are active."""
-        phase = next(phase for phase in reversed(self.phases) if phase.start <= t)
+        phase = phase_at(self.phases, t)
+        phase = phase if self.cohort is None else self.cohort.phase(phase)
         for edge in phase.edges:
             edge.set_time(t)
         self.progress.fill_(t / self.epochs)

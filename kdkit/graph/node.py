@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -71,6 +71,16 @@ class Node:
         if self.cache is not False and self.kind != "frozen":
             raise KdkitError(f"node: a {self.kind} node changes, so nothing of it can be cached; leave `cache` out")
         self.when = Span.parse(self.when)
+
+    def reading_as(self, whom: Node) -> Node:
+        """This node with the input of another one wherever it says nothing of its own."""
+        return replace(
+            self,
+            mean=self.mean or whom.mean,
+            std=self.std or whom.std,
+            image_size=self.image_size or whom.image_size,
+            input=whom.input if self.input is None else self.input,
+        )
 
 
 def frozen(module: nn.Module, **options: Any) -> Node:

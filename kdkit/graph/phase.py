@@ -57,6 +57,11 @@ def phases(graph: Graph, views: Mapping[str, Any]) -> list[Phase]:
     return found
 
 
+def phase_at(found: Sequence[Phase], t: float) -> Phase:
+    """The phase that the run is in at time `t`."""
+    return next(phase for phase in reversed(found) if phase.start <= t)
+
+
 def _parts(node: str, stages: Sequence[Stage]) -> tuple[str, ...]:
     """What of a node learns in every one of the stages that it is in at once."""
     learns: tuple[str, ...] = ("",)

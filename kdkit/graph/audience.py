@@ -1,0 +1,82 @@
+"""How much the teachers of an edge count while the models of a cohort come and go, and which calls are not made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdkit.graph.links import End
+
+if TYPE_CHECKING:
+    from kdkit.graph.bound import BoundEdge
+
+Outputs = Mapping[End, Tensor]
+
+
+class Audience:
+    """What stands beside the factors of an edge's calls in a cohort.
+
+    A peer counts by its presence p in [0, 1]. Among peers, l teaches k with the weight p_l / max(1, Σ_{j≠k} p_j): a
+    mean over the others that are wholly there, and less in sum only while the one other is coming or going. On any
+    other edge a teacher counts by its presence, several as one by the least of theirs.
+
+    Args:
+        edge: whose calls.
+        presence: of each peer, on the device; the cohort moves it in place.
+        peers: their order in it.
+        of: the peer that a node is, or that it follows (a slow copy).
+        watch: what is not finite is neither taught nor learnt from, in the very step in which it appears.
+
+    Attributes:
+        idle: calls that are not made.
+    """
+
+    def __init__(
+        self, edge: BoundEdge, presence: Tensor, peers: tuple[str, ...], of: Mapping[str, str], *, watch: bool
+    ) -> None:
+        self.idle: frozenset[int] = frozenset()
+        self.presence, self.watch = presence, watch
+        nodes = [[end.node for link in call.links for end in link.sources] for call in edge.calls]
+        self.teachers = [frozenset(of[node] for node in several if node in of) for several in nodes]
+        self.learners = [call.target for call in edge.calls]
+        self.ends = [(end, peers.index(of[end.node])) for end in sorted(edge.ends(), key=str) if end.node in of]
+        place = {name: i for i, name in enumerate(peers)}
+        nobody, most = len(peers), max(1, *(len(several) for several in self.teachers), 1)
+        rows = [[place[name] for name in sorted(several)] for several in self.teachers]
+
+        def indices(values: object) -> Tensor:
+            return torch.tensor(values, device=presence.device)
+
+        self._teachers = indices([row + [nobody] * (most - len(row)) for row in rows])
+        self._learners = indices([place.get(name, nobody) for name in self.learners])
+        among = [place[name] for name in edge.edge.among or () if name in place]
+        self._among = indices(among) if len(among) > 1 else None
+
+    def gather(self, here: frozenset[str], peers: frozenset[str]) -> None:
+        """Leave out every call that an absent peer would teach or learn in."""
+        ends = [teachers | ({learner} & peers) for teachers, learner in zip(self.teachers, self.learners, strict=True)]
+        self.idle = frozenset(i for i, names in enumerate(ends) if not names <= here)
+
+    def __call__(self, factors: Tensor, outputs: Outputs) -> Tensor:
+        """The factors of all calls; the device is not waited for."""
+        one = torch.ones_like(self.presence[:1])
+        fine = torch.cat([self._fine(outputs), one]) if self.watch else None
+        presence = torch.cat([self.presence, one])
+        presence = presence if fine is None else presence * fine
+        found = presence[self._teachers].amin(1)
+        if self._among is not None:
+            others = presence[self._among].sum() - presence[self._learners]
+            found = found * (len(self._among) - 1) / others.clamp_min(1.0)
+        found = found if fine is None else found * fine[self._learners]
+        return factors * found.to(factors.dtype)
+
+    def _fine(self, outputs: Outputs) -> Tensor:
+        """1 for each peer whose outputs are finite, 0 for the others."""
+        sick = torch.zeros_like(self.presence)
+        for end, i in self.ends:
+            if end in outputs:
+                sick[i] += (~outputs[end].detach().isfinite().all()).to(sick.dtype)
+        return (sick == 0).to(sick.dtype)
