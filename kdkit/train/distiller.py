@@ -32,7 +32,7 @@ from kdkit.train.example import check_validation, example_batch, facts_of
 from kdkit.train.layout import channels_last, overruns
 from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
-from kdkit.train.optim import NodeOptimizers, build_optimizer, rate
+from kdkit.train.optim import NodeOptimizers, build_optimizer, grouped, rate
 from kdkit.train.scores import Scores
 from kdkit.train.share import begin_step, measure, weights
 from kdkit.train.sync import average_gradients, unshared_buffers
@@ -158,7 +158,8 @@ class Distiller(Evaluation):
         for name in self.graph.trained:
             node, (own, beside) = self.graph.nodes[name], self.graph.parameters_of(name)
             spec, lr = node.optimizer or self.optimizer_spec, self.rates[name](0.0)
-            made[name] = build_optimizer(spec, [*own, *beside], lr, recorded=self.device if recordable(self) else None)
+            parts, device = grouped(self.graph.model(name), [*own, *beside]), self.device if recordable(self) else None
+            made[name] = build_optimizer(spec, parts, lr, recorded=device)
         return NodeOptimizers(made)
 
     # -- training --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +20,13 @@ MACHINERY = ("fused", "capturable", "foreach", "differentiable")
 
 
 def build_optimizer(
-    spec: Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float, recorded: torch.device | None = None
+    spec: Mapping[str, Any], parameters: Iterable[Any], lr: float, recorded: torch.device | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser that a checked spec names; what Python loops over tensors would cost is left to `foreach`.
 
     Args:
         spec: name and options.
-        parameters: what it moves.
+        parameters: what it moves, or groups of it.
         lr: first learning rate.
         recorded: the device on which its steps are to be recorded, so that the learning rate must be a tensor there.
     """
@@ -39,6 +39,19 @@ def build_optimizer(
         return cls(list(parameters), lr=rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise KdkitError(f"optimizer: {error}") from error
+
+
+def grouped(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Sequence[Any]:
+    """The parameters as they are, or in the groups that the model tells apart by a method `parameter_groups`.
+
+    A group is moved and clipped as if it had an optimiser of its own.
+    """
+    tell = getattr(model, "parameter_groups", None)
+    learn = {id(p): p for p in parameters}
+    groups = [[learn.pop(id(p)) for p in group if id(p) in learn] for group in (tell() if callable(tell) else ())]
+    if not groups:
+        return parameters
+    return [{"params": group} for group in (list(learn.values()), *groups) if group]
 
 
 class NodeOptimizers(torch.optim.Optimizer):
@@ -90,10 +103,11 @@ class NodeOptimizers(torch.optim.Optimizer):
             self.of[name].zero_grad(set_to_none)
 
     def clip(self, limit: float, *, by_value: bool = False) -> None:
-        """Clip the gradients of each active node, by their norm or one by one."""
+        """Clip the gradients of each active node, or of each of its groups, by their norm or one by one."""
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         for name in self.active:
-            clip([p for group in self.of[name].param_groups for p in group["params"]], limit)
+            for group in self.of[name].param_groups:
+                clip(group["params"], limit)
 
     def set_lr(self, name: str, lr: float) -> None:
         """Set a node's learning rate."""

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import kdkit
+from kdkit.losses import SIDLoss
 from kdkit.models import build
 from tests.nets import Blobs
 from tests.train.running import fit
@@ -56,3 +57,32 @@ def test_stages_that_close_move_as_one_backward_pass_would_move_them(monkeypatch
 @pytest.mark.parametrize("mode", ["joint", "lean"])
 def test_modes_train_alike(mode):
     same(trained(cascade(mode=mode, kind="mlp", hidden=8))[0], trained(cascade(kind="mlp", hidden=8))[0])
+
+
+def by_hand(net, make, limit):
+    """The released loop: an optimiser for the extractor and one for each module, each clipped by itself."""
+    b = net.beliefs
+    groups = [list(net.backbone.parameters()), *b.groups()]
+    optimizers = [make(group) for group in groups]
+    for _ in range(2):
+        for x, y, _ in DataLoader(Doubled(), 8):
+            SIDLoss()(b(net.backbone(x)), y).backward()
+            for group, optimizer in zip(groups, optimizers, strict=True):
+                if limit:
+                    torch.nn.utils.clip_grad_norm_(group, limit)
+                optimizer.step()
+                optimizer.zero_grad()
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(("limit", "mode"), [(None, "parallel"), (0.1, "joint")])
+def test_one_optimiser_per_module(limit, mode):
+    """Modules that are separate have each a group, clipping included; else one optimiser of all, as good without it."""
+    options = {"optimizer": {"name": "adam"}, "gradient_clip_val": limit}
+    words = {"kind": "mlp", "hidden": 6, "mode": mode}
+    expected = by_hand(cascade(**words, separate=True), lambda group: torch.optim.Adam(group, lr=0.05), limit)
+    separate, _ = trained(cascade(**words, separate=True), "sid", **options)
+    same(separate, expected)
+    together, _ = trained(cascade(**words), "sid", **options)
+    stacked = torch.stack([separate[f"beliefs.feature_weight.{i}"] for i in range(2)])
+    assert torch.allclose(together["beliefs.feature_weight"], stacked, atol=1e-10, rtol=0) == (limit is None)
