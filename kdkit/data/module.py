@@ -39,7 +39,7 @@ class DataModule(LightningDataModule, ABC):
         val_split: share or count held out of the training set, class by class, for whoever selects anything by it.
             Without it `val_dataloader` gives the test set, to report and never to select (`selects` says which).
         subset: train on this many samples only, class by class; a smaller subset lies in a larger one.
-        label_noise: share of training labels replaced by another class, uniformly.
+        label_noise: share of training labels replaced by another class, uniformly; a function of (seed, sample).
         split_seed: of `val_split` and `subset`; not `seed`, so that teacher and student hold out the same images.
         drop_last: leave out an epoch's last batch where it is not full.
         augment: random views in training.
@@ -153,7 +153,7 @@ class DataModule(LightningDataModule, ABC):
             labels = labels[self._parts[0]]
             if self.num_classes == 1 and labels.min() >= 0:
                 raise KdkitError("data: must have two classes or more, got one; whatever a model says is right")
-            self._train_labels = noisy(labels, self.label_noise, self.num_classes, self.seed)
+            self._train_labels = noisy(labels, self.label_noise, self.num_classes, self.seed, self._parts[0])
             self.sample_labels = self._train_labels if self.num_classes and labels.min() >= 0 else None
 
     def train_dataloader(self) -> Any:

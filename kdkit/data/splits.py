@@ -41,11 +41,21 @@ def stratified(labels: Tensor, size: int, keys: Tensor) -> tuple[Tensor, Tensor]
     return chosen[:size].sort().values, chosen[size:].sort().values
 
 
-def noisy(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
-    """Symmetric label noise: each label is wrong with probability `share`, uniformly over the other classes."""
+def noisy(labels: Tensor, share: float, num_classes: int, seed: int, ids: Tensor) -> Tensor:
+    """Symmetric label noise: each label is wrong with probability `share`, uniformly over the other classes.
+
+    Which are, and what they become, is a function of (seed, sample): a larger share keeps what a smaller one has wrong,
+    and a subset has wrong what the whole set has.
+
+    Args:
+        labels: (n,) int64.
+        share: in [0, 1].
+        num_classes: at least 2, unless `share` is 0.
+        seed: of the draws.
+        ids: (n,) the samples' places in the whole set.
+    """
     if not share:
         return labels
-    ids = torch.arange(len(labels))
     wrong = draws.below(draws.key(seed, "noise"), ids, 1 << 24) < share * (1 << 24)
     shift = 1 + draws.below(draws.key(seed, "noise label"), ids, num_classes - 1)
     return torch.where(wrong, (labels + shift) % num_classes, labels)
