@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kdkit.consent import as_before, forbid_own_code
 from kdkit.registry import KdkitError
 
 Overrides = Annotated[
@@ -18,7 +19,13 @@ Overrides = Annotated[
 ]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name, or a .yaml file.")]
 NoCustomCode = Annotated[
-    bool, typer.Option("--no-custom-code", help="Refuse recipes that bring their own Python: for recipes of strangers.")
+    bool,
+    typer.Option(
+        "--no-custom-code",
+        callback=forbid_own_code,
+        expose_value=False,
+        help="Run no Python but kdkit's own: for recipes of strangers.",
+    ),
 ]
 
 
@@ -28,7 +35,8 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; an exception that is not the user's to mend keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            with as_before():
+                return super().invoke(ctx)
         except KdkitError as error:
             say("error:", "red", str(error))
             raise typer.Exit(2) from None

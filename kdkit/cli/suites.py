@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdkit.cli.app import app
+from kdkit.cli.app import NoCustomCode, app
 from kdkit.registry import KdkitError, nearest
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def bench(
     address: Address = None,
     gpus_per_run: Gpus = None,
     cpus_per_run: Cpus = None,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Run the methods, pairs and seeds of a suite.
 
@@ -90,6 +91,7 @@ def tune(
     address: Address = None,
     gpus_per_run: Gpus = None,
     cpus_per_run: Cpus = None,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Give every method of a suite the same number of trials.
 

@@ -45,7 +45,7 @@ def fit(
         check_free(RunFolder(out), resume=resume, overwrite=overwrite)
     from kdkit.recipe import load
 
-    loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
+    loaded = load(recipe, overrides or [])
     from kdkit.runs.fit import fit as run  # seconds, which a recipe that is not there need not cost
     from kdkit.runs.interrupt import Interrupted, interruptible
 
@@ -74,6 +74,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="The JSON file to write; left out: eval.json in the run's folder.")
     ] = None,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Score the models that a run trained.
 
@@ -102,7 +103,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCus
     from kdkit.console import show
     from kdkit.recipe import load
 
-    loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
+    loaded = load(recipe, overrides or [])
     from kdkit.runs.check import check as examine
 
     show(examine(loaded), sys.stdout)
@@ -124,7 +125,7 @@ def cache(
     from kdkit.console import show, table
     from kdkit.recipe import load
 
-    loaded = load(recipe, overrides or [], allow_custom=not no_custom_code)
+    loaded = load(recipe, overrides or [])
     from kdkit.runs.cache import cache as fill
 
     found = fill(loaded, verify=verify)

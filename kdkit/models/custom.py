@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from kdkit import draws
+from kdkit.consent import REFUSED, own_code_runs
 from kdkit.fault import what, where
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 
@@ -31,6 +32,8 @@ def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
         KdkitError: no such file or package, or an exception inside it, shown with its line.
         UnknownNameError: no such name inside; the nearest ones are offered.
     """
+    if not own_code_runs():
+        raise KdkitError(REFUSED.format(spec))
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise KdkitError(f"{spec}: must be package.module:callable or file.py:callable")

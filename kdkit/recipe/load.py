@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from kdkit.consent import REFUSED, own_code_runs
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find, find_protocol, home, protocol_names
 from kdkit.recipe.schema import RECIPE_ENDINGS, WEIGHTS_ENDINGS, Origin, Recipe
@@ -59,7 +60,7 @@ def _read(
     root, protocol = _with_protocol(override(root, early), folder)
     root = override(normalise(root), [text for text in overrides if text not in early])
     root = _anchored(root, folder)
-    origin = Origin(name, folder, protocol, allow_custom, root)
+    origin = Origin(name, folder, protocol, allow_custom := allow_custom and own_code_runs(), root)
     if not allow_custom and (found := _custom(origin)):
         raise RecipeError(found)
     try:
@@ -127,7 +128,13 @@ def _anchor(item: Item, word: str, folder: Path) -> Item:
             return item
     elif not file.endswith(endings) and word != "weights":
         return item
-    there = next((base / file for base in (folder, Path()) if os.path.exists(base / file)), folder / file)
+    places = (folder, Path())
+    if word != "weights" and not found.mark.is_override:  # code comes from beside the recipe, or whence the user says
+        places = (folder,)
+        if os.path.normpath(file).startswith(os.pardir):
+            message = f"must lie beside the recipe, got {file}; a file elsewhere is named on the command line, KEY=FILE"
+            raise RecipeError([Problem.at(found.mark, word, message)])
+    there = next((base / file for base in places if os.path.exists(base / file)), folder / file)
     return Item({**item.value, word: Item(f"{there.resolve()}{colon}{name}", found.mark)}, item.mark)
 
 
@@ -140,6 +147,6 @@ def _custom(origin: Origin) -> list[Problem]:
         for key, entry in pairs:
             named = entry.value.get(word) if isinstance(entry.value, dict) else None
             if named is not None and ":" in str(named.value):
-                message = f"brings its own code ({named.value}), which is not allowed here"
+                message = REFUSED.format(named.value)
                 found.append(origin.problem((section, key, word), message))
     return found

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.find import find
-from kdkit.recipe.load import load, loads
+from kdkit.recipe.load import load, of_tree
 from kdkit.recipe.schema import Recipe
+from kdkit.recipe.syntax import parse
 from kdkit.recipe.write import document, dump
 
 # What passes down to a recipe that is trained for another one; its seed and epochs are its own.
@@ -68,4 +69,5 @@ def tuning(recipe: Recipe, model: str) -> Recipe:
         }
     )
     name = f"tune_{str(spec.arch).rpartition('/')[2].rpartition(':')[2]}_{recipe.data.name}"
-    return loads(text, name=name, folder=recipe.origin.folder)
+    folder, custom = recipe.origin.folder, recipe.origin.custom
+    return of_tree(parse(text, name), name=name, folder=folder, allow_custom=custom)

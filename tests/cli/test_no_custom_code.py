@@ -1,0 +1,122 @@
+"""Python that comes with a recipe: whose it is, and that none of it runs where that is forbidden."""
+
+import os
+
+import pytest
+
+from kdkit.consent import WORD
+from kdkit.recipe import load, loads
+from kdkit.recipe.errors import RecipeError
+from tests.cli.command import RECIPE, kdkit, refused
+
+CODE = """
+import os
+os.makedirs({marker!r}, exist_ok=True)
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(192, num_classes))
+
+class Loss(nn.Module):
+    def forward(self, student):
+        return student.square().mean()
+"""
+SUITE = """
+protocol: p.yaml
+pairs: [{teacher: resnet14, student: %s}]
+methods: [student, kd, %s]
+seeds: 1
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with code of one's own, recipes that use it in every way there is, and a marker that says it ran."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    (tmp_path / "own.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    student, loss = "student: {arch: resnet8}", "- ce\n"
+    texts = {
+        "net": RECIPE.replace(student, "student: {arch: own.py:Net}"),
+        "package": RECIPE.replace(student, "student: {arch: own:Net}"),
+        "loss": RECIPE.replace(loss, "- ce\n  - own.py:Loss\n"),
+        "inner": RECIPE.replace(student, "student: {arch: sid, options: {backbone: own.py:Net, modules: 2}}"),
+        "taught": RECIPE.replace("weights: random", "weights: teach.yaml"),
+        "teach": RECIPE.replace("  teacher: {arch: resnet14, weights: random}\n", "").replace("- kd", "- own.py:Loss"),
+    }
+    texts["teach"] = texts["teach"].replace(": {weight: 0.9, temperature: 4}", "")
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    protocol = RECIPE.partition("models:")[0] + "optimizer:" + RECIPE.partition("optimizer:")[2]
+    (tmp_path / "p.yaml").write_text(protocol)
+    (tmp_path / "suite.yaml").write_text(SUITE % ("own.py:Net", "crd_inbatch"))
+    (tmp_path / "suite2.yaml").write_text(SUITE % ("resnet8", "mine: [ce, 'own.py:Loss']"))
+    return tmp_path
+
+
+def ran(folder):
+    return (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("recipe", ["net", "package", "loss", "inner", "taught"])
+@pytest.mark.parametrize("verb", [["check"], ["fit"], ["cache", "models.teacher.cache=true"]])
+def test_no_code_of_a_recipe_runs(own, verb, recipe):
+    error = refused(verb[0], f"{recipe}.yaml", *verb[1:], "--no-custom-code")
+    assert "own" in error
+    assert "not run here" in error or "which is not allowed here" in error
+    assert not ran(own)
+    assert not (own / "runs").exists()
+
+
+@pytest.mark.parametrize("suite", ["suite", "suite2"])
+@pytest.mark.parametrize("verb", [["bench"], ["bench", "--plan"], ["tune", "--trials", "1"]])
+def test_no_code_of_a_suite_runs(own, verb, suite):
+    error = refused(verb[0], f"{suite}.yaml", *verb[1:], "--no-custom-code")
+    assert "which is not allowed here" in error
+    assert not ran(own)
+
+
+def test_no_code_of_a_run_is_scored_or_gone_on_with(own):
+    kdkit("fit", "net.yaml", "--out", "run")
+    assert ran(own)
+    (own / "ran").rmdir()
+    error = refused("eval", "run", "--no-custom-code")
+    assert "which is not allowed here" in error
+    assert "not allowed here" in refused("fit", "run/recipe.yaml", "--out", "run", "--resume", "--no-custom-code")
+    assert not ran(own)
+    assert kdkit("eval", "run").code == 0
+
+
+def test_it_is_forbidden_to_what_a_verb_starts_and_no_longer(own, monkeypatch):
+    refused("check", "net.yaml", "--no-custom-code")
+    assert WORD not in os.environ
+    assert kdkit("check", "net.yaml").code == 0
+    monkeypatch.setenv(WORD, "1")
+    assert "not allowed here" in refused("check", "net.yaml")
+    with pytest.raises(RecipeError, match="not allowed here"):
+        load("net.yaml")
+
+
+def test_code_lies_beside_the_recipe_or_is_named_by_the_user(own):
+    (own / "deep").mkdir()
+    text = RECIPE.replace("student: {arch: resnet8}", "student: {arch: ../own.py:Net}")
+    for where in ("../own.py", "x/../../own.py", "./../own.py"):
+        (own / "deep" / "r.yaml").write_text(text.replace("../own.py", where))
+        assert "must lie beside the recipe" in refused("check", "deep/r.yaml")
+    (own / "deep" / "r.yaml").write_text(text.replace("../own.py", "own.py"))
+    assert "no such file" in refused("check", "deep/r.yaml")  # not that of the working directory
+    assert not ran(own)
+    assert kdkit("check", "deep/r.yaml", "models.student.arch=own.py:Net").code == 0
+    assert ran(own)
+
+
+WORDS = ["__class__", "_origin", "model_config", "origin", "__dict__.x", "kind", "trained", "models.student.source"]
+WORDS += ["models.student.__init__", "trainer.logger", "trainer.callbacks", "trainer.plugins", "data.root.__class__"]
+WORDS += ["losses.kd.cls", "losses.kd.loss", "optimizer.params", "data.seed", "trainer.default_root_dir", "losses.0"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_an_override_stays_within_the_schema(word):
+    with pytest.raises(RecipeError):
+        loads(RECIPE, overrides=[f"{word}=1"])
