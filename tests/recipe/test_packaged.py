@@ -23,6 +23,11 @@ NAMES = [
     "dml_paper_cifar100",
     "dml_hetero_cifar100",
     "sid_cifar100",
+    "sid_isolated_cifar100",
+    "sid_control_head_cifar100",
+    "sid_control_bp_cifar100",
+    "sid_control_heads_cifar100",
+    "sid_control_bp_deep_cifar100",
     "kd_imagenet",
     "at_imagenet",
     "crd_imagenet",
@@ -37,7 +42,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 26
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 31
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
@@ -70,6 +75,15 @@ def test_methods_under_one_protocol_are_compared_fairly():
     assert len({fingerprint(load(name)) for name in students}) == 1
     assert len({fingerprint(load(n)) for n in NAMES if n.endswith("_imagenet")}) == 1
     assert load("student_resnet20_cifar100").models["student"] == load("kd_cifar100").models["student"]
+
+
+def test_sid_and_its_controls_differ_in_nothing_but_the_modules():
+    """One extractor, one budget: what their fingerprints tell apart is how the modules hang together."""
+    recipes = [load(name) for name in NAMES if name.startswith("sid_")]
+    assert len(recipes) == 6
+    assert {recipe.models["student"].options["backbone"] for recipe in recipes} == {"resnet20"}
+    rest = [recipe.model_dump(exclude={"models", "losses"}) for recipe in recipes]
+    assert all(other == rest[0] for other in rest)
 
 
 @pytest.mark.parametrize(
