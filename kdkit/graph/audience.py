@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,8 @@ class Audience:
     """What stands beside the factors of an edge's calls in a cohort.
 
     A peer counts by its presence p in [0, 1]. Among peers, l teaches k with the weight p_l / max(1, Σ_{j≠k} p_j): a
-    mean over the others that are wholly there, and less in sum only while the one other is coming or going. On any
-    other edge a teacher counts by its presence, several as one by the least of theirs.
+    mean over the others that are wholly there, and less in sum only while the one other is coming or going. Those of
+    an ensemble are weighed by p, and count min(1, Σ p) together. On any other edge a teacher counts by its presence.
 
     Args:
         edge: whose calls.
@@ -38,12 +38,12 @@ class Audience:
         self, edge: BoundEdge, presence: Tensor, peers: tuple[str, ...], of: Mapping[str, str], *, watch: bool
     ) -> None:
         self.idle: frozenset[int] = frozenset()
-        self.presence, self.watch = presence, watch
+        self.presence, self.watch, self.ensemble = presence, watch, edge.edge.ensemble is not None
         nodes = [[end.node for link in call.links for end in link.sources] for call in edge.calls]
         self.teachers = [frozenset(of[node] for node in several if node in of) for several in nodes]
         self.learners = [call.target for call in edge.calls]
         self.ends = [(end, peers.index(of[end.node])) for end in sorted(edge.ends(), key=str) if end.node in of]
-        place = {name: i for i, name in enumerate(peers)}
+        self.place = place = {node: peers.index(peer) for node, peer in of.items()}
         nobody, most = len(peers), max(1, *(len(several) for several in self.teachers), 1)
         rows = [[place[name] for name in sorted(several)] for several in self.teachers]
 
@@ -52,13 +52,19 @@ class Audience:
 
         self._teachers = indices([row + [nobody] * (most - len(row)) for row in rows])
         self._learners = indices([place.get(name, nobody) for name in self.learners])
-        among = [place[name] for name in edge.edge.among or () if name in place]
-        self._among = indices(among) if len(among) > 1 else None
+        self._others = indices([sum(node not in of for node in set(several)) for several in nodes])
+        among = [place[name] for name in edge.edge.among or ()]
+        self._among = indices(among) if among and not self.ensemble else None
 
     def gather(self, here: frozenset[str], peers: frozenset[str]) -> None:
         """Leave out every call that an absent peer would teach or learn in."""
-        ends = [teachers | ({learner} & peers) for teachers, learner in zip(self.teachers, self.learners, strict=True)]
-        self.idle = frozenset(i for i, names in enumerate(ends) if not names <= here)
+
+        def made(teachers: frozenset[str], learner: str, others: float) -> bool:
+            heard = teachers <= here or (self.ensemble and bool(teachers & here or others))
+            return heard and (learner in here or learner not in peers)
+
+        calls = zip(self.teachers, self.learners, self._others.tolist(), strict=True)
+        self.idle = frozenset(i for i, call in enumerate(calls) if not made(*call))
 
     def __call__(self, factors: Tensor, outputs: Outputs) -> Tensor:
         """The factors of all calls; the device is not waited for."""
@@ -66,12 +72,24 @@ class Audience:
         fine = torch.cat([self._fine(outputs), one]) if self.watch else None
         presence = torch.cat([self.presence, one])
         presence = presence if fine is None else presence * fine
-        found = presence[self._teachers].amin(1)
+        if self.ensemble:
+            theirs = torch.where(self._teachers < len(self.presence), presence[self._teachers], 0.0)
+            found = (theirs.sum(1) + self._others).clamp_max(1.0)
+        else:
+            found = presence[self._teachers].amin(1)
         if self._among is not None:
             others = presence[self._among].sum() - presence[self._learners]
             found = found * (len(self._among) - 1) / others.clamp_min(1.0)
         found = found if fine is None else found * fine[self._learners]
         return factors * found.to(factors.dtype)
+
+    def weights(self, ends: Sequence[End], tensors: Sequence[Tensor]) -> Tensor:
+        """Of the members of an ensemble."""
+        found = []
+        for end, tensor in zip(ends, tensors, strict=True):
+            mine = self.presence[self.place[end.node]] if end.node in self.place else torch.ones_like(self.presence[0])
+            found.append(mine * tensor.isfinite().all() if self.watch else mine)
+        return torch.stack(found)
 
     def _fine(self, outputs: Outputs) -> Tensor:
         """1 for each peer whose outputs are finite, 0 for the others."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdkit import draws, ranks
 from kdkit.fault import what, where
@@ -18,6 +17,7 @@ from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
 from kdkit.graph.edge import Edge
+from kdkit.graph.ensemble import merged
 from kdkit.graph.exact import apply_exactly
 from kdkit.graph.factors import factored, heard
 from kdkit.graph.heads import bind_head
@@ -225,17 +225,15 @@ class BoundEdge(nn.Module):
             if word == "student_logits":
                 words[word] = self._gathered(outputs[End(link.target.node, "logits")])
             elif word == "teacher_logits":
-                heads = [outputs[End(end.node, "logits")].detach() for end in link.sources]
-                words[word] = self._gathered(self._heard(self._merged(heads, "logits"), factor))
+                heads = [End(end.node, "logits") for end in link.sources]
+                words[word] = self._gathered(self._heard(self._merged(heads, outputs), factor))
             elif word == "teacher_classifier":
                 words[word] = self._classifiers[link.sources[0].node]
         value: Tensor = self.losses[i](**{word: words[word] for word in self.reads})
         return value + sum(penalties) if penalties else value
 
     def _teacher(self, link: Link, outputs: Outputs) -> Tensor | None:
-        if not link.sources:
-            return None
-        return self._merged([outputs[end].detach() for end in link.sources], link.sources[0].tap)
+        return self._merged(link.sources, outputs) if link.sources else None
 
     def _heard(self, teacher: Said, factor: Tensor) -> Said:
         """What a call is taught; a peer that is not listened to says nothing, not even NaN."""
@@ -245,16 +243,16 @@ class BoundEdge(nn.Module):
     def _gathered(self, x: Tensor) -> Tensor:
         return gather_rows(x) if self.edge.gather else x
 
-    def _merged(self, tensors: list[Tensor], tap: str) -> Tensor:
-        """One teacher, or the mean of several."""
+    def _merged(self, ends: Sequence[End], outputs: Outputs) -> Tensor:
+        """One teacher, or the mean of those who are there."""
+        ends = [end for end in ends if end in outputs] or ends
+        tensors = [outputs[end].detach() for end in ends]
         if len(tensors) == 1:
             return tensors[0]
-        if self.edge.ensemble == "geometric" or tap != "logits":
-            return torch.stack(tensors).mean(0)
-        # The mean of p_i = softmax(z_i / T), said as logits, so that the loss's own softmax(z / T) gives it back.
+        weights = None if self.audience is None else self.audience.weights(ends, tensors)
         T = getattr(self.losses[0], "temperature", 1.0)
-        exact = torch.promote_types(tensors[0].dtype, torch.float32)
-        return T * torch.stack([F.log_softmax(z.to(exact) / T, -1) for z in tensors]).logsumexp(0)
+        probabilities = self.edge.ensemble != "geometric" and ends[0].tap == "logits"
+        return merged(tensors, weights, probabilities=probabilities, T=T)
 
     def ends(self) -> set[End]:
         """Every tap that it reads."""

@@ -104,7 +104,7 @@ class Roster:
     def rate(self, name: str, t: float) -> float:
         """The factor on a peer's learning rate."""
         peer = self.peers[name]
-        return peer.rate * (1.0 if t >= peer.joined + peer.warmup else max(t - peer.joined, 0.0) / peer.warmup)
+        return peer.rate * (min(max(t - peer.joined, 0.0) / peer.warmup, 1.0) if peer.warmup else 1.0)
 
     def advance(self, t: float, by_hand: Sequence[Move] = ()) -> list[Event]:
         """Let come and go whose time it is by `t`; returns what happened."""
@@ -130,11 +130,16 @@ class Roster:
             edges = tuple(edge for edge, calls in made.items() if calls)
             taught = {call.target for calls in made.values() for call in calls}
             read = {end.node for calls in made.values() for call in calls for end in _ends(call)}
+            there = {name for name in read if self._of.get(name, self.here[0]) in here}
             phase = Phase(
                 max(base.start, self._since),
                 edges,
                 tuple(name for name in base.updates if name in taught),
-                {name: reader for name, reader in base.readers.items() if name in read},
+                {
+                    n: reader
+                    for n, reader in base.readers.items()
+                    if n in read and self._of.get(n, self.here[0]) in here
+                },
                 {name: parts for name, parts in base.parts.items() if name in here},
             )
             self._narrowed = (base.start, self._since), phase

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import CSVLogger
 import kdkit
 from kdkit import data
 from kdkit.graph.audience import Audience
+from kdkit.graph.links import End
 from kdkit.registry import KdkitError
 from tests.nets import net
 from tests.train.running import fit, loader, trainer
@@ -282,3 +283,27 @@ def test_a_slow_copy_counts_as_the_peer_that_it_follows():
     alone = kdkit.Distiller({"a": copy.deepcopy(nodes["a"])}, ["ce"], lr=0.05)
     fit(alone, loader(), epochs=2)
     assert torch.equal(weights(distiller, "a"), weights(alone, "a"))
+
+
+def test_an_ensemble_is_of_those_who_are_there():
+    """Without one of three, DML_e is that of the other two; while it comes, it weighs as much as it is present."""
+    edge = kdkit.Edge("dml", among=["a", "b", "c"], ensemble="arithmetic")
+    pair = kdkit.Edge("dml", among=["a", "b"], ensemble="arithmetic")
+    three = trained(kdkit.Cohort(leave={"c": {"epoch": 1}}, join={"c": {"epoch": 3.75}}), edges=["ce", edge])
+    two = trained(None, names="ab", edges=["ce", pair])
+    assert not torch.equal(weights(three, "a"), weights(two, "a"))
+    without = trained(kdkit.Cohort(join={"c": None}), edges=["ce", edge])
+    assert all(torch.equal(weights(without, name), weights(two, name)) for name in "ab")
+    bound, z = three.graph.edges["dml"], {name: 3 * torch.randn(6, 5) for name in "abc"}
+    outputs = {End(name, "logits"): value for name, value in z.items()}
+    audience = Audience(bound, torch.tensor([1.0, 0.25, 0.5]), tuple("abc"), {n: n for n in "abc"}, watch=True)
+    bound.audience = audience
+    for i, call in enumerate(bound.calls):
+        said = bound._teacher(call.links[0], outputs).softmax(-1).double()
+        weigh = {"a": 1.0, "b": 0.25, "c": 0.5}
+        members = [end.node for end in call.links[0].sources]
+        want = sum(weigh[n] * z[n].double().softmax(-1) for n in members) / sum(weigh[n] for n in members)
+        torch.testing.assert_close(said, want, rtol=1e-5, atol=1e-6)
+        assert float(audience(bound.factors, outputs)[i]) == min(1.0, sum(weigh[n] for n in members))
+    z["b"].fill_(float("nan"))
+    assert all(bound._teacher(call.links[0], outputs).isfinite().all() for call in bound.calls)
