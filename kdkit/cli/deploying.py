@@ -54,3 +54,39 @@ def latency(
     if out is not None:
         write_latency(report, out)
     show(report, sys.stdout)
+
+
+@app.command(epilog="Example: kdkit export runs/kd_digits-seed0 --format onnx")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its .safetensors files.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Other images to check on: data.fake=true takes noise."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="onnx, torch (torch.export), safetensors or timm.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The folder; left out: exports/RUN-FORMAT.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which of several models; left out: the only one, or student.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder of class folders to check on; as data.root=FOLDER.")
+    ] = None,
+    int8: Annotated[
+        str | None, typer.Option(help="dynamic or static: a quantised ONNX file, too, and the accuracy it costs.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former export.")] = False,
+) -> None:
+    """Write a trained model to a folder of its own.
+
+    The model alone, without teachers, heads and losses: its file, its configuration and a card with recipe and numbers.
+    The file is opened again and has to say of real images what the model says.
+    """
+    from kdkit.console import show, table
+    from kdkit.deploy.export import export as write
+    from kdkit.deploy.export import exported_cells
+
+    words = [*(overrides or []), *([f"data.root={data}"] if data else [])]
+    found = write(run, form, out=out, model=model, overrides=words, int8=int8, overwrite=overwrite)
+    heads = ("file", ">MB", ">largest difference", "on", ">top-1 %", ">same class %")
+    show(table(heads, exported_cells(found)), sys.stdout)
+    typer.echo(f"everything is in {found.folder}")

@@ -1,0 +1,128 @@
+"""The card of an exported model: what it is, how it is fed and loaded, how it came about, how good it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kdkit
+from kdkit.deploy.leaving import Leaving
+from kdkit.recipe.syntax import read as read_yaml
+from kdkit.recipe.write import MACHINE, READING, dump
+from kdkit.runs.folder import read_json
+
+if TYPE_CHECKING:
+    from kdkit.deploy.export import Exported
+
+LIBRARY = {"timm": "timm", "onnx": "onnx"}
+
+
+def card(leaving: Leaving, form: str, found: Exported, lines: str) -> str:
+    """The card as Markdown, with the front matter that model hubs read.
+
+    Args:
+        leaving: the model.
+        form: the format's name.
+        found: what was written and checked.
+        lines: Python that loads it.
+    """
+    title = leaving.run.path.resolve().name if leaving.run else leaving.name
+    front = {
+        "library_name": LIBRARY.get(form, "pytorch"),
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "knowledge-distillation", "kdkit"],
+    }
+    parts = [f"---\n{dump(front)}---\n\n# {title}: {leaving.name}\n", _what(leaving, found), _use(leaving, lines)]
+    if leaving.run is not None:
+        parts += [*_numbers(leaving), _recipe(leaving), _provenance(leaving)]
+    return "\n".join(parts) + f"\nWritten by kdkit {kdkit.__version__}.\n"
+
+
+def _what(leaving: Leaving, found: Exported) -> str:
+    c, h, w = (*leaving.shape, 1, 1)[:3]
+    parameters = sum(p.numel() for p in leaving.net.module.parameters())
+    numbers = " ".join(f"{v:.4g}" for v in leaving.mean), " ".join(f"{v:.4g}" for v in leaving.std)
+    images = f"{found.images} {'pictures of noise' if found.noise else 'test images'}"
+    lines = [
+        f"- **Model** `{leaving.public_arch}`, {parameters:,} parameters, {leaving.num_classes} classes",
+        f"- **Input** `images`, float32 (batch, {c}, {h}, {w}): pixels in [0, 1], minus mean {numbers[0]}, over std "
+        f"{numbers[1]}",
+        f"- **Output** `logits`, float32 (batch, {leaving.num_classes}); the classes by number are in `config.json`",
+        f"- **Checked** on {images}: its logits differ from the trained model's by at most {found.difference:.1e}",
+    ]
+    if found.int8 is not None:
+        i = found.int8
+        lines.append(
+            f"- **`{i.name}`** ({i.method} quantisation by onnxruntime): top-1 {100 * i.after:.2f} % instead of "
+            f"{100 * i.before:.2f} % on {i.images:,} test images, the same class for {100 * i.agreement:.2f} % of them"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _use(leaving: Leaving, lines: str) -> str:
+    channels, height, width = (*leaving.shape, 1, 1)[:3]
+    mode = "L" if channels == 1 else "RGB"
+    mean, std = [round(v, 6) for v in leaving.mean], [round(v, 6) for v in leaving.std]
+    return f"""## Use
+
+```python
+import numpy as np
+from PIL import Image
+
+picture = Image.open("photo.png").convert("{mode}").resize(({width}, {height}))
+pixels = np.asarray(picture, np.float32).reshape({height}, {width}, {channels}) / 255
+images = ((pixels - np.float32({mean})) / np.float32({std})).transpose(2, 0, 1)[None].copy()
+
+{lines}
+```
+"""
+
+
+def _numbers(leaving: Leaving) -> list[str]:
+    assert leaving.run is not None
+    if not leaving.run.complete:
+        return []
+    result = read_json(leaving.run.result)
+    rows = []
+    for when, which in (("last", "last epoch"), ("best", "best epoch, chosen on the same images")):
+        for node, metrics in result.get(when, {}).items():
+            told = {k: v for k, v in metrics.items() if v is not None and k.startswith("top")}
+            cells = " | ".join(f"{100 * told[k]:.2f}" if k in told else "" for k in ("top1", "top5"))
+            rows.append(f"| {node} | {which} | {cells} |")
+    if not rows:
+        return []
+    head = "## Accuracy in training\n\n| model | when | top-1 % | top-5 % |\n| --- | --- | --- | --- |\n"
+    return [head + "\n".join(rows) + "\n"]
+
+
+def _recipe(leaving: Leaving) -> str:
+    assert leaving.run is not None
+    words = read_yaml(leaving.run.recipe).plain
+    return f"## Recipe\n\n```yaml\n{dump(_portable(words))}```\n"
+
+
+def _portable(words: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without this machine's folders: a file by its name alone."""
+    models = {
+        name: {key: _file_name(value) if key in ("arch", "weights") else value for key, value in spec.items()}
+        for name, spec in words["models"].items()
+    }
+    losses = [{_file_name(loss): options for loss, options in edge.items()} for edge in words["losses"]]
+    data = {key: value for key, value in words["data"].items() if key not in READING}
+    trainer = {key: value for key, value in words["trainer"].items() if key not in MACHINE}
+    return {**words, "models": models, "losses": losses, "data": data, "trainer": trainer}
+
+
+def _file_name(text: Any) -> Any:
+    place = str(text).rpartition(":")[0] or str(text)
+    return str(text).replace(place, Path(place).name, 1) if Path(place).is_absolute() else text
+
+
+def _provenance(leaving: Leaving) -> str:
+    assert leaving.run is not None
+    told = read_json(leaving.run.provenance) if leaving.run.provenance.is_file() else {}
+    versions = ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items() if version)
+    kept = {"seed": told.get("seed"), "fingerprint": told.get("fingerprint"), "commit": told.get("commit")}
+    rest = ", ".join(f"{word} {json.dumps(value)}" for word, value in kept.items() if value is not None)
+    return f"## Provenance\n\n{versions}\n\n{rest}\n"

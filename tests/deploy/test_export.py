@@ -1,0 +1,225 @@
+"""Exported models say of images what the run's model says, and load by the lines that their cards show."""
+
+import json
+import re
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from kdkit import models
+from kdkit.deploy import export as room
+from kdkit.deploy.export import export
+from kdkit.registry import KdkitError
+from tests.cli.command import kdkit, refused
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+OWN = """\
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width=4):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, width, 3), nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        features = torch.relu(self.conv(x)).mean((2, 3))
+        return {"features": features, "logits": self.fc(features)}
+"""
+RECIPE = """\
+data: {name: digits, image_size: SIDE, batch_size: 32}
+models:
+  teacher: {arch: resnet14, weights: /secret/folder/teacher.pth}
+  student: {arch: ARCH, options: OPTIONS}
+losses: [{ce: {}}, {/secret/folder/my_loss.py:Mine: {weight: 2}}]
+optimizer: {name: sgd}
+lr: 0.1
+trainer: {max_epochs: 1, accelerator: cpu}
+seed: 0
+"""
+onnx = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="kdkit[export] is not installed",
+)
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A finished run's folder with a student of any architecture."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(arch="resnet8", options=None, side=8, name="run"):
+        folder = tmp_path / name
+        folder.mkdir()
+        text = RECIPE.replace("ARCH", arch).replace("OPTIONS", json.dumps(options or {})).replace("SIDE", str(side))
+        (folder / "recipe.yaml").write_text(text)
+        torch.manual_seed(3)
+        net = models.build(arch, num_classes=10, **(options or {}))
+        net(torch.randn(16, 3, side, side))  # running statistics of its own
+        told = {"arch": arch, "num_classes": "10", "mean": json.dumps(MEAN), "std": json.dumps(STD)}
+        models.save_weights(net, folder / "student.safetensors", {**told, "options": json.dumps(options or {})})
+        return folder, net.eval()
+
+    return made
+
+
+def picture(folder, side):
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def by_its_card(folder, monkeypatch):
+    """Run the lines that the card shows, in the folder."""
+    monkeypatch.chdir(folder)
+    (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    seen = {}
+    exec(lines, seen)
+    return torch.as_tensor(seen["logits"])
+
+
+@torch.no_grad()
+def said(net, x):
+    out = net(x)
+    return out["logits"] if isinstance(out, dict) else out
+
+
+def check(made, side, form, monkeypatch, **words):
+    run, net = made
+    found = export(run, form, **words)
+    assert (found.images, found.noise) == (64, False)
+    assert found.difference <= 1e-4 * 10
+    folder = found.folder.resolve()
+    expected = said(net, picture(folder, side))
+    torch.testing.assert_close(by_its_card(folder, monkeypatch), expected, atol=1e-4, rtol=1e-4)
+    return folder
+
+
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=onnx), "torch", "safetensors"])
+def test_each_format_says_what_the_model_says(make, form, monkeypatch):
+    folder = check(make("resnet8", {"widths": [4, 4, 8, 16]}), 8, form, monkeypatch)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["arch"], config["options"], config["input_shape"]) == (
+        "resnet8",
+        {"widths": [4, 4, 8, 16]},
+        [3, 8, 8],
+    )
+    assert (config["mean"], config["classes"]) == (list(MEAN), [str(i) for i in range(10)])
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "image-classification"
+    assert "secret" not in card  # this machine's folders are nobody's business
+    assert "weights: teacher.pth" in card
+    assert "my_loss.py:Mine: {weight: 2}" in card
+
+
+@pytest.mark.parametrize("form", ["timm", "safetensors", pytest.param("onnx", marks=onnx)])
+def test_a_model_of_timms(make, form, monkeypatch):
+    made = make("timm/test_vit", {"img_size": 32}, side=32)
+    folder = check(made, 32, form, monkeypatch)
+    if form == "timm":
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["architecture"], config["num_classes"], config["pretrained_cfg"]["mean"]) == (
+            "test_vit",
+            10,
+            list(MEAN),
+        )
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", pytest.param("onnx", marks=onnx)])
+def test_a_model_from_a_file_of_ones_own(make, tmp_path, form, monkeypatch):
+    (tmp_path / "my_net.py").write_text(OWN)
+    made = make(f"{tmp_path}/my_net.py:Net", {"width": 3})
+    folder = check(made, 8, form, monkeypatch)
+    assert (folder / "my_net.py").exists() == (form == "safetensors")
+    assert str(tmp_path) not in (folder / "README.md").read_text()
+
+
+def test_a_file_that_needs_others_beside_it_stays_where_it_is(make, tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text(OWN)
+    (tmp_path / "my_net.py").write_text("from parts import Net\n")
+    run, _ = make(f"{tmp_path}/my_net.py:Net")
+    monkeypatch.delitem(sys.modules, "parts")
+    monkeypatch.chdir(run)
+    found = export(run, "safetensors", out=tmp_path / "out")
+    assert not (found.folder / "my_net.py").exists()
+    assert "is not in this folder" in (found.folder / "README.md").read_text()
+
+
+def test_a_model_of_torchvisions(make, monkeypatch):
+    check(make("torchvision/squeezenet1_1", side=32), 32, "safetensors", monkeypatch)
+
+
+@onnx
+def test_int8_and_what_it_costs(make, capsys):
+    run, _ = make()
+    found = {method: export(run, "onnx", int8=method, overwrite=True) for method in ("static", "dynamic")}
+    for method, exported in found.items():
+        int8 = exported.int8
+        assert (int8.method, int8.images) == (method, 360)
+        assert 0 <= int8.after <= 1
+        assert int8.agreement > 0.5
+        plain = kdkit("eval", run).out.split()
+        assert f"{100 * int8.before:.2f}" in plain  # the same figure as `kdkit eval`'s
+        assert f"{method} quantisation" in (exported.folder / "README.md").read_text() or method == "static"
+    assert (exported.folder / "model.int8.onnx").stat().st_size < exported.file.stat().st_size
+
+
+def test_a_file_that_says_something_else_is_never_written(make, tmp_path, monkeypatch):
+    run, _ = make()
+    right = room.WRITERS["safetensors"]
+
+    def wrong(leaving, folder):
+        written = right(leaving, folder)
+        return type(written)(written.file, lambda x: written.answers(x) + 0.1, "")
+
+    monkeypatch.setattr(room, "WRITERS", {**room.WRITERS, "safetensors": wrong})
+    with pytest.raises(KdkitError, match=r"differ from the model's by 0\.1 on 1 images"):
+        export(run, "safetensors")
+    assert not any((tmp_path / "exports").iterdir())
+
+
+def test_the_verb_and_what_it_refuses(make, tmp_path):
+    run, net = make()
+    told = kdkit("export", run, "--format", "safetensors")
+    assert told.code == 0
+    assert "model.safetensors" in told.out
+    assert "64 test images" in told.out
+    assert "exports/run-safetensors is not empty; --overwrite replaces" in refused(
+        "export", run, "--format", "safetensors"
+    )
+    assert kdkit("export", run, "data.fake=true", "--format", "safetensors", "--overwrite").out.count("noise") == 1
+    assert "resnet8 is no model of timm's" in refused("export", run, "--format", "timm")
+    assert "--format must be one of onnx, torch, safetensors, timm, got 'onx'; did you mean 'onnx'" in refused(
+        "export", run, "--format", "onx"
+    )
+    assert "--int8 goes with --format onnx" in refused("export", run, "--format", "torch", "--int8", "static")
+    assert "--int8 must be dynamic or static" in refused("export", run, "--int8", "half")
+    assert "no model 'teacher'; choose one with --model: student" in refused("export", run, "--model", "teacher")
+    assert "no such run" in refused("export", tmp_path / "gone")
+    models.save_weights(net, run / "peer.safetensors", {"arch": "resnet8", "num_classes": "10"})
+    (run / "student.safetensors").rename(run / "other.safetensors")
+    assert "several models; choose one with --model: other, peer" in refused("export", run)
+
+
+@onnx
+def test_without_the_extra_the_message_names_it(make, monkeypatch):
+    run, _ = make()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "onnxruntime is not installed; pip install 'kdkit[export]' brings it" in refused("export", run)
+
+
+def test_a_model_that_cannot_be_written_down_is_one_message(make, tmp_path):
+    (tmp_path / "my_net.py").write_text(
+        OWN.replace("        features =", "        if float(x.sum()) > 0: x = x + 1\n        features =")
+    )
+    run, _ = make(f"{tmp_path}/my_net.py:Net")
+    told = refused("export", run, "--format", "torch")
+    assert "Net cannot be exported: " in told
+    assert "if float(x.sum()) > 0" in told
+    assert "--format safetensors" in told
