@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """The one before it."""
+        return self.path / "checkpoints" / "previous.ckpt"
+
+    @property
     def curves(self) -> Path:
         """The picture of `metrics`."""
         return self.path / "curves.png"
@@ -60,6 +66,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """What `kdkit eval` found."""
         return self.path / "eval.json"
+
+    @property
+    def comparison(self) -> Path:
+        """The folder of what `kdkit compare` found."""
+        return self.path / "compare"
 
     @property
     def trace(self) -> Path:
@@ -83,7 +94,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is anything to go on with, or to lose."""
-        return self.complete or self.checkpoint.exists()
+        return self.complete or self.checkpoint.exists() or self.previous.exists()
 
     @property
     def elsewhere(self) -> str:
@@ -139,7 +150,9 @@ class RunFolder:
                 continue
             if "recipe" in told and told.get("node") == path.stem:
                 yield path
+        yield from (path for kind in ("*.png", "compare.json") for path in self.comparison.glob(kind))
         yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
+        yield from (self.previous, *self.checkpoint.parent.glob(f"{OURS}*"))
         yield from (
             self.result,
             self.evaluation,
@@ -165,6 +178,23 @@ def first_rank() -> bool:
     """Whether this process is the one that writes: Lightning, torchrun and SLURM say so in the environment."""
     ranks = (os.environ.get(word) for word in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
+def unwritable(folder: RunFolder, path: Path, error: Exception) -> KdkitError:
+    """What is said where a run's file cannot be written, and what there is to go on with."""
+    why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+    there = next((name for name in (folder.checkpoint, folder.previous) if name.exists()), None)
+    kept = f"{there} is whole: make room, and go on with --resume" if there else "there is no checkpoint yet"
+    return KdkitError(f"{path} cannot be written ({why}); training has stopped; {kept}")
+
+
+@contextmanager
+def writing(folder: RunFolder) -> Iterator[None]:
+    """Only files of the run are written inside; a refusal is one error."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(folder, Path(error.filename or folder.path), error) from error
 
 
 def write_text(path: Path, text: str) -> None:

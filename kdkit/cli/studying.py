@@ -1,0 +1,55 @@
+"""Verbs about what students learned: compare, probe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdkit.cli.app import app
+
+What = "A run's folder, a weights file, a packaged recipe that was run, or timm/NAME with its published weights."
+Data = Annotated[str | None, typer.Option(help="A folder of class folders; left out: the data of the runs.")]
+
+
+@app.command(epilog="Example: kdkit compare runs/teacher-seed0 runs/kd-seed0 runs/crd-seed0 --alone runs/student-seed0")
+def compare(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help=What)],
+    students: Annotated[
+        list[str], typer.Argument(metavar="STUDENT…", help="Likewise; and KEY=VALUE words about data.")
+    ],
+    alone: Annotated[
+        str | None, typer.Option(help="The same student without its teacher: what transfer is measured from.")
+    ] = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="test, or train: the training images without augmentation.")] = "test",
+    taps: Annotated[
+        str | None, typer.Option(help="Layers whose CKA is taken; left out: stem,stages,embedding,logits.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for figures and compare.json; left out: compare in the first student's run."),
+    ] = None,
+) -> None:
+    """Compare students with their teacher.
+
+    Agreement, divergences, similarity of layers (CKA), correlations of logits, calibration, who is right where they
+    differ, and embeddings side by side: a table, figures, and compare.json.
+    """
+    from kdkit.console import show
+    from kdkit.runs.folder import RunFolder
+    from kdkit.study.compare import compare as look
+    from kdkit.study.write import shown, write_comparison
+
+    models = [word for word in students if "=" not in word]
+    words = [word for word in students if "=" in word] + ([f"data.root={data}"] if data else [])
+    if not models:
+        raise typer.BadParameter("name one student at least", param_hint="STUDENT…")
+    found = look(teacher, models, words, alone=alone, split=split, taps=taps.split(",") if taps else None)
+    show(shown(found), sys.stdout)
+    first = Path(models[0])
+    run = RunFolder(first if first.is_dir() else first.parent)
+    place = out or (run.comparison if run.recipe.is_file() else Path("compare"))
+    typer.echo(f"figures and compare.json are in {write_comparison(found, place)}")

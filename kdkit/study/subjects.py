@@ -1,0 +1,117 @@
+"""Models that are compared, and the images that all of them look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdkit import models
+from kdkit.data import DataModule
+from kdkit.graph import Node
+from kdkit.graph.batch import Adapter, Facts
+from kdkit.recipe import Recipe, load, packaged
+from kdkit.recipe.write import document
+from kdkit.registry import KdkitError
+from kdkit.runs.eval_recipe import eval_recipe
+from kdkit.runs.evaluate import weights_files
+from kdkit.runs.folder import RunFolder
+from kdkit.runs.teacher import teacher_folder
+from kdkit.runs.told import read
+from kdkit.runs.trained import Trained, device, on_device, places, trained
+
+LIBRARIES = ("timm/", "torchvision/")
+
+
+def subjects(
+    words: Sequence[str], overrides: Sequence[str] = (), split: str = "test"
+) -> tuple[DataModule, list[Trained], Recipe]:
+    """The models that words mean, and the data of the first one that says what it was trained on.
+
+    Args:
+        words: runs' folders, weights files, packaged recipes that were run, or `timm/NAME`, `torchvision/NAME` with
+            their published weights.
+        overrides: `key=value` words about the data.
+        split: `test` or `train`.
+
+    Returns:
+        Data, models by the order of the words, and the recipe whose data they are.
+
+    Raises:
+        KdkitError: no such model, a run of several, nothing that says what the images are, other classes.
+    """
+    files = [None if word.startswith(LIBRARIES) else _file(word) for word in words]
+    told = [{} if file is None else read(file) for file in files]
+    names = _names(words, files)
+    given = any(word.split("=")[0] in ("data", "data.name", "data.root") for word in overrides)
+    sources = [i for i, file in enumerate(files) if file is not None and (given or _says(file, told[i]))]
+    if not sources:
+        raise KdkitError(f"{', '.join(words)}: none says what images it was trained on; give them with --data FOLDER")
+    first = sources[0]
+    recipe, data, found = _trained(names[first], files[first], told[first], overrides, split)
+    same = [f"data={json.dumps(document(recipe)['data'])}", *(w for w in overrides if w.startswith("trainer."))]
+    for i, (name, file) in enumerate(zip(names, files, strict=True)):
+        if file is None:
+            found[name] = _published(words[i], name, data, recipe)
+        elif i != first:
+            found |= _trained(name, file, told[i], same, split, data)[2]
+    return data, [found[name] for name in names], recipe
+
+
+def _trained(
+    name: str,
+    file: Path | None,
+    told: dict[str, Any],
+    overrides: Sequence[str],
+    split: str,
+    data: DataModule | None = None,
+) -> tuple[Recipe, DataModule, dict[str, Trained]]:
+    assert file is not None
+    own = file.stem  # what its run calls it
+    recipe = eval_recipe({own: file}, {own: told}, overrides, split)
+    data, found = trained(recipe, {own: file}, {own: told}, data)
+    return recipe, data, {name: replace(found[own], name=name)}
+
+
+def _file(word: str) -> Path:
+    """The one weights file that a word means."""
+    path = Path(word)
+    if not path.exists() and word in {info.name for info in packaged()}:
+        folder = teacher_folder(load(word))
+        if not folder.complete:
+            raise KdkitError(f"{word} has no result yet; `kdkit fit {word}` trains it, and gives a folder to name here")
+        path = folder.path
+    if not path.exists():
+        known = "a run's folder, a weights file, or a model such as timm/resnet18"
+        raise KdkitError(f"{word}: no such model; give {known}")
+    files = list(weights_files(path).values())
+    if len(files) > 1:
+        raise KdkitError(f"{word} holds several models; name one: {', '.join(map(str, files))}")
+    return files[0]
+
+
+def _says(file: Path, told: dict[str, Any]) -> bool:
+    return "data" in told or RunFolder(file.parent).recipe.is_file()
+
+
+def _names(words: Sequence[str], files: Sequence[Path | None]) -> list[str]:
+    """Short ones that differ."""
+    short = [Path(word).name if file is None or Path(word).is_dir() else file.stem for word, file in zip(words, files)]  # noqa: B905
+    names = [
+        f"{file.resolve().parent.name}/{name}" if file is not None and short.count(name) > 1 else name
+        for name, file in zip(short, files, strict=True)
+    ]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise KdkitError(f"{', '.join(twins)}: named twice; compare different models")
+    return names
+
+
+def _published(word: str, name: str, data: DataModule, recipe: Recipe) -> Trained:
+    """A model of a library with its published weights."""
+    module = models.build(word, num_classes=None, pretrained=True)
+    mean, std = models.normalisation(module) or (None, None)
+    node = Node(module, "frozen", mean=mean, std=std)
+    adapter, at = Adapter(node, Facts.of(data)), places(word, [], data)
+    return on_device(Trained(name, word, adapter, module, [], at), device(recipe))

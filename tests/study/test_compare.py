@@ -1,0 +1,201 @@
+"""Comparisons on the bundled digits, by plain loops and by models that are known to be alike."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from kdkit import data, models
+from kdkit.cli import app
+from kdkit.registry import KdkitError
+from kdkit.runs.evaluate import evaluate
+from kdkit.study.compare import WHO, compare
+from kdkit.study.write import write_comparison
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+DATA = ["data={name: digits, image_size: 8}", "trainer.accelerator=cpu"]
+DIGITS = [str(i) for i in range(10)]
+
+
+def net(seed, arch="resnet8"):
+    torch.manual_seed(seed)
+    made = models.build(arch, num_classes=10)
+    made(torch.randn(64, 3, 8, 8))
+    with torch.no_grad():
+        made.fc.weight.mul_(3)
+    return made.eval()
+
+
+def save(module, path, arch="resnet8", **told):
+    words = {"mean": MEAN, "std": STD, "num_classes": 10, **told}
+    models.save_weights(module, path, {"arch": arch, **{k: json.dumps(v) for k, v in words.items()}})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    nets = {"t": net(0, "resnet14"), "s": net(1)}
+    return (
+        folder,
+        nets,
+        save(nets["t"], folder / "t.safetensors", "resnet14"),
+        save(nets["s"], folder / "s.safetensors"),
+    )
+
+
+@torch.no_grad()
+def plain(module):
+    images, labels = data.build("digits", image_size=8).tensors(False)
+    return module((images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)), labels
+
+
+def test_a_student_beside_its_teacher_by_plain_formulas(pair):
+    folder, nets, teacher, student = pair
+    numbers = compare(teacher, [student], DATA).numbers
+    (t, labels), (s, _) = plain(nets["t"]), plain(nets["s"])
+    its = numbers["students"]["s"]
+    assert its["agreement"] == pytest.approx((t.argmax(1) == s.argmax(1)).float().mean().item())
+    assert its["kl"] == pytest.approx(F.kl_div(s.log_softmax(1), t.softmax(1), reduction="batchmean").item(), rel=1e-3)
+    gap = np.corrcoef(t.double().numpy().T) - np.corrcoef(s.double().numpy().T)
+    assert its["logit_correlation"]["frobenius"] == pytest.approx(np.linalg.norm(gap), rel=1e-2)
+    rights = [(a == y, b == y, a == b) for a, b, y in zip(t.argmax(1), s.argmax(1), labels, strict=True)]
+    counts = [sum(1 for a, b, _ in rights if (a, b) == who) for who in ((1, 1), (1, 0), (0, 1))]
+    assert list(its["who"].values())[:3] == counts
+    assert sum(its["who"].values()) == numbers["images"] == 360
+    assert list(its["who"]) == list(WHO)
+    assert numbers["models"]["s"]["nll"] == pytest.approx(
+        evaluate(folder / "s.safetensors", DATA)["s"]["nll"], rel=1e-5
+    )
+    entropy = -(t.softmax(1) * t.log_softmax(1)).sum(1).mean().item()
+    assert numbers["models"]["t"]["entropy"] == pytest.approx(entropy, rel=1e-3)
+    assert sum(numbers["models"]["t"]["entropies"]["share"]) == pytest.approx(1, abs=1e-3)
+    assert its["cka"]["teacher"] == ["stem", "stage1", "stage2", "stage3", "embedding", "logits"]
+
+
+def test_a_model_is_like_itself_though_its_classes_stand_in_another_order(pair, tmp_path):
+    _, nets, _, _ = pair
+    save(nets["s"], tmp_path / "a.safetensors", classes=DIGITS)
+    turned = net(1)
+    with torch.no_grad():
+        turned.fc.weight.copy_(nets["s"].fc.weight.flip(0))
+        turned.fc.bias.copy_(nets["s"].fc.bias.flip(0))
+    save(turned, tmp_path / "b.safetensors", classes=DIGITS[::-1])
+    found = compare(str(tmp_path / "a.safetensors"), [str(tmp_path / "b.safetensors")], DATA)
+    its = found.numbers["students"]["b"]
+    assert its["agreement"] == its["teacher_in_top5"] == 1
+    assert its["kl"] == pytest.approx(0, abs=1e-5)
+    assert its["logit_correlation"]["frobenius"] == pytest.approx(0, abs=1e-4)
+    assert np.diag(its["cka"]["values"]) == pytest.approx(1, abs=1e-4)
+    assert not any(found.cases["b"].found.values())
+
+
+def test_images_on_which_they_differ_most(pair):
+    _, nets, teacher, student = pair
+    found = compare(teacher, [student], DATA).cases["s"].found
+    (t, labels), (s, _) = plain(nets["t"]), plain(nets["s"])
+    p, q = t.softmax(1), s.softmax(1)
+    gaps = (torch.special.entr((p + q) / 2) - (torch.special.entr(p) + torch.special.entr(q)) / 2).sum(1)
+    wrong = (t.argmax(1) != labels) & (s.argmax(1) != labels) & (t.argmax(1) != s.argmax(1))
+    kind = "both are wrong, each in its own way"
+    best = gaps[wrong].sort(descending=True)
+    assert [case.gap for case in found[kind]] == pytest.approx(best.values[:8].tolist(), abs=1e-3)
+    images = data.build("digits", image_size=8).tensors(False)[0]
+    first = int(wrong.nonzero()[best.indices[0]])
+    assert torch.allclose(found[kind][0].image, images[first] / 255, atol=1e-4)
+    assert found[kind][0].label == str(int(labels[first]))
+
+
+def test_the_ratio_of_transfer_from_the_student_alone(pair, tmp_path):
+    _, _, teacher, student = pair
+    alone = save(net(5), tmp_path / "alone.safetensors")
+    numbers = compare(teacher, [student], DATA, alone=alone).numbers
+    told, accuracy = numbers["students"]["s"]["transfer"], {n: m["top1"] for n, m in numbers["models"].items()}
+    ratio = (accuracy["s"] - accuracy["alone"]) / (accuracy["t"] - accuracy["alone"])
+    assert told["alone"] == "alone"
+    assert told["reason"] if math.isnan(told["ratio"]) else told["ratio"] == pytest.approx(ratio)
+    assert list(numbers["students"]) == ["s", "alone"]
+
+
+def test_the_verb_writes_every_figure(pair, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    _, _, teacher, student = pair
+    out = tmp_path / "out"
+    words = ["compare", teacher, student, *DATA, "--out", str(out), "--taps", "stages,logits"]
+    monkeypatch.setattr("kdkit.study.embeddings.EACH", 6)
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
+    told = json.loads((out / "compare.json").read_text())
+    assert told["students"]["s"]["cka"]["student"] == ["stage1", "stage2", "stage3", "logits"]
+    assert {p.name for p in out.glob("*.png")} == set(told["figures"])
+    wanted = "calibration cases_s cka embeddings entropy logit_correlation who_is_right"
+    assert set(told["figures"]) == {f"{name}.png" for name in wanted.split()}
+    points = told["embeddings"]["points"]
+    assert {name: len(at) for name, at in points.items()} == {"t": 60, "s": 60}
+    assert sorted(told["embeddings"]["labels"]) == sorted(6 * DIGITS)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    said = CliRunner().invoke(app, ["compare", teacher, student, *DATA, "--out", str(out)])
+    assert said.exit_code == 0
+    assert "pip install 'kdkit[study]'" in said.stderr
+    assert json.loads((out / "compare.json").read_text())["embeddings"] is None
+
+
+def test_what_cannot_be_compared(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    folder, nets, teacher, student = pair
+    with pytest.raises(KdkitError, match=r"holds several models; name one: .*s\.safetensors, .*t\.safetensors"):
+        compare(teacher, [str(folder)], DATA)
+    with pytest.raises(KdkitError, match="none says what images it was trained on; give them with --data FOLDER"):
+        compare(teacher, [student])
+    with pytest.raises(KdkitError, match="no such model; give a run's folder"):
+        compare(teacher, ["resnet20"], DATA)
+    with pytest.raises(KdkitError, match="teacher_digits has no result yet"):
+        compare("teacher_digits", [student], DATA)
+    with pytest.raises(KdkitError, match="named twice"):
+        compare(teacher, [student, student], DATA)
+    with pytest.raises(KdkitError, match=r"s: .*stage9"):
+        compare(teacher, [student], DATA, taps=["stage9"])
+    with pytest.raises(KdkitError, match="split must be"):
+        compare(teacher, [student], DATA, split="val")
+    other = save(nets["s"], tmp_path / "other.safetensors", classes=list("abcdefghij"))
+    with pytest.raises(KdkitError, match="was trained on other classes"):
+        compare(teacher, [other], DATA)
+    taken = tmp_path / "file"
+    taken.touch()
+    with pytest.raises(KdkitError, match="could not be written"):
+        write_comparison(compare(teacher, [student], DATA, taps=["logits"]), taken)
+
+
+def test_a_run_of_ones_own_code_beside_a_published_model(tmp_path, monkeypatch):
+    """The data are those of the run; what a library publishes is fed as it wants to be."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self, num_classes=10):\n        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())\n"
+        "        self.head = nn.Linear(8, num_classes)\n\n"
+        "    def forward(self, x):\n        return self.head(self.body(x).mean((2, 3)))\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        "data: {name: digits, image_size: 16}\nmodels:\n  student: {arch: 'mine.py:Net'}\n"
+        "losses: [ce]\noptimizer: {name: sgd}\nlr: 0.1\ntrainer: {max_epochs: 1, accelerator: cpu}\n"
+    )
+    own = models.build("mine.py:Net", num_classes=10, base=tmp_path)
+    models.save_weights(own, tmp_path / "student.safetensors")
+    build = models.build
+    asked = []
+
+    def published(name, *, num_classes, pretrained):
+        asked.append((name, num_classes, pretrained))
+        return build("timm/test_resnet.r160_in1k", num_classes=10, pretrained=False)
+
+    monkeypatch.setattr("kdkit.study.subjects.models.build", published)
+    found = compare("timm/some", [str(tmp_path)], ["trainer.accelerator=cpu"])
+    assert asked == [("timm/some", None, True)]
+    assert found.numbers["teacher"] == "some"
+    assert list(found.numbers["students"]) == [tmp_path.name]
+    assert found.numbers["images"] == 360
