@@ -12,26 +12,9 @@ from kdkit.bench.rows import read_rows
 from kdkit.bench.table import Block
 from kdkit.bench.table import blocks as make_blocks
 from kdkit.runs.folder import write_text
+from kdkit.web import document
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #fff; --line: #dfe4ea; --stripe: #f6f8fa }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ee; --soft: #9aa5b4; --paper: #14181e; --line: #313944; --stripe: #1a2028 }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom }
-tr:last-child td { border-bottom: 0 }
-tbody tr:nth-child(even) td { background: var(--stripe) }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
-td:first-child { font-weight: 600 }
-ul { padding-left: 1.2rem; color: var(--soft); font-size: .87rem; overflow-wrap: anywhere } b { color: var(--ink) }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 figure { margin: 0 } figcaption { color: var(--soft); font-size: .87rem }
 svg { display: block; width: 100%; height: auto; color: var(--ink) } svg text { font-family: inherit !important }
@@ -39,7 +22,6 @@ svg { display: block; width: 100%; height: auto; color: var(--ink) } svg text { 
 .key label { cursor: pointer }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em }
 .key :not(:checked) ~ * { opacity: .35 }
-p { color: var(--soft); font-size: .87rem }
 """.strip()
 SCRIPT = """
 for (const box of document.querySelectorAll(".key input")) box.onchange = () => {
@@ -53,13 +35,8 @@ def page(blocks: Sequence[Block]) -> str:
     """The whole page; everything that rows say is escaped."""
     title = ", ".join(dict.fromkeys(block.title for block in blocks))
     body = "\n".join(_section(block, i) for i, block in enumerate(blocks))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>Benchmark results</h1>\n"
-        f"{body}\n<p>{escape(LEGEND)}</p>\n<script>\n{SCRIPT}\n</script>\n</body>\n</html>\n"
-    )
+    whole = f"<h1>Benchmark results</h1>\n{body}\n<p>{escape(LEGEND)}</p>"
+    return document(title, whole, STYLE, SCRIPT)
 
 
 def write_report(suite: str, results: Path, path: Path) -> Path | None:

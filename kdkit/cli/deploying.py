@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kdkit.cli.app import app
+from kdkit.cli.app import NoCustomCode, app
 
 
 @app.command(epilog="Example: kdkit latency runs/kd_digits-seed0 --batch 1 --mode eager")
@@ -32,6 +32,7 @@ def latency(
     repeats: Annotated[int, typer.Option(min=5, help="Timed passes, after 20 that are not.")] = 100,
     seconds: Annotated[float, typer.Option(min=0, help="No longer than this for each line; 5 passes at least.")] = 10.0,
     out: Annotated[Path | None, typer.Option(help="Write it as JSON, too.")] = None,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Time models, side by side.
 
@@ -75,6 +76,7 @@ def export(
         str | None, typer.Option(help="dynamic or static: a quantised ONNX file, too, and the accuracy it costs.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former export.")] = False,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Write a trained model to a folder of its own.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import kdkit
 from kdkit.deploy.leaving import Leaving
 from kdkit.recipe.syntax import read as read_yaml
-from kdkit.recipe.write import MACHINE, READING, dump
+from kdkit.recipe.write import dump
 from kdkit.runs.folder import read_json
+from kdkit.runs.portable import portable
 
 if TYPE_CHECKING:
     from kdkit.deploy.export import Exported
@@ -99,24 +99,7 @@ def _numbers(leaving: Leaving) -> list[str]:
 def _recipe(leaving: Leaving) -> str:
     assert leaving.run is not None
     words = read_yaml(leaving.run.recipe).plain
-    return f"## Recipe\n\n```yaml\n{dump(_portable(words))}```\n"
-
-
-def _portable(words: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without this machine's folders: a file by its name alone."""
-    models = {
-        name: {key: _file_name(value) if key in ("arch", "weights") else value for key, value in spec.items()}
-        for name, spec in words["models"].items()
-    }
-    losses = [{_file_name(loss): options for loss, options in edge.items()} for edge in words["losses"]]
-    data = {key: value for key, value in words["data"].items() if key not in READING}
-    trainer = {key: value for key, value in words["trainer"].items() if key not in MACHINE}
-    return {**words, "models": models, "losses": losses, "data": data, "trainer": trainer}
-
-
-def _file_name(text: Any) -> Any:
-    place = str(text).rpartition(":")[0] or str(text)
-    return str(text).replace(place, Path(place).name, 1) if Path(place).is_absolute() else text
+    return f"## Recipe\n\n```yaml\n{dump(portable(words))}```\n"
 
 
 def _provenance(leaving: Leaving) -> str:

@@ -1,0 +1,25 @@
+"""A run's recipe as it may leave this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdkit.recipe.write import MACHINE, READING
+
+
+def portable(words: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe without folders and devices of this machine: a file is called by its name alone."""
+    models = {
+        name: {key: _file_name(value) if key in ("arch", "weights") else value for key, value in spec.items()}
+        for name, spec in words["models"].items()
+    }
+    losses = [{_file_name(loss): options for loss, options in edge.items()} for edge in words["losses"]]
+    data = {key: value for key, value in words["data"].items() if key not in READING}
+    trainer = {key: value for key, value in words["trainer"].items() if key not in MACHINE}
+    return {**words, "models": models, "losses": losses, "data": data, "trainer": trainer}
+
+
+def _file_name(text: Any) -> Any:
+    place = str(text).rpartition(":")[0] or str(text)
+    return str(text).replace(place, Path(place).name, 1) if Path(place).is_absolute() else text
