@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Found = TypeVar("Found")
 
-def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+
+def full_precision(forward: Callable[..., Found]) -> Callable[..., Found]:
     """Decorate a loss's `forward`: fp16 and bf16 tensors arrive as fp32, also inside lists, and autocast is off.
 
     float64 stays float64, integers stay what they are. Gradients flow back in the caller's own dtype. The wrapper keeps
     the signature, which is the loss's contract, and compiles with `fullgraph=True`.
     """
 
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Found:
         args = tuple([_promote(a) for a in args])
         kwargs = {k: _promote(v) for k, v in kwargs.items()}
         device = _device_type(args, kwargs)

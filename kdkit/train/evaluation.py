@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from kdkit.graph.batch import Batch
@@ -12,6 +13,7 @@ from kdkit.graph.graph import Graph
 from kdkit.registry import KdkitError
 from kdkit.taps.trace import logits_of
 from kdkit.train.example import SEVERAL
+from kdkit.train.monitor import Monitor
 from kdkit.train.scores import Scores
 from kdkit.train.sync import share_buffers
 
@@ -21,10 +23,12 @@ class Evaluation(pl.LightningModule):
 
     graph: Graph
     scores: Scores | None
+    monitor: Monitor | None = None
 
     def on_validation_epoch_start(self) -> None:
         """Every rank evaluates the same models."""
         share_buffers(self.graph.models)
+        self.monitor = Monitor(self.graph)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Top-1, top-5 and NLL of every node; frozen ones are looked at once."""
@@ -41,7 +45,12 @@ class Evaluation(pl.LightningModule):
         if self.scores is None or data.labels is None or bool((data.labels == -1).all()):
             return
         for name in list(self.scores.wanted):
-            self.scores.update(name, self._logits(name, data.x), data.labels)
+            self.scores.update(name, self._watched(name, data.x, data.labels), data.labels)
+
+    def _watched(self, name: str, x: Any, labels: Tensor) -> Tensor:
+        if self.monitor is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return self._logits(name, x)
+        return self.monitor.run(name, lambda: self._logits(name, x), labels)
 
     def _logits(self, name: str, x: Any) -> Tensor:
         if name in self.graph.adapters:
@@ -50,8 +59,10 @@ class Evaluation(pl.LightningModule):
         return logits
 
     def on_validation_epoch_end(self) -> None:
-        """Log under `val/<node>/<metric>`."""
+        """Log under `val/<node>/<metric>`, and what losses tell of themselves."""
         self._log_scores("val")
+        if self.monitor is not None:
+            self.log_dict(self.monitor.means(), sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
 

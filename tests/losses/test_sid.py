@@ -104,3 +104,55 @@ def test_refusals():
         SIDLoss(reduce="max")
     with pytest.raises(ValueError, match=r"sid: student must be \(B, L, C\), got shape \(6, 5\); choose another tap"):
         SIDLoss()(torch.randn(6, 5), torch.zeros(6, dtype=torch.int64))
+
+
+def monitored(logits, labels, alpha, direction, smoothing):
+    """Proposition 2 sample by sample: each L_i at p_i and at p_{i−1}, and both sides of the bound."""
+    improved, slack = [], []
+    for cascade, label in zip(logits, labels, strict=True):
+        classes = cascade.shape[1]
+        target = np.full(classes, smoothing / classes)
+        target[label] += 1 - smoothing
+        ps = [np.full(classes, 1 / classes), *(np.exp(z) / np.exp(z).sum() for z in cascade)]
+
+        def distance(p, q):
+            return kl(q, p) if direction == "forward" else kl(p, q)
+
+        def loss(p, before, target=target):
+            return alpha * distance(p, target) + (1 - alpha) * distance(p, before)
+
+        pairs = list(zip(ps[1:], ps[:-1], strict=True))
+        improved.append([loss(p, before) <= loss(before, before) for p, before in pairs])
+        moved = sum(distance(p, before) for p, before in pairs)
+        slack.append(distance(ps[0], target) - (1 - alpha) / alpha * moved - distance(ps[-1], target))
+    return np.array(improved, dtype=float), np.array(slack)
+
+
+@pytest.mark.parametrize(("direction", "smoothing"), [("forward", 0.0), ("forward", 0.1), ("reverse", 0.1)])
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_monitor_tells_proposition_2(direction, smoothing, alpha):
+    z, y = beliefs(batch=200)
+    rising = torch.nn.functional.one_hot(y, 5)[:, None] * torch.tensor([0.3, 0.6, 0.9])[:, None]
+    z[:100] = 0.05 * z[:100] + rising[:100]  # half of them walk towards their labels
+    improved, slack = monitored(z.numpy(), y.tolist(), alpha, direction, smoothing)
+    told = SIDLoss(alpha=alpha, direction=direction, label_smoothing=smoothing).monitor(z, y)
+    assert np.array_equal(told["improved"].numpy(), improved)
+    np.testing.assert_allclose(told["slack"].numpy(), slack, atol=1e-12)
+    everywhere = improved.all(1)
+    assert 0 < everywhere.sum() < 200
+    assert (told["slack"][torch.from_numpy(everywhere)] >= 0).all(), "the bound holds where its hypothesis does"
+    assert (told["slack"] < 0).any(), "and may fail where it does not"
+
+
+def test_monitor_at_the_optimum():
+    """On the ladder of mixtures every module improves, and beliefs sharpen with depth."""
+    z, y = ladder(10, 5, 0.5), torch.tensor([0])
+    told = SIDLoss().monitor(z, y)
+    assert told["improved"].tolist() == [[1.0] * 5]
+    assert told["accuracy"].tolist() == [[1.0] * 5]
+    torch.testing.assert_close(told["belief"][0], torch.tensor([0.55, 0.775, 0.8875, 0.94375, 0.971875]).double())
+    assert (told["entropy"].diff() < 0).all()
+    assert told["entropy"][0, 0].item() == pytest.approx(-(0.55 * math.log(0.55) + 0.45 * math.log(0.05)))
+    assert told["slack"].item() > 0
+    assert not any(value.requires_grad for value in told.values())
+    assert "slack" not in SIDLoss(alpha=0.0).monitor(z, y), "without labels there is no bound"

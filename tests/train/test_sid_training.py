@@ -3,14 +3,16 @@
 from contextlib import nullcontext
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit.losses import SIDLoss
 from kdkit.models import build
+from kdkit.taps import Taps
 from tests.nets import Blobs
-from tests.train.running import fit
+from tests.train.running import fit, trainer
 
 EXACT = {"atol": 1e-10, "rtol": 0}
 
@@ -86,3 +88,34 @@ def test_one_optimiser_per_module(limit, mode):
     together, _ = trained(cascade(**words), "sid", **options)
     stacked = torch.stack([separate[f"beliefs.feature_weight.{i}"] for i in range(2)])
     assert torch.allclose(together["beliefs.feature_weight"], stacked, atol=1e-10, rtol=0) == (limit is None)
+
+
+@pytest.mark.parametrize("isolate", [(), ("layer1",)])
+def test_every_epoch_tells_what_its_modules_believe(isolate):
+    """The columns are means over the validation data, at the α of that time, and disturb nothing."""
+
+    class Rows(pl.Callback):
+        def on_validation_end(self, trainer, distiller):
+            rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    rows = []
+    net = cascade(isolate=isolate).float()
+    alone = kdkit.Edge("sid", alpha={"linear": [0.9, 0.5]})
+    distiller = kdkit.Distiller({"student": net}, [alone], lr=0.05)
+    run = trainer(epochs=2, callbacks=[Rows()])
+    val = DataLoader(Blobs(50), 16)
+    run.fit(distiller, DataLoader(Blobs(48), 8), val)
+    told = [{k: v for k, v in row.items() if k.startswith("monitor/")} for row in rows]
+    told = [row for row in told if row]
+    assert len(told) == 2
+    modules = 2 * (1 + len(isolate))
+    words = ("accuracy", "entropy", "belief", "improved")
+    columns = {f"monitor/student/sid/{word}/{i + 1}" for word in words for i in range(modules)}
+    assert told[1].keys() == columns | {"monitor/student/sid/slack"}
+    x, y = (torch.cat(part) for part in list(zip(*val, strict=True))[:2])
+    logits = Taps(net.eval(), ["beliefs"], x)(x)["beliefs"]
+    loss = SIDLoss(alpha=float(distiller.graph.bound[0].losses[0].alpha))
+    for word, value in loss.monitor(logits, y).items():
+        found = [told[1][key] for key in sorted(columns | {"monitor/student/sid/slack"}) if f"/{word}" in key]
+        assert found == pytest.approx(value.mean(0).flatten().tolist(), abs=1e-5), word
+    assert rows[-1]["val/student/top1"] == pytest.approx(told[1][f"monitor/student/sid/accuracy/{modules}"])
