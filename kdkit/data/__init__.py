@@ -75,7 +75,7 @@ def build(
             hint = nearest(word, known) or f"; known: {', '.join(known)}"
             raise KdkitError(f"data: {name} has no option {word!r}{hint}")
     module = cls(root=root, batch_size=batch_size, seed=seed, **options)
-    return FakeData.like(module.facts, batch_size, seed) if fake else module
+    return FakeData.like(module.facts, batch_size, seed, held_out=module.selects) if fake else module
 
 
 def facts(name: str, **options: Any) -> DataFacts:

@@ -35,14 +35,15 @@ class FakeData(DeviceData):
         self.refuse_root()
 
     @classmethod
-    def like(cls, facts: DataFacts, batch_size: int, seed: int) -> FakeData:
-        """Four batches with the facts of another data set."""
+    def like(cls, facts: DataFacts, batch_size: int, seed: int, *, held_out: bool = False) -> FakeData:
+        """Four batches with the facts of another data set, and as many that are held out of training."""
         samples = max(1, min(facts.num_samples, 4 * batch_size))
         return cls(
             batch_size=batch_size,
             seed=seed,
             classes=facts.num_classes,
-            samples=samples,
+            samples=2 * samples if held_out else samples,
+            val_split=samples if held_out else 0,
             shape=facts.input_shape,
             means=facts.mean,
             stds=facts.std,

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import draws, ranks
-from kdkit.fault import what, where
 from kdkit.graph.audience import Audience
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
+from kdkit.graph.construct import check_control, construct, least_and_most
+from kdkit.graph.control import Climb, Control
+from kdkit.graph.coordinate import Standing
 from kdkit.graph.edge import Edge
 from kdkit.graph.ensemble import merged
 from kdkit.graph.exact import apply_exactly
@@ -30,6 +32,7 @@ Self = TypeVar("Self", bound="BoundEdge")
 Said = TypeVar("Said", Tensor, "Tensor | None")
 Outputs = Mapping[End, Tensor]
 LISTS = {"students", "teachers"}
+NOBODY: frozenset[int] = frozenset()
 
 
 class BoundEdge(nn.Module):
@@ -73,6 +76,10 @@ class BoundEdge(nn.Module):
         self.numbers: list[tuple[nn.Module, str]] = [(self, "factors")]
         self.curves: list[tuple[nn.Module, str, Curve]] = []
         self.audience: Audience | None = None  # of a cohort whose models come and go
+        self.controls = {word: value for word, value in edge.options.items() if isinstance(value, Control)}
+        self.climb = Climb(len(self.calls)) if any(its.control == "nll" for its in self.controls.values()) else None
+        spec, peers = edge.coordinate, list(edge.among or ())
+        self.coordination = None if spec is None else Standing(spec, peers)
         self.calibration: Calibration | None = None
         self.silent = False
         if isinstance(edge.weight, Share):
@@ -80,11 +87,12 @@ class BoundEdge(nn.Module):
             self.register_buffer("weight", torch.zeros(()))
             self.numbers += [(self, "weight"), (self.calibration, "own"), (self.calibration, "whole")]
         else:
-            self.silent = _least_and_most("weight", edge, edge.weight, epochs) == (0.0, 0.0)
+            self.silent = least_and_most("weight", edge, edge.weight, epochs) == (0.0, 0.0)
             self._schedule(self, "weight", edge.weight, epochs)
         if edge.clip is not None:
-            _least_and_most("clip", edge, edge.clip, epochs)
+            least_and_most("clip", edge, edge.clip, epochs)
             self._schedule(self, "clip", edge.clip, epochs)
+        check_control(edge, self.controls, self.calls)
         self.heads, self.losses = nn.ModuleList(), nn.ModuleList()
         for i, call in enumerate(self.calls):
             pairs = [(shapes[link.target], source_shape(link, shapes)) for link in call.links]
@@ -120,7 +128,7 @@ class BoundEdge(nn.Module):
             "sample_labels": facts.sample_labels,
             "seed": key,
         }
-        moving = {word: value for word, value in edge.options.items() if isinstance(value, Schedule)}
+        moving = {word: value for word, value in edge.options.items() if isinstance(value, (Schedule, Control))}
         options = {word: value for word, value in edge.options.items() if word not in moving}
         for word, parameter in constructor(edge.cls).items():
             if word in known and word not in edge.options:
@@ -132,7 +140,7 @@ class BoundEdge(nn.Module):
             for pick in (max, min):  # the constructor judges both ends of every schedule; the last one is kept
                 torch.manual_seed(key)
                 ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
-                loss = _construct(edge, {**options, **ends})
+                loss = construct(edge, {**options, **ends})
         for word, schedule in moving.items():
             if not hasattr(loss, word):
                 raise KdkitError(
@@ -142,10 +150,10 @@ class BoundEdge(nn.Module):
             self._schedule(loss, word, schedule, epochs)
         return loss
 
-    def _schedule(self, module: nn.Module, word: str, schedule: Schedule, epochs: float) -> None:
+    def _schedule(self, module: nn.Module, word: str, schedule: Schedule | Control, epochs: float) -> None:
         """A scheduled number is a 0-dim tensor on the device: compiled code and CUDA graphs see it move."""
         curve = schedule.bind(epochs)
-        module.register_buffer(word, torch.tensor(curve(0.0)), persistent=False)
+        module.register_buffer(word, torch.tensor(curve(0.0)), persistent=isinstance(schedule, Control))
         self.numbers.append((module, word))
         if not schedule.constant:
             self.curves.append((module, word, curve))
@@ -173,7 +181,7 @@ class BoundEdge(nn.Module):
         `loss_scale` is what the loss will be multiplied with before backward, so that `clip` means unscaled gradients.
         """
         total: Tensor | None = None
-        factors, idle = self.factors, frozenset[int]()
+        factors, idle = self.factors, NOBODY
         if self.audience is not None:
             factors, idle = self.audience(factors, outputs), self.audience.idle
         for i, call in enumerate(self.calls):
@@ -277,20 +285,3 @@ class BoundEdge(nn.Module):
                 parts = [self.losses[i], *(self.heads[i * n : (i + 1) * n] if len(self.heads) else [])]
                 found.update({id(p): p for part in parts for p in part.parameters() if p.requires_grad})
         return list(found.values())
-
-
-def _construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
-    try:
-        return edge.cls(**options)
-    except (ValueError, TypeError) as error:
-        raise KdkitError(f"edge {edge.name!r}: {error}") from error
-    except Exception as error:  # anybody's code fails in any way
-        raise KdkitError(f"edge {edge.name!r}: the loss could not be built: {what(error)}\n  {where(error)}") from error
-
-
-def _least_and_most(word: str, edge: Edge, schedule: Schedule, epochs: float) -> tuple[float, float]:
-    """The extremes of a number that is never negative."""
-    least, most = schedule.extremes(epochs)
-    if least < 0:
-        raise KdkitError(f"edge {edge.name!r}: {word} must never be negative, got {schedule}")
-    return least, most

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from kdkit.graph.control import moving
+from kdkit.graph.coordinate import Coordination
 from kdkit.graph.schedule import Schedule, Spec
 from kdkit.graph.share import Share
 from kdkit.graph.span import Span
@@ -35,8 +37,11 @@ class Edge:
         clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
         ensemble: several sources as one teacher: `arithmetic` mean (of probabilities, where logits are read) or
             `geometric` (of logits); with `among`, all the others are one (DML_e of Zhang et al. 2018).
+        coordinate: `True` or `{scale: …, ema: …}`: peers teach in proportion to how well they do on held-out training
+            samples, and the weak ones listen more (`kdkit.graph.coordinate.Coordination`).
         name: how the log and overrides call it; left out: the loss's name.
-        options: the loss's constructor arguments; every number may be a schedule.
+        options: the loss's constructor arguments; every number may be a schedule, a temperature also controlled
+            (`kdkit.graph.control.Control`).
 
     Raises:
         KdkitError: unknown loss or option, or words that exclude each other.
@@ -56,6 +61,7 @@ class Edge:
         gather: bool = False,
         clip: Spec | None = None,
         ensemble: Literal["arithmetic", "geometric"] | None = None,
+        coordinate: Coordination | Mapping[str, Any] | bool | None = None,
         name: str | None = None,
         **options: Any,
     ) -> None:
@@ -79,6 +85,9 @@ class Edge:
             raise KdkitError(f"edge {self.name!r}: `among` already says who teaches whom; leave out `from` and `to`")
         if ensemble not in (None, "arithmetic", "geometric"):
             raise KdkitError(f"edge {self.name!r}: ensemble must be 'arithmetic' or 'geometric', got {ensemble!r}")
+        self.coordinate = Coordination.parse(coordinate)
+        if self.coordinate is not None and (among is None or ensemble is not None):
+            raise KdkitError(f"edge {self.name!r}: coordinate weighs each peer; it goes with `among`, no ensemble")
         self.when = Span.parse(when)
         self.gather = gather
         self.ensemble = ensemble
@@ -141,4 +150,6 @@ def _scheduled(parameter: inspect.Parameter, value: Any) -> Any:
     default = parameter.default
     number = isinstance(default, (int, float)) and not isinstance(default, bool)
     number = number or parameter.annotation in (float, "float", "float | Tensor")
-    return Schedule.parse(value) if number and isinstance(value, Mapping) else value
+    if not (number and isinstance(value, Mapping)):
+        return value
+    return moving(value) if parameter.name == "temperature" else Schedule.parse(value)

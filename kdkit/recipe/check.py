@@ -175,22 +175,31 @@ def _values(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
         *_schedule(recipe, ("losses", i, "clip"), spec.clip, 0),
     ]
     for word, value in spec.arguments.items():
-        if isinstance(value, Moving):
+        if isinstance(value, Moving) and "control" not in value:
             wrong += _schedule(recipe, ("losses", i, word), value)
-    yield from wrong
+    yield from [*wrong, *_held_out(recipe, i, spec)]
     if not wrong:
         for word, message in _refused(spec, epochs):
             yield recipe.origin.problem(("losses", i, *([word] if word else [])), message)
+
+
+def _held_out(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
+    """What follows held-out training samples has some."""
+    asking = ["coordinate"] if spec.coordinate else []
+    asking += [word for word, value in spec.arguments.items() if isinstance(value, Moving) and "control" in value]
+    if asking and not recipe.data.arguments.get("val_split"):
+        message = "follows held-out training samples, and none are held out; say `val_split: 0.1` under `data`"
+        yield recipe.origin.problem(("losses", i, asking[0]), message)
 
 
 def _refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
     """What the loss's constructor refuses: the argument it names, and its sentence."""
     import torch
 
-    from kdkit.graph import Schedule
+    from kdkit.graph.control import moving
 
     def at(end: int, value: Any) -> Any:
-        return float(f"{Schedule.parse(value).extremes(epochs)[end]:.6g}") if isinstance(value, Moving) else value
+        return float(f"{moving(value).extremes(epochs)[end]:.6g}") if isinstance(value, Moving) else value
 
     cls = spec.cls
     options = {word: FILLED[word] for word in constructor(cls) if word in FILLED_WORDS} | spec.arguments

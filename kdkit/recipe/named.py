@@ -91,6 +91,7 @@ class EdgeSpec(Words):
         gather: both ends over all ranks.
         clip: largest norm of its gradient at the student's tap.
         ensemble: several sources as one.
+        coordinate: peers teach in proportion to how well they do on held-out samples; `true`, or its words.
     """
 
     cls: ClassVar[type[nn.Module]]
@@ -106,6 +107,7 @@ class EdgeSpec(Words):
     gather: Flag = False
     clip: NumberOrSchedule | None = None
     ensemble: Literal["arithmetic", "geometric"] | None = None
+    coordinate: Flag | Options | None = None
 
     @field_validator("name")
     @classmethod
@@ -127,6 +129,17 @@ class EdgeSpec(Words):
             raise ValueError(str(error)) from None
         return head
 
+    @field_validator("coordinate")
+    @classmethod
+    def _known_coordinate(cls, value: bool | dict[str, Any] | None) -> bool | dict[str, Any] | None:
+        from kdkit.graph.coordinate import Coordination
+
+        try:
+            Coordination.parse(value)
+        except KdkitError as error:
+            raise ValueError(str(error).removeprefix("coordinate: ")) from None
+        return value
+
     @property
     def ends(self) -> list[tuple[str, str]]:
         """Every end and tap that it names, after the word that says it."""
@@ -142,9 +155,10 @@ class EdgeSpec(Words):
 
     def edge(self) -> GraphEdge:
         """The edge of the graph that it says."""
-        from kdkit.graph import Edge, Schedule
+        from kdkit.graph import Edge
+        from kdkit.graph.control import moving
 
-        arguments = {w: Schedule.parse(v) if isinstance(v, Moving) else v for w, v in self.arguments.items()}
+        arguments = {w: moving(v) if isinstance(v, Moving) else v for w, v in self.arguments.items()}
         return Edge(
             self.cls if ":" in self.loss else self.loss,
             source=self.source,
@@ -157,6 +171,7 @@ class EdgeSpec(Words):
             gather=self.gather,
             clip=self.clip,
             ensemble=self.ensemble,
+            coordinate=self.coordinate,
             name=self.title,
             **arguments,
         )

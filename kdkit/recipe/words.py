@@ -53,6 +53,18 @@ def _schedule(value: Any) -> Any:
     return Moving(value)
 
 
+def _temperature(value: Any) -> Any:
+    from kdkit.graph.control import Control
+
+    if not (isinstance(value, dict) and "control" in value):
+        return _schedule(value)
+    try:
+        Control.parse(value)
+    except KdkitError as error:
+        raise ValueError(str(error)) from None
+    return Moving(value)
+
+
 def _weight(value: Any) -> Any:
     from kdkit.graph.share import Share
 
@@ -85,6 +97,11 @@ Weight = Annotated[
     Any,
     PlainValidator(_weight),
     WithJsonSchema({"type": ["number", "object"], "description": "a number, a schedule, or {share: 0.5}"}),
+]
+Temperature = Annotated[
+    Any,
+    PlainValidator(_temperature),
+    WithJsonSchema({"type": ["number", "object"], "description": "a number, a schedule, or {control: nll}"}),
 ]
 Time = Annotated[
     Any,
@@ -144,7 +161,8 @@ def options_model(
         if p.name == "self" or p.name in skip or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
         default = ... if p.default is p.empty else p.default
-        kind = _kind(hints.get(p.name, Any), NumberOrSchedule if scheduled else Number, default)
+        moves = Temperature if p.name == "temperature" else NumberOrSchedule
+        kind = _kind(hints.get(p.name, Any), moves if scheduled else Number, default)
         fields[PREFIX + p.name] = (kind, Field(default, alias=p.name))
     return create_model(name, __base__=base, **fields)
 

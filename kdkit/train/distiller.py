@@ -23,6 +23,7 @@ from kdkit.graph.schedule import Curve, Schedule, Spec
 from kdkit.graph.stage import Stage
 from kdkit.models.still import still
 from kdkit.registry import KdkitError
+from kdkit.train.adapt import adapt
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory, located
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
@@ -134,7 +135,7 @@ class Distiller(Evaluation):
         if self.trainer.strategy.root_device.type == "cpu" and overruns(map(graph.model, graph.trained)):
             self.channels_last = False
         if stage == "fit":
-            check_validation(self.trainer)
+            check_validation(self.trainer, graph.unbound)
             check_labels(facts.sample_labels, facts.num_classes)
             batch = self.on_after_batch_transfer(example_batch(self.trainer, graph.min_batch), 0)
             turns = len(graph.trained) if self.update == "sequential" else 1
@@ -279,7 +280,7 @@ class Distiller(Evaluation):
         self.watch.look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)
         means = {f"loss/{name}": value for name, value in self.sums.means().items()}
         rates = {f"lr/{name}": curve(self.current_epoch) for name, curve in self.rates.items()}
-        self.log_dict({**means, **rates, **weights(self.graph)}, sync_dist=True)
+        self.log_dict({**means, **rates, **weights(self.graph), **adapt(self)}, sync_dist=True)
         self.sums.clear()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kdkit.graph.batch import Facts
+from kdkit.graph.edge import Edge
 from kdkit.registry import KdkitError
+from kdkit.train.adapt import check_held_out
 
 SIZE = 4
 SEVERAL = (
@@ -31,12 +33,13 @@ def facts_of(trainer: pl.Trainer) -> Facts:
     return Facts(num_samples=len(data) if isinstance(loader, DataLoader) and isinstance(data, Sized) else None)
 
 
-def check_validation(trainer: pl.Trainer) -> None:
-    """Raise `KdkitError` before training where there are several validation loaders."""
+def check_validation(trainer: pl.Trainer, edges: Sequence[Edge]) -> None:
+    """Raise `KdkitError` before training where validation has several loaders, or not the samples that edges follow."""
     source = trainer.fit_loop.epoch_loop.val_loop._data_source
     loaders = source.dataloader() if source.is_defined() else None
     if isinstance(loaders, (list, tuple, dict)) and len(loaders) > 1:
         raise KdkitError(SEVERAL)
+    check_held_out(trainer, edges)
 
 
 def example_batch(trainer: pl.Trainer, least: int = 1) -> Any:
