@@ -1,0 +1,70 @@
+"""The picture of what modules tell of themselves, one after the other: how beliefs sharpen with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdkit.storage import whole
+
+Rows = Mapping[int, Mapping[str, float]]
+
+
+def by_depth(rows: Rows) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """`monitor/<model>/<loss>/<word>/<depth>` as `{"<model> <loss>": {word: {epoch: by depth}}}`."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for epoch, row in sorted(rows.items()):
+        parts = [(key.split("/"), value) for key, value in row.items() if key.startswith("monitor/")]
+        told = [(keys, int(keys[4]), value) for keys, value in parts if len(keys) == 5 and keys[4].isdigit()]
+        for (_, model, loss, word, _), _, value in sorted(told, key=lambda part: part[1]):
+            found.setdefault(f"{model} {loss}", {}).setdefault(word, {}).setdefault(epoch, []).append(value)
+    return found
+
+
+def draw_depth(rows: Rows, path: Path, title: str, curves: int = 5) -> None:
+    """Save a PNG with a row for each model and a panel for each word, by depth, at the first, the last and some epochs.
+
+    Nothing is drawn where no loss told anything by depth.
+
+    Args:
+        rows: metrics by epoch, as `MetricRows` keeps them.
+        path: the PNG.
+        title: what stands above it.
+        curves: how many epochs are drawn.
+    """
+    told = by_depth(rows)
+    if not told:
+        return
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    wide = max(len(words) for words in told.values())
+    figure = Figure(figsize=(3.3 * wide, 3.2 * len(told) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(told), wide, squeeze=False)
+    for line, (who, words) in zip(grid, told.items(), strict=True):
+        for axes, (word, epochs) in zip(line, words.items(), strict=False):
+            chosen = _some(list(epochs), curves)
+            for i, epoch in enumerate(chosen):
+                colour = colormaps["viridis"](0.9 * (1 - i / max(1, len(chosen) - 1)))
+                depths = range(1, len(epochs[epoch]) + 1)
+                axes.plot(depths, epochs[epoch], marker="o", markersize=3, color=colour, label=f"epoch {epoch}")
+            axes.set(title=word, xlabel="module")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.grid(alpha=0.3)
+        line[0].set_ylabel(who)
+        line[0].legend(frameon=False, fontsize="small")
+        for axes in line[len(words) :]:
+            axes.set_axis_off()
+    figure.suptitle(title)
+    with whole(path) as file:
+        figure.savefig(file, dpi=120, format="png")
+
+
+def _some(epochs: list[int], count: int) -> list[int]:
+    """The first, the last, and what lies evenly between."""
+    if len(epochs) <= count:
+        return epochs
+    return [epochs[round(i * (len(epochs) - 1) / (count - 1))] for i in range(count)]
