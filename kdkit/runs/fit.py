@@ -16,6 +16,7 @@ from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, finger
 from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
 from kdkit.runs.curves import draw_curves
+from kdkit.runs.depth import draw_depth
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
@@ -93,6 +94,7 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, pr
             for name in distiller.graph.models:
                 models.save_weights(distiller.graph.model(name), folder.weights(name), metadata(experiment, name))
             draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
+            draw_depth(rows.rows, folder.beliefs, experiment.name)
             found = figures(rows.rows, experiment.nodes)
             note_classes(folder, experiment.datamodule)
             write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})

@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "compare"
 
     @property
+    def beliefs(self) -> Path:
+        """The picture of what modules tell of themselves by depth, where a loss has them tell."""
+        return self.path / "beliefs.png"
+
+    @property
     def trace(self) -> Path:
         """A Chrome trace of some steps, where that was asked for."""
         return self.path / "trace.json.gz"
@@ -158,6 +163,7 @@ class RunFolder:
             self.evaluation,
             self.checkpoint,
             self.curves,
+            self.beliefs,
             self.trace,
             self.metrics,
             self.recipe,
