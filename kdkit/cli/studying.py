@@ -53,3 +53,36 @@ def compare(
     run = RunFolder(first if first.is_dir() else first.parent)
     place = out or (run.comparison if run.recipe.is_file() else Path("compare"))
     typer.echo(f"figures and compare.json are in {write_comparison(found, place)}")
+
+
+@app.command(epilog="Example: kdkit probe runs/kd-seed0 runs/crd-seed0 --data stl10")
+def probe(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs' folders or weights files; KEY=VALUE words.")],
+    data: Annotated[str, typer.Option(help="cifar10, stl10, another data set's name, or a folder of class folders.")],
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images; left out: as in the run's training.")
+    ] = None,
+    tap: Annotated[str, typer.Option(help="Where features are read.")] = "embedding",
+    out: Annotated[Path | None, typer.Option(help="The JSON file to write; left out: probe.json in each run.")] = None,
+) -> None:
+    """Measure what frozen features are worth on other data.
+
+    A linear classifier on them, its regularisation chosen on held-out training images, and their nearest neighbours.
+    """
+    from kdkit.console import show, table
+    from kdkit.runs.evaluate import keep
+    from kdkit.runs.folder import RunFolder
+    from kdkit.study.probe import probe as measure
+
+    words = [word for word in runs if "=" in word]
+    rows = []
+    for run in (word for word in runs if "=" not in word):
+        found = measure(run, data, words, image_size=image_size, tap=tap)
+        if path := out or (RunFolder(Path(run)).probes if RunFolder(Path(run)).recipe.is_file() else None):
+            keep(path, " ".join([data, *words, *([run] if out else [])]), found)
+        for name, its in found.items():
+            model = name if Path(run).is_file() else f"{Path(run).name}/{name}"
+            cells = [f"{100 * its['linear']:.2f}", f"{100 * its['knn']:.2f}", f"{100 * its['held_out']:.2f}"]
+            rows.append((model, *cells, f"{its['decay']:g}", str(its["features"])))
+    columns = ("model", ">linear %", ">kNN %", ">held out %", ">λ", ">features")
+    show(table(columns, rows, f"frozen features on {data}"), sys.stdout)

@@ -16,6 +16,7 @@ from kdkit.data.fake import FakeData
 from kdkit.data.files import data_root
 from kdkit.data.folder import Folder, ImageNet
 from kdkit.data.module import DataModule
+from kdkit.data.stl10 import STL10
 from kdkit.data.worker_loader import WorkerLoader
 from kdkit.registry import KdkitError, Registry, constructor, nearest
 
@@ -26,11 +27,13 @@ DATA.add("digits", Digits)
 DATA.add("fake", FakeData)
 DATA.add("folder", Folder)
 DATA.add("imagenet", ImageNet)
+DATA.add("stl10", STL10)
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "DATA",
+    "STL10",
     "DataFacts",
     "DataModule",
     "DeviceLoader",

@@ -98,10 +98,18 @@ def write_evaluation(path: Path, found: Evaluation, split: str, overrides: Seque
         KdkitError: it cannot be written.
     """
     key = " ".join([split, *(word for word in overrides if not word.startswith("trainer."))])
-    models = {name: {**found.figures[name], "by_class": found.by_class[name]} for name in found.figures}
+    keep(path, key, {name: {**found.figures[name], "by_class": found.by_class[name]} for name in found.figures})
+
+
+def keep(path: Path, key: str, found: Any) -> None:
+    """Put one entry into a JSON file of several.
+
+    Raises:
+        KdkitError: it cannot be written.
+    """
     try:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        write_json(path, {**before, key: models})
+        write_json(path, {**before, key: found})
     except (OSError, ValueError, TypeError) as error:
         raise KdkitError(f"{path} could not be written ({error}); give another place with --out FILE") from None
 

@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "eval.json"
 
     @property
+    def probes(self) -> Path:
+        """What `kdkit probe` found."""
+        return self.path / "probe.json"
+
+    @property
     def comparison(self) -> Path:
         """The folder of what `kdkit compare` found."""
         return self.path / "compare"
@@ -161,6 +166,7 @@ class RunFolder:
         yield from (
             self.result,
             self.evaluation,
+            self.probes,
             self.checkpoint,
             self.curves,
             self.beliefs,

@@ -82,7 +82,7 @@ def trained(
     data.prepare_data()
     facts, found = Facts.of(data), {}
     for name, path in files.items():
-        node, classes = _behind(experiment.nodes[name], told[name]), told[name].get("classes") or data.class_names
+        node, classes = behind(experiment.nodes[name], told[name]), told[name].get("classes") or data.class_names
         module = node.module
         assert module is not None  # only an EMA copy has none, and none is asked for here
         models.load_weights(module, path, arch=str(recipe.models[name].arch))
@@ -106,7 +106,7 @@ def on_device(model: Trained, device: torch.device) -> Trained:
     return replace(model, adapter=adapter, module=module, places=model.places.to(device))
 
 
-def _behind(node: Node, told: Mapping[str, Any]) -> Node:
+def behind(node: Node, told: Mapping[str, Any]) -> Node:
     """The node with the normalisation that its weights were trained with."""
     if told.keys() >= {"mean", "std"}:
         return replace(node, mean=tuple(told["mean"]), std=tuple(told["std"]))

@@ -158,7 +158,7 @@ def test_what_cannot_be_compared(pair, tmp_path, monkeypatch):
         compare("teacher_digits", [student], DATA)
     with pytest.raises(KdkitError, match="named twice"):
         compare(teacher, [student, student], DATA)
-    with pytest.raises(KdkitError, match=r"s: .*stage9"):
+    with pytest.raises(KdkitError, match="t: unknown tap 'stage9'"):
         compare(teacher, [student], DATA, taps=["stage9"])
     with pytest.raises(KdkitError, match="split must be"):
         compare(teacher, [student], DATA, split="val")
@@ -189,7 +189,9 @@ def test_a_run_of_ones_own_code_beside_a_published_model(tmp_path, monkeypatch):
     build = models.build
     asked = []
 
-    def published(name, *, num_classes, pretrained):
+    def published(name, *, num_classes, pretrained, **words):
+        if words:  # the run's own
+            return build(name, num_classes=num_classes, pretrained=pretrained, **words)
         asked.append((name, num_classes, pretrained))
         return build("timm/test_resnet.r160_in1k", num_classes=10, pretrained=False)
 

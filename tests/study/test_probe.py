@@ -1,0 +1,155 @@
+"""Probes by libraries and plain loops; features as the model gives them in eval mode, and kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from kdkit import data, models
+from kdkit.cli import app
+from kdkit.registry import KdkitError
+from kdkit.study import probe as probing
+from kdkit.study.linear import _fit, linear_probe, neighbours
+from kdkit.study.probe import probe
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A net of other classes than the data that it is probed on."""
+    torch.manual_seed(0)
+    net = models.build("resnet8", num_classes=7)
+    net(torch.randn(64, 3, 8, 8))
+    path = tmp_path_factory.mktemp("probed") / "net.safetensors"
+    told = {"mean": MEAN, "std": STD, "num_classes": 7, "classes": list("abcdefg"), "data": {"name": "fake"}}
+    told["data"] |= {"shape": [3, 8, 8], "classes": 7}
+    models.save_weights(net, path, {"arch": "resnet8", **{k: json.dumps(v) for k, v in told.items()}})
+    return path, net.eval()
+
+
+def blobs(n, classes=4, wide=6, noise=1.2):
+    drawn = torch.Generator().manual_seed(1)
+    centres = torch.randn(classes, wide, generator=drawn)
+    y = torch.randint(classes, (n,), generator=drawn)
+    return centres[y] + noise * torch.randn(n, wide, generator=drawn), y
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1.0])
+def test_the_fit_is_scikit_learns(decay):
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    x, y = blobs(300)
+    mine = _fit(x, y, torch.zeros(7, 4), decay)
+    theirs = sklearn.LogisticRegression(C=1 / (decay * len(x)), max_iter=2000, tol=1e-8).fit(x.numpy(), y.numpy())
+    p = (x @ mine[:-1] + mine[-1]).softmax(1)
+    assert np.allclose(p, theirs.predict_proba(x.numpy()), atol=2e-3)
+
+
+def test_regularisation_is_chosen_without_a_look_at_the_test():
+    x, y = blobs(400)
+    wide = torch.cat([x, torch.randn(400, 200)], 1)  # much to overfit
+    told = linear_probe(wide[:150], y[:150], wide[150:], y[150:], 4)
+    again = linear_probe(wide[:150], y[:150], -wide[150:], y[150:].flip(0), 4)
+    assert (told.decay, told.held_out) == (again.decay, again.held_out)
+    assert told.decay > 1e-6
+    assert told.top1 > 0.6 > again.top1
+
+
+def test_a_feature_that_never_moves_changes_nothing():
+    x, y = blobs(300)
+    flat = torch.cat([x, torch.full((300, 1), 7.0)], 1)
+    one, two = (linear_probe(z[:200], y[:200], z[200:], y[200:], 4) for z in (x, flat))
+    assert one == two
+
+
+def test_neighbours_by_a_plain_loop():
+    x, y = blobs(120)
+    right = 0
+    for i in range(80, 120):
+        cosines = F.cosine_similarity(x[i : i + 1], x[:80])
+        near = sorted(range(80), key=lambda j: -cosines[j])[:20]
+        votes = [sum(float((cosines[j] / 0.07).exp()) for j in near if y[j] == c) for c in range(4)]
+        right += votes.index(max(votes)) == y[i]
+    assert neighbours(x[:80], y[:80], x[80:], y[80:], 4) == pytest.approx(right / 40)
+
+
+def test_features_are_those_of_eval_mode_in_order_and_are_kept(weights, monkeypatch):
+    path, net = weights
+    kept = {}
+    compute = probing._compute
+    monkeypatch.setattr(probing, "_compute", lambda *args: kept.setdefault("found", compute(*args)))
+    told = probe(path, "digits", ["trainer.accelerator=cpu"])["net"]
+    assert told["linear"] > 0.3  # of a net that learned nothing; by chance: a tenth
+    assert told["train"], told["test"] == (1437, 360)
+    images, labels = data.build("digits", image_size=8).tensors(True)
+    net.fc = nn.Identity()
+    with torch.no_grad():
+        x = net((images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+    assert torch.allclose(kept["found"]["train_x"], x, atol=1e-4)
+    assert torch.equal(kept["found"]["train_y"], labels)
+    monkeypatch.setattr(probing, "_compute", None)
+    assert probe(path, "digits", ["trainer.accelerator=cpu"])["net"] == told
+    with pytest.raises(TypeError):  # other features
+        probe(path, "digits", ["trainer.accelerator=cpu"], tap="stage1")
+
+
+def test_a_folder_by_the_verb(weights, tmp_path):
+    path, _ = weights
+    for i, name in enumerate(("dark", "light")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for j in range(12):
+            pixels = np.random.default_rng(20 * i + j).integers(120 * i, 120 * i + 90, (12, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{j}.png")
+    words = ["data.holdout=0.25", "data.num_workers=0", "trainer.accelerator=cpu"]
+    place = tmp_path / "probe.json"
+    said = CliRunner().invoke(
+        app, ["probe", str(path), *words, "--data", str(tmp_path / "photos"), "--tap", "stem", "--out", str(place)]
+    )
+    assert said.exit_code == 0, said.output
+    (found,) = json.loads(place.read_text()).values()
+    assert (found["net"]["train"], found["net"]["test"], found["net"]["features"]) == (18, 6, 16)
+    assert found["net"]["linear"] == 1
+    assert "100.00" in said.output
+
+
+def test_what_cannot_be_probed(weights, tmp_path):
+    path, _ = weights
+    with pytest.raises(KdkitError, match="no such folder, and no data set of that name; known: cifar10"):
+        probe(path, "stl11")
+    with pytest.raises(KdkitError, match=r"data\.augment: a probe takes data"):
+        probe(path, "digits", ["data.augment=true"])
+    with pytest.raises(KdkitError, match="net: unknown tap 'stage8'"):
+        probe(path, "digits", tap="stage8")
+    models.save_weights(models.build("resnet8", num_classes=7), tmp_path / "a.safetensors", {"arch": "resnet8"})
+    with pytest.raises(KdkitError, match="how large its images were; give --image-size"):
+        probe(tmp_path / "a.safetensors", "digits")
+
+
+def test_stl10_is_torchvisions(monkeypatch, tmp_path):
+    class Theirs:
+        base_folder = "stl10_binary"
+
+        def __init__(self, root, split, download):
+            if root != str(tmp_path):
+                raise RuntimeError("not found")
+            n = {"train": 6, "test": 4}[split]
+            self.data = np.full((n, 3, 96, 96), 100, np.uint8)
+            self.labels = np.arange(n) % 10
+
+    monkeypatch.setattr("torchvision.datasets.STL10", Theirs)
+    images, labels = data.build("stl10", root=tmp_path, image_size=32).tensors(False)
+    assert images.shape == (4, 3, 32, 32)
+    assert images.unique().tolist() == [100]
+    assert labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(KdkitError, match=r"stl10_binary/ was not found whole .*data\.download=true"):
+        data.build("stl10", root=tmp_path / "gone").tensors(True)
