@@ -152,3 +152,17 @@ def test_bars_that_are_met_missed_and_not_run(tmp_path):
     rows[0]["faster"] = {"plain torch": [0.4, 0.5, 0.6]}
     path.write_text(json.dumps(rows[0]))
     assert "- `nst`, B = 64, 64x32x32: plain torch takes 0.50 of its time" in performance.page(performance.load([path]))
+
+
+def test_mutual_learning_is_compared_with_the_same_models_alone(tmp_path):
+    from benchmarks import dml
+
+    for name in dml.SETS:
+        for method, seed in list(dml.cells(name)):
+            with_peers, alone = dml.recipe(name, method, seed), dml.recipe(name, dml.control(method), seed)
+            assert {peer: alone.models[peer] for peer in with_peers.models} == dict(with_peers.models)
+            assert (with_peers.data, with_peers.optimizer, with_peers.lr) == (alone.data, alone.optimizer, alone.lr)
+    words, out = quick("digits", "--runs", str(tmp_path / "runs"), tmp_path=tmp_path)
+    dml.main(words)
+    (row,) = read(out)
+    assert (row["method"], row["seed"], sorted(row["peers"])) == ("alone", 0, ["a", "b", "c", "d"])
