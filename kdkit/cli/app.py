@@ -42,7 +42,7 @@ class Verbs(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
             say("stopped.", "yellow", str(stop))
-            raise typer.Exit(130) from None
+            raise typer.Exit(getattr(stop, "code", 130)) from None
 
 
 app = typer.Typer(

@@ -54,7 +54,8 @@ def fit(
         with interruptible(folder):
             result = run(loaded, out=folder.path, resume=resume, overwrite=overwrite, profile=profile)
     except Interrupted as stop:
-        raise KeyboardInterrupt(f"{stop}; {_go_on(stop.folder.teacher)}") from None
+        stop.args = (f"{stop}; {_go_on(stop.folder.teacher)}",)
+        raise
     if first_rank():  # with several devices each has this command run for itself
         _show_result(result)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from kdkit.storage import whole
+
 
 def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str, frozen: Collection[str] = ()) -> None:
     """Save a PNG with the mean of each loss term (log scale) and top-1 by epoch.
@@ -40,7 +42,8 @@ def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str,
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with whole(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _columns(rows: Mapping[int, Mapping[str, float]], prefix: str, suffix: str) -> list[str]:

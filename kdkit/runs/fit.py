@@ -17,14 +17,14 @@ from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.depth import draw_depth
-from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text
+from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
 from kdkit.runs.result import Result, figures, read_result
-from kdkit.runs.resume import check_same, epochs_done, resuming
+from kdkit.runs.resume import Standing, check_same, drop_damaged, resuming, standing
 from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
 from kdkit.runs.told import metadata, note_classes
@@ -79,32 +79,39 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, pr
         trainer.callbacks.append(StepProfiler(folder.trace, show_parts))  # type: ignore[attr-defined]
     held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
     with held, interruptible(folder):
-        checkpoint = folder.checkpoint if resume and folder.begun else None
-        done = epochs_done(folder) if checkpoint is not None else 0
-        rows.restore(done)
+        used = standing(folder) if resume and folder.begun else None
+        if used:
+            rows.restore(used.epochs, used.rows)
         if first_rank():
             folder.check(resume=resume, overwrite=overwrite)
-            _announce(recipe, folder, done)
+            _announce(recipe, folder, used)
+            if used:
+                drop_damaged(folder, used)
         make_way = _make_way(recipe, folder, resume=resume, overwrite=overwrite)
-        beginning = Beginning(make_way, resumed=checkpoint is not None)
+        beginning = Beginning(make_way, resumed=used is not None)
         trainer.callbacks.append(beginning)  # type: ignore[attr-defined]
         with own_code(folder), resuming(folder), blaming(recipe), refusals(recipe), quiet():
-            trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=checkpoint, weights_only=False)
+            path = used.checkpoint if used else None
+            trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=path, weights_only=True)
         if trainer.is_global_zero:
             for name in distiller.graph.models:
                 models.save_weights(distiller.graph.model(name), folder.weights(name), metadata(experiment, name))
-            draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
-            draw_depth(rows.rows, folder.beliefs, experiment.name)
-            found = figures(rows.rows, experiment.nodes)
-            note_classes(folder, experiment.datamodule)
-            write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})
+            with writing(folder):
+                draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
+                draw_depth(rows.rows, folder.beliefs, experiment.name)
+                found = figures(rows.rows, experiment.nodes)
+                note_classes(folder, experiment.datamodule)
+                write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})
         trainer.strategy.barrier()
         return read_result(folder)
 
 
-def _announce(recipe: Recipe, folder: RunFolder, done: int) -> None:
+def _announce(recipe: Recipe, folder: RunFolder, used: Standing | None) -> None:
+    if used and used.note:
+        tell(used.note, sys.stdout)
+    done = used.epochs if used else 0
     name, epochs = f"{recipe.name}{' first' if folder.teacher else ''}", recipe.trainer.max_epochs
-    begins = f"going on with {name} after epoch {done}" if done else f"training {name}"
+    begins = f"going on with {name} after epoch {done}" if used else f"training {name}"
     tell(f"{begins}: {epochs} epoch{'s' * (epochs > 1)}, into {folder.path}", sys.stdout)
 
 
@@ -118,9 +125,10 @@ def _make_way(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: boo
         raise KdkitError(told)
 
     def begin() -> None:
-        folder.prepare(resume=resume, overwrite=overwrite)
-        write_json(folder.provenance, papers)
-        write_text(folder.recipe, text)
+        with writing(folder):
+            folder.prepare(resume=resume, overwrite=overwrite)
+            write_json(folder.provenance, papers)
+            write_text(folder.recipe, text)
 
     return begin
 

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run."""
+"""Ctrl-C in the middle of a run, and the signals by which a machine is taken away."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ from contextlib import contextmanager
 
 from kdkit.runs.folder import RunFolder
 
+CTRL_C, SIGNAL = 130, 75  # exit codes; 75: nothing is wrong, start it again
+
+
+class Asked(KeyboardInterrupt):
+    """A signal, by its name, has been answered with a checkpoint."""
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; its text says what is saved of the run that trained.
+    """Ctrl-C, or a signal; its text says what is saved of the run that trained.
 
     Attributes:
         folder: of that run, which may be a teacher's.
+        code: that the command line exits with.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, signal: str = "") -> None:
+        self.folder, self.code = folder, SIGNAL if signal else CTRL_C
+        why = f"{signal}: " if signal else ""
         if folder.checkpoint.exists():
-            super().__init__(f"{folder.checkpoint} holds the {'teacher' if folder.teacher else 'run'} so far")
+            super().__init__(f"{why}{folder.checkpoint} holds the {'teacher' if folder.teacher else 'run'} so far")
         else:
-            super().__init__(f"{folder.path} has no checkpoint yet, for its first epoch is not over")
+            super().__init__(f"{why}{folder.path} has no checkpoint yet, for its first epoch is not over")
 
 
 @contextmanager
 def interruptible(folder: RunFolder) -> Iterator[None]:
-    """Ctrl-C inside, which Lightning answers by leaving Python, becomes `Interrupted`."""
+    """What Lightning answers by leaving Python, Ctrl-C and `Asked`, becomes `Interrupted`."""
     try:
         yield
     except Interrupted:  # of a teacher, told already
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        first = stop.__context__ if isinstance(stop, SystemExit) else stop
+        if not isinstance(first, KeyboardInterrupt):
             raise  # somebody means it
-        raise Interrupted(folder) from None
+        raise Interrupted(folder, str(first) if isinstance(first, Asked) else "") from None

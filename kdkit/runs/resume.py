@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kdkit.fault import what
@@ -40,22 +42,61 @@ def check_same(recipe: Recipe, folder: RunFolder) -> None:
     )
 
 
-def epochs_done(folder: RunFolder) -> int:
-    """Whole epochs behind a run's last checkpoint.
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        checkpoint: what it goes on from.
+        epochs: whole ones behind it.
+        rows: of these; `None` in checkpoints of older versions.
+        note: why it is not the last one.
+    """
+
+    checkpoint: Path
+    epochs: int
+    rows: dict[int, dict[str, float]] | None
+    note: str = ""
+
+
+def standing(folder: RunFolder) -> Standing:
+    """What a run goes on from: its last checkpoint, or the one before where the last is damaged.
 
     Raises:
-        KdkitError: the checkpoint is damaged, or it is none of kdkit's.
+        KdkitError: neither is whole, or they are none of kdkit's.
     """
+    if not folder.checkpoint.exists() and folder.previous.exists():  # the power failed between two names
+        return _read(folder, folder.previous)
+    try:
+        return _read(folder, folder.checkpoint)
+    except KdkitError as error:
+        try:
+            before = _read(folder, folder.previous)
+        except KdkitError:
+            raise error from None
+        return replace(before, note=f"{str(error).partition(';')[0]}; the one before it is used")
+
+
+def drop_damaged(folder: RunFolder, used: Standing) -> None:
+    """A last checkpoint that is not used goes, so that it never takes the place of the one that is."""
+    if used.checkpoint == folder.previous:
+        folder.checkpoint.unlink(missing_ok=True)
+
+
+def _read(folder: RunFolder, path: Path) -> Standing:
     import torch
 
-    path = folder.checkpoint
+    from kdkit.models.whole import check_zip
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        check_zip(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a broken file can fail in any way
         raise KdkitError(f"{path} is damaged: it cannot be read as a checkpoint; {_mend(folder)}") from error
     if not isinstance(content, dict) or not {"epoch", "state_dict", "kdkit"} <= content.keys():
         raise KdkitError(f"{path} is no checkpoint of a kdkit run; {_mend(folder)}")
-    return int(content["epoch"]) + 1
+    rows = content.get("rows")
+    return Standing(path, int(content["epoch"]) + 1 if rows is None else len(rows), rows)
 
 
 @contextmanager

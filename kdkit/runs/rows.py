@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from kdkit.runs.folder import write_text
+from kdkit.registry import KdkitError
+from kdkit.runs.folder import RunFolder, unwritable, write_text
 
 
 class MetricRows(Logger):
@@ -40,12 +42,28 @@ class MetricRows(Logger):
         """There is one file."""
         return 0
 
-    def restore(self, epochs: int) -> None:
-        """Take the first `epochs` rows of the file up again and forget the others: the run goes on from there."""
-        if self.path.exists():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                read = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.rows = {int(row["epoch"]): row for row in read if row["epoch"] <= epochs}
+    def restore(self, epochs: int, rows: Mapping[int, dict[str, float]] | None = None) -> None:
+        """Take the first `epochs` rows up again and forget the others: the run goes on from there.
+
+        Args:
+            epochs: behind the checkpoint.
+            rows: what the checkpoint has of them; left out, as in older ones, the file's.
+
+        Raises:
+            KdkitError: the file is damaged.
+        """
+        if rows is not None:
+            self.rows = {epoch: dict(row) for epoch, row in rows.items() if epoch <= epochs}
+        elif self.path.exists():
+            try:
+                self.rows = self._read(epochs)
+            except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+                raise KdkitError(f"{self.path} is damaged ({error}); --overwrite begins the run anew") from None
+
+    def _read(self, epochs: int) -> dict[int, dict[str, float]]:
+        with self.path.open(encoding="utf-8", newline="") as file:
+            read = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return {int(row["epoch"]): row for row in read if row["epoch"] <= epochs}
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -64,13 +82,18 @@ class MetricRows(Logger):
         """Write every row."""
         if not self.rows:
             return
+        if not self.path.parent.is_dir():
+            raise KdkitError(f"{self.path.parent} is gone; training has stopped")
         columns = sorted({key for row in self.rows.values() for key in row} - {"epoch", "step"})
         text = io.StringIO()
         writer = csv.DictWriter(text, ["epoch", "step", *columns], lineterminator="\n")
         writer.writeheader()
         for _, row in sorted(self.rows.items()):
             writer.writerow({key: _short(value) for key, value in row.items()})
-        write_text(self.path, text.getvalue())
+        try:
+            write_text(self.path, text.getvalue())
+        except OSError as error:
+            raise unwritable(RunFolder(self.path.parent), self.path, error) from error
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

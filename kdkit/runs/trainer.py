@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from kdkit.console import tell
 from kdkit.recipe import Recipe, RecipeError
 from kdkit.runs.folder import RunFolder, first_rank
+from kdkit.runs.keeping import Keeper, TwoKept
 from kdkit.runs.progress import progress_callback
 from kdkit.runs.rows import MetricRows
 
@@ -34,15 +34,13 @@ def make_trainer(recipe: Recipe, options: Mapping[str, Any], folder: RunFolder, 
     Raises:
         RecipeError: this machine has not what the recipe asks for.
     """
-    keep = ModelCheckpoint(
-        folder.checkpoint.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
     with refusals(recipe, ValueError, TypeError, RuntimeError), quiet():
         trainer = pl.Trainer(
             **options,
             default_root_dir=folder.path,
             logger=rows,
-            callbacks=[keep, progress_callback()],
+            callbacks=[Keeper(folder, rows), progress_callback()],
+            plugins=[TwoKept(folder)],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,

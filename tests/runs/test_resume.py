@@ -125,13 +125,13 @@ def test_a_damaged_checkpoint_is_one_error_that_names_it(stopped, tmp_path, dama
 
 
 def test_a_teachers_damaged_checkpoint_says_what_to_delete(stopped):
-    from kdkit.runs.resume import epochs_done
+    from kdkit.runs.resume import standing
 
     folder = RunFolder(stopped(1).path, teacher=True)
-    assert epochs_done(folder) == 1
+    assert standing(folder).epochs == 1
     DAMAGE["cut"](folder.checkpoint)
     with pytest.raises(KdkitError, match=f"delete {folder.path}, and it is trained anew"):
-        epochs_done(folder)
+        standing(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,278 @@
+"""Checkpoints and rows on disks that fail: what is whole is found, and what cannot be written is one clear error."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from kdkit import storage
+from kdkit.recipe import loads
+from kdkit.registry import KdkitError
+from kdkit.runs import fit as fitting
+from kdkit.runs.fit import fit
+from kdkit.runs.folder import RunFolder
+from kdkit.runs.resume import standing
+from tests.cli.command import RECIPE, refused
+from tests.damage import spoilt
+
+EPOCHS = 4
+
+
+class PowerCut(BaseException):
+    pass
+
+
+def recipe():
+    return loads(RECIPE, name="r", overrides=["data.samples=16", f"trainer.max_epochs={EPOCHS}"])
+
+
+def before_epoch(monkeypatch, epoch, deed):
+    """Something happens at the first step of an epoch, counted from 0."""
+
+    def patched(experiment, folder, rows):
+        distiller, trainer = assemble(experiment, folder, rows)
+        step = distiller.training_step
+
+        def training_step(batch, batch_idx):
+            if trainer.current_epoch == epoch:
+                deed()
+            step(batch, batch_idx)
+
+        monkeypatch.setattr(distiller, "training_step", training_step)
+        return distiller, trainer
+
+    assemble = fitting.assemble
+    monkeypatch.setattr(fitting, "assemble", patched)
+
+
+def cut():
+    raise PowerCut
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    return fit(recipe(), out=tmp_path_factory.mktemp("runs") / "whole").folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that the power left in its last epoch."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        before_epoch(patch, EPOCHS - 1, cut)
+        with pytest.raises(PowerCut):
+            fit(recipe(), out=folder.path)
+    return folder
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    """A copy of it."""
+    return RunFolder(shutil.copytree(stopped.path, tmp_path / "run"))
+
+
+def same(folder, whole):
+    """Weights, rows and figures are those of the run that nothing happened to."""
+    assert folder.weights("student").read_bytes() == whole.weights("student").read_bytes()
+    assert folder.metrics.read_text() == whole.metrics.read_text()
+    assert [f.result.read_text().partition('"minutes"')[0] for f in (folder, whole)].count("") == 0
+
+
+def goes_on(folder, whole, capsys=None):
+    fit(recipe(), out=folder.path, resume=True)
+    same(folder, whole)
+
+
+def state(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_the_last_two_are_kept_and_say_where_they_stand(run, whole):
+    assert standing(run).epochs == EPOCHS - 1
+    os.replace(run.previous, run.checkpoint)
+    assert standing(run).epochs == EPOCHS - 2
+    goes_on(run, whole)
+
+
+FLAWS = {
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "torn": lambda raw: raw[:-4096] + bytes(4096),
+    "a bit": lambda raw: raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :],
+    "empty": lambda raw: b"",
+    "text": lambda raw: b"hello",
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_used(run, whole, capsys, flaw):
+    run.checkpoint.write_bytes(FLAWS[flaw](run.checkpoint.read_bytes()))
+    goes_on(run, whole)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{run.checkpoint} is damaged: it cannot be read as a checkpoint; the one before it is used"
+    assert said[1].startswith(f"going on with r after epoch {EPOCHS - 2}: ")
+    assert standing(run).epochs == EPOCHS
+
+
+def test_a_lost_last_checkpoint(run, whole):
+    run.checkpoint.unlink()
+    assert run.begun
+    goes_on(run, whole)
+
+
+def test_two_damaged_ones_are_an_error(run, tmp_path):
+    for path in (run.checkpoint, run.previous):
+        path.write_bytes(path.read_bytes()[:5000])
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    words = ["data.samples=16", f"trainer.max_epochs={EPOCHS}", "--out", run.path, "--resume"]
+    assert f"{run.checkpoint} is damaged" in refused("fit", tmp_path / "r.yaml", *words)
+
+
+def test_no_flaw_goes_unseen(run):
+    right = {path: state(path) for path in (run.checkpoint, run.previous)}
+    before = 0
+    for content in spoilt(run.checkpoint.read_bytes(), 60, 2000):
+        run.checkpoint.write_bytes(content)
+        used = standing(run).checkpoint
+        before += used == run.previous
+        found, wanted = state(used), right[used]
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert before > 30
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(run, monkeypatch):
+    run.checkpoint.write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "replace", lambda *_: cut())
+        with pytest.raises(PowerCut):
+            fit(recipe(), out=run.path, resume=True)
+    assert standing(run).epochs == EPOCHS - 2
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_power_fails_while_a_checkpoint_is_written(run, whole, monkeypatch, call, count):
+    """At every call of the system that a checkpoint takes, from the first to the last."""
+    made, done = getattr(os, call), []
+
+    def failing(*words):
+        there = os.fspath(words[0]) if call != "fsync" else os.readlink(f"/proc/self/fd/{words[0]}")
+        if "checkpoints" in there:
+            done.append(there)
+            if len(done) == count:
+                raise PowerCut
+        return made(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, call, failing)
+        patch.setattr(storage.os, "unlink", lambda *_: None)  # nobody cleans up after a power cut
+        if call == "chmod" and count == 2:
+            fit(recipe(), out=run.path, resume=True)
+        else:
+            with pytest.raises(PowerCut):
+                fit(recipe(), out=run.path, resume=True)
+    assert standing(run).epochs in (EPOCHS - 1, EPOCHS)
+    goes_on(run, whole)
+
+
+@pytest.mark.parametrize("damage", ["", "epoch,step\nx,y\n", "\x00\x01", "no such columns\n1\n"])
+def test_rows_come_from_the_checkpoint(run, whole, damage):
+    run.metrics.write_text(damage)
+    goes_on(run, whole)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """`disk(bytes)` is a small file system of its own, or is made that size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def make(size, *options):
+        again = ["remount"] if os.path.ismount(place) else []
+        words = ",".join([*again, f"size={size}", *options])
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", words, "tmpfs", place], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield make
+    if os.path.ismount(place):
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_stops_the_run_with_a_whole_checkpoint(whole, disk):
+    size = whole.checkpoint.stat().st_size
+    folder = RunFolder(disk(int(2.6 * size)) / "run")
+    with pytest.raises(
+        KdkitError, match=r"last\.ckpt cannot be written \(.*\); training has stopped; .*last\.ckpt is whole"
+    ):
+        fit(recipe(), out=folder.path)
+    assert standing(folder).epochs == 2
+    disk(8 * size)
+    goes_on(folder, whole)
+
+
+def test_a_disk_without_any_room(disk):
+    place = disk(1 << 16)
+    (place / "fill").write_bytes(bytes((1 << 16) - 8192))
+    with pytest.raises(KdkitError, match=r"cannot be written .*No space left on device.*there is no checkpoint yet"):
+        fit(recipe(), out=place / "run")
+
+
+def test_a_disk_that_becomes_read_only(whole, tmp_path, monkeypatch):
+    place = tmp_path / "run"
+
+    def mount(*words):
+        done = subprocess.run([*words, place], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+
+    def read_only():
+        mount("mount", "--bind", place)
+        mount("mount", "-o", "remount,bind,ro")
+
+    try:
+        with monkeypatch.context() as patch:
+            before_epoch(patch, 2, read_only)
+            with pytest.raises(KdkitError, match=r"cannot be written \(Read-only file system\).*last\.ckpt is whole"):
+                fit(recipe(), out=place)
+        with pytest.raises(KdkitError, match=r"run .*cannot be written.*; give another folder with --out"):
+            fit(recipe(), out=place, resume=True)
+    finally:
+        subprocess.run(["umount", place], capture_output=True)
+    goes_on(RunFolder(place), whole)
+
+
+def test_a_folder_that_vanishes(tmp_path, monkeypatch):
+    before_epoch(monkeypatch, 2, lambda: shutil.rmtree(tmp_path / "run"))
+    with pytest.raises(KdkitError, match=r"run is gone.*training has stopped"):
+        fit(recipe(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_emptied(tmp_path, monkeypatch):
+    def empty():
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").mkdir()
+
+    before_epoch(monkeypatch, 2, empty)
+    with pytest.raises(KdkitError, match=r"run is gone, or was emptied, while the run trained"):
+        fit(recipe(), out=tmp_path / "run")
+
+
+def test_a_file_that_may_not_grow(tmp_path, monkeypatch):
+    """Where no disk can be mounted: the system's limit on the size of a file, in place of a full disk."""
+    write = torch.save
+
+    def refusing(content, file):
+        file.write(b"part of it")
+        raise OSError(errno.EFBIG, "File too large")
+
+    before_epoch(monkeypatch, 2, lambda: monkeypatch.setattr(torch, "save", refusing))
+    with pytest.raises(KdkitError, match=r"last\.ckpt cannot be written \(File too large\).*is whole"):
+        fit(recipe(), out=tmp_path / "run")
+    monkeypatch.setattr(torch, "save", write)
+    assert standing(RunFolder(tmp_path / "run")).epochs == 2
