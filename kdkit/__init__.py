@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdkit.registry import KdkitError as KdkitError
     from kdkit.train.cohort import Cohort as Cohort
     from kdkit.train.distiller import Distiller as Distiller
+    from kdkit.train.health import Health as Health
 
 __version__ = "0.1.0"
 
@@ -24,13 +25,14 @@ _WHERE = {
     "Cohort": "kdkit.train.cohort",
     "Distiller": "kdkit.train.distiller",
     "Edge": "kdkit.graph",
+    "Health": "kdkit.train.health",
     "KdkitError": "kdkit.registry",
     "Node": "kdkit.graph",
     "Stage": "kdkit.graph",
     "ema": "kdkit.graph",
     "frozen": "kdkit.graph",
 }
-__all__ = ["Cohort", "Distiller", "Edge", "KdkitError", "Node", "Stage", "ema", "frozen"]
+__all__ = ["Cohort", "Distiller", "Edge", "Health", "KdkitError", "Node", "Stage", "ema", "frozen"]
 
 
 def __getattr__(name: str) -> Any:

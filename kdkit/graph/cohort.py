@@ -135,11 +135,7 @@ class Roster:
                 max(base.start, self._since),
                 edges,
                 tuple(name for name in base.updates if name in taught),
-                {
-                    n: reader
-                    for n, reader in base.readers.items()
-                    if n in read and self._of.get(n, self.here[0]) in here
-                },
+                {name: reader for name, reader in base.readers.items() if name in there},
                 {name: parts for name, parts in base.parts.items() if name in here},
             )
             self._narrowed = (base.start, self._since), phase

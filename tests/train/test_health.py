@@ -1,0 +1,351 @@
+"""Sick peers are found and treated, and the others never know."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+import kdkit
+from kdkit import data
+from kdkit.graph.health import Rule, Ward
+from kdkit.registry import KdkitError
+from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.snapshots import Ring
+from tests.nets import loader, net
+from tests.train.running import fit, trainer
+from tests.train.test_cohort import Each, Stopped, weights
+
+QUICK = {"warmup": 1, "patience": 2, "mute": 1, "probe": 64}
+
+
+class Scrambled(nn.Module):
+    """Cross-entropy with the labels of other samples."""
+
+    def forward(self, student, labels):
+        return nn.functional.cross_entropy(student, labels.roll(1))
+
+
+def made(edges=None, lr=0.05, classes=5, names="abc", **options):
+    nodes = {name: net(8, seed=i, classes=classes) for i, name in enumerate(names)}
+    return kdkit.Distiller(nodes, edges or ["ce", kdkit.Edge("dml", among=list(names))], lr=lr, **options)
+
+
+def trained(*others, health=QUICK, epochs=4, folder=None, distiller=None, cohort=None, batches=None, **options):
+    cohort = cohort or kdkit.Cohort()
+    distiller = distiller or made(**options)
+    rule = [] if health is None else [kdkit.Health(cohort, folder=folder, **health)]
+    fit(distiller, batches or loader(), epochs=epochs, callbacks=[cohort, *rule, *others])
+    return distiller, cohort
+
+
+def told(cohort):
+    return [(event.peer, event.what, event.epoch) for event in cohort.events]
+
+
+def poison(name, at):
+    """NaN into a weight of a model, before the step at that time."""
+
+    def put(trainer, made, t):
+        if t == at:
+            next(made.graph.model(name).parameters()).data[0] = float("nan")
+
+    return Each(put, before=True)
+
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+def course(rows, rule=None, chance=4.6, ward=None):
+    """The steps of a ward over epochs of losses."""
+    ward = ward or Ward(rule or Rule(warmup=2, patience=2, mute=1), chance)
+    return [{name: verdict.step for name, verdict in ward.look(row).items() if verdict.step} for row in rows], ward
+
+
+def falling(n, by=0.8, start=2.0):
+    return [start * by**i for i in range(n)]
+
+
+def test_a_healthy_cohort_is_left_alone_even_where_one_is_far_behind():
+    """A small net beside two large ones: an outlier whose own loss falls, and then stands still with the others'."""
+    large = [*falling(10), *[0.2] * 10]
+    small = [*[1.5 * x + 0.5 for x in falling(10)], *[0.8] * 10]
+    steps, _ = course([{"a": x, "b": 1.01 * x, "c": y} for x, y in zip(large, small, strict=True)])
+    assert not any(steps)
+
+
+def test_the_ladder_is_climbed_and_left():
+    bad = [{"a": x, "b": 1.02 * x, "c": 5.0} for x in falling(14)]
+    steps, ward = course(bad)
+    want = {3: {"c": "lower"}, 5: {"c": "roll back"}, 8: {"c": "rebuild"}}
+    assert {i: step for i, step in enumerate(steps) if step} == {**want, 13: {"c": "rebuild"}}
+    good = [{"a": 0.1, "b": 0.1, "c": 0.1}] * 8
+    steps, _ = course(good, ward=ward)
+    assert [i for i, step in enumerate(steps) if step == {"c": "well"}] == [4]  # three unjudged, two good
+    assert ward.charts["c"].rung == 0
+
+
+@pytest.mark.parametrize(
+    ("mine", "wrong"),
+    [
+        ([2.0, 1.6, 1.3, 2.1, 2.2, 2.3], "half above its own best"),
+        ([2.0, 1.6, 1.5, 1.5, 1.5, 1.5], "stands still while the others' falls"),
+        ([2.0, 1.6, 1.4, 4.55, 4.6, 4.6], "no better than chance"),
+    ],
+)
+def test_what_a_bad_loss_is(mine, wrong):
+    _, ward = course([])
+    verdicts = [ward.look({"a": x, "b": 1.01 * x, "c": y}) for x, y in zip(falling(6, 0.6), mine, strict=True)]
+    assert verdicts[-1]["c"].wrong == wrong
+
+
+def test_one_bad_epoch_is_none():
+    rows = [{"a": x, "b": x, "c": 5.0 if i % 2 else x} for i, x in enumerate(falling(12))]
+    steps, _ = course(rows)
+    assert not any(steps)
+
+
+def test_two_peers_suffice_and_one_has_nobody_to_be_measured_by():
+    steps, _ = course([{"a": x, "c": 5.0} for x in falling(4)])
+    assert steps[3] == {"c": "lower"}
+    steps, _ = course([{"c": 5.0}] * 9)
+    assert not any(steps)
+
+
+def test_what_is_not_finite_is_treated_at_once_and_the_second_time_rebuilt():
+    nan = {"a": 1.0, "b": 1.0, "c": math.nan}
+    steps, _ = course([nan, {"a": 1.0, "b": 1.0, "c": 1.0}, nan])
+    assert steps == [{"c": "roll back"}, {}, {"c": "rebuild"}]
+
+
+def test_z_is_robust_and_against_the_others_alone():
+    _, ward = course([dict.fromkeys("abcd", 1.0)] * 3)
+    verdict = ward.look({"a": 1.0, "b": 1.3, "c": 1.6, "d": 4.0})["d"]
+    assert verdict.z == pytest.approx((4.0 - 1.3) / (1.4826 * 0.3))
+
+
+def test_the_ward_goes_on_from_its_state():
+    rows = [{"a": x, "b": 1.02 * x, "c": 5.0} for x in falling(14)]
+    straight, _ = course(rows)
+    for cut in range(1, 14):
+        _, first = course(rows[:cut])
+        second = Ward(first.rule, first.chance)
+        second.load_state_dict(first.state_dict())
+        assert course(rows[cut:], ward=second)[0] == straight[cut:]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        ({"warmup": 1.5}, "warmup must be a whole number"),
+        ({"z": -1}, "z must be above 0"),
+        ({"cut": 2}, "cut must lie above 0 and at most at 1"),
+    ],
+)
+def test_a_rule_out_of_range_is_refused(words, said):
+    with pytest.raises(KdkitError, match=said):
+        kdkit.Health(kdkit.Cohort(), **words)
+
+
+# -- in training -------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_run_is_the_same_run():
+    plain, _ = trained(health=None)
+    watched, cohort = trained()
+    assert all(torch.equal(weights(plain, name), weights(watched, name)) for name in "abc")
+    assert not cohort.events
+
+
+@pytest.mark.parametrize("update", ["simultaneous", "sequential"])
+@pytest.mark.parametrize("ensemble", [None, "arithmetic"])
+def test_nan_weights_do_not_reach_the_others(update, ensemble):
+    """To the last bit they train on as if the sick one had left (a mean of one is rounded otherwise than one alone)."""
+    edges = ["ce", kdkit.Edge("dml", among=list("abc"), ensemble=ensemble)]
+    seen = {}
+
+    def look(trainer, made, t):
+        if t in (1.75, 2.75):
+            seen[t] = {name: weights(made, name) for name in "abc"}
+
+    words = {"edges": edges, "update": update, "epochs": 5}
+    sick, cohort = trained(poison("b", 2.25), Each(look), **words)
+    gone, _ = trained(health=None, cohort=kdkit.Cohort(leave={"b": {"epoch": 2.25}}), **{**words, "epochs": 3})
+    near = {"rtol": 0, "atol": 1e-4 if ensemble else 0}
+    torch.testing.assert_close(seen[2.75]["a"], weights(gone, "a"), **near)
+    torch.testing.assert_close(seen[2.75]["c"], weights(gone, "c"), **near)
+    assert not seen[2.75]["b"].isfinite().all()
+    assert told(cohort) == [("b", "roll back", 3.0)]
+    assert "as after epoch 2" in cohort.events[0].why
+    assert all(weights(sick, name).isfinite().all() for name in "abc")
+
+
+def test_rolled_back_is_the_model_and_its_optimiser_and_nobody_else():
+    kept, heard = {}, {}
+
+    def look(trainer, made, t):
+        state = made.optimizers().optimizer.of["b"].state_dict()["state"][0]["momentum_buffer"]
+        if t in (1.75, 2.75):
+            kept[t] = (weights(made, "b"), state.clone(), weights(made, "a"))
+        heard[t] = made.graph.cohort.presence("b", t)
+
+    def after(trainer, made, t):
+        if t == 3.0:
+            state = made.optimizers().optimizer.of["b"].state_dict()["state"][0]["momentum_buffer"]
+            kept["after"] = (weights(made, "b"), state.clone(), weights(made, "a"))
+
+    cohort = kdkit.Cohort(ramp=1)
+    trained(poison("b", 2.0), Each(look), Each(after, before=True), epochs=6, cohort=cohort)
+    assert torch.equal(kept["after"][0], kept[1.75][0])
+    assert torch.equal(kept["after"][1], kept[1.75][1])
+    assert torch.equal(kept["after"][2], kept[2.75][2])
+    assert [heard[t] for t in (2.0, 3.0, 3.75, 4.5, 5.0)] == [1, 0, 0, 0.5, 1]  # muted, then up the ramp
+
+
+def test_nan_before_the_first_snapshot_begins_anew():
+    start = weights(made(), "b")
+    seen = {}
+    look = Each(lambda trainer, made, t: seen.setdefault(t, weights(made, "b")), before=True)
+    distiller, cohort = trained(poison("b", 0.5), look)
+    assert told(cohort)[0] == ("b", "rebuild", 1.0)
+    assert torch.equal(seen[1.0], start)
+    assert weights(distiller, "b").isfinite().all()
+
+
+def test_where_nobody_is_finite_training_stops():
+    with pytest.raises(NonFiniteLossError, match="after epoch 2 none of a, b, c is finite"):
+        trained(*(poison(name, 1.0) for name in "abc"))
+
+
+def scores(distiller, name):
+    """Cross-entropy and accuracy on all samples."""
+    batches = list(loader())
+    x, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
+    with torch.no_grad():
+        said = distiller.graph.model(name).eval()(x)
+    return float(nn.functional.cross_entropy(said, y)), float((said.argmax(-1) == y).float().mean())
+
+
+def test_scrambled_labels_for_one_peer():
+    edges = [
+        kdkit.Edge("ce", target=["a", "c"]),
+        kdkit.Edge(Scrambled(), target="b", weight=3.0, when={"to": 7}),
+        kdkit.Edge("ce", name="right", target="b", when={"from": 7}),
+        kdkit.Edge("dml", among=list("abc"), weight=0.3),
+    ]
+    sick, cohort = trained(edges=edges, epochs=14)
+    steps = [what for peer, what, _ in told(cohort) if peer == "b"]
+    assert steps[:3] == ["lower", "roll back", "rebuild"]
+    assert {peer for peer, *_ in told(cohort)} == {"b"}
+    assert scores(sick, "a")[1] == scores(sick, "c")[1] == 1.0
+    assert scores(sick, "b")[1] > 0.9  # made anew from the cohort
+
+
+def test_a_frozen_optimiser():
+    """What nothing on the ladder's first two steps mends is made anew."""
+
+    def freeze(trainer, made, t):
+        if t == 0:
+            made.optimizers().optimizer.of["b"].step = lambda: None
+
+    sick, cohort = trained(Each(freeze, before=True), epochs=16)
+    assert [what for _, what, _ in told(cohort)] == ["lower", "roll back", "rebuild", "well"]
+    assert scores(sick, "b")[0] < 1
+    assert scores(trained(Each(freeze, before=True), health=None, epochs=16)[0], "b")[0] > 1.6
+
+
+def digits():
+    return data.build("digits", image_size=8, subset=200, batch_size=50, padding=1, val_split=0.2)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("at", [1.5, 3.0, 4.5])
+def test_going_on_in_the_middle_of_a_treatment_is_exact(tmp_path, at, on_disk):
+    def keep(trainer, made, t):
+        if t == at:
+            trainer.save_checkpoint(tmp_path / "at.ckpt")
+        if t == at + 1:  # snapshots went on after the checkpoint
+            raise Stopped
+
+    def folder(name):
+        return tmp_path / name if on_disk else None
+
+    words = {"epochs": 6, "classes": 10, "lr": 0.02}
+    straight, whole = trained(poison("b", 2.25), batches=digits(), folder=folder("whole"), **words)
+    with pytest.raises(Stopped):
+        trained(poison("b", 2.25), Each(keep), batches=digits(), folder=folder("cut"), **words)
+    cohort = kdkit.Cohort()
+    again = made(classes=10, lr=0.02)
+    health = kdkit.Health(cohort, folder=folder("cut"), **QUICK)
+    run = trainer(6, callbacks=[cohort, health, poison("b", 2.25)])
+    run.fit(again, digits(), ckpt_path=tmp_path / "at.ckpt", weights_only=False)
+    assert all(torch.equal(weights(again, name), weights(straight, name)) for name in "abc")
+    assert cohort.events == whole.events
+    assert [what for _, what, _ in told(cohort)] == ["roll back", "well"]
+
+
+def test_fp16_and_data_without_labels_are_refused():
+    cohort = kdkit.Cohort()
+    health = kdkit.Health(cohort)
+    run = trainer(1)
+    run.strategy._precision_plugin = type("fp16", (), {"precision": "16-mixed"})()
+    with pytest.raises(KdkitError, match="share one loss scale; say bf16-mixed"):
+        health.setup(run, None, "fit")
+    without = loader()
+    without.dataset.y.fill_(-1)
+    with pytest.raises(KdkitError, match="data must have labels"):
+        trained(edges=[kdkit.Edge("dml", among=list("abc"))], batches=without)
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def ring(folder, epochs=4):
+    made = Ring(2, folder)
+    for epoch in range(epochs):
+        made.put("a", epoch, {"w": torch.full((3,), float(epoch)), "step": epoch})
+    return made
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_the_last_ones_are_kept_and_given_back_one_by_one(tmp_path, on_disk):
+    made = ring(tmp_path if on_disk else None)
+    if on_disk:
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0000.pt", "a-0002.pt", "a-0003.pt"]
+    state = made.state_dict()
+    other = Ring(2, made.folder)
+    other.load_state_dict(state)
+    for one in (made, other):
+        assert [one.take("a")[0], one.take("a")[1]["step"], one.take("a")] == [3, 2, None]
+        assert one.begin("a")["w"].tolist() == [0, 0, 0]
+
+
+def test_what_a_checkpoint_knows_is_not_deleted(tmp_path):
+    made = ring(tmp_path)
+    state = made.state_dict()
+    for epoch in (4, 5):
+        made.put("a", epoch, {"step": epoch})
+    back = Ring(2, tmp_path)
+    back.load_state_dict(state)
+    assert back.take("a")[0] == 3
+    made.state_dict()
+    made.put("a", 6, {"step": 6})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a-000{i}.pt" for i in (0, 4, 5, 6)]
+
+
+def test_a_damaged_snapshot_is_passed_over(tmp_path, caplog):
+    state = ring(tmp_path).state_dict()
+    (tmp_path / "a-0003.pt").write_bytes(b"cut")
+    back = Ring(2, tmp_path)
+    back.load_state_dict(state)
+    assert back.take("a")[0] == 2
+    assert "a-0003.pt is damaged or gone; the one before it is taken" in caplog.text
+
+
+def test_the_rule_in_a_recipe_is_the_rule_in_python():
+    from kdkit.recipe.cohort import health_model
+
+    fields = {field.alias: field.default for field in health_model().model_fields.values()}
+    assert fields == asdict(Rule())
