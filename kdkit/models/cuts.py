@@ -53,6 +53,17 @@ def widths(net: nn.Module, cuts: Sequence[str]) -> list[int]:
     Raises:
         KdkitError: the layers run in another order or not once each, or a path leads around one of them.
     """
+    return [z.shape[-1] for _, z in _run(net, cuts)[:-1]]
+
+
+def owners(net: nn.Module, cuts: Sequence[str]) -> dict[str, int]:
+    """The stage that each weight belongs to, by the weight's name."""
+    stage = {id(p): i for i, (_, z) in enumerate(_run(net, cuts)) for p in _reached(z)}
+    return {name: stage[id(p)] for name, p in net.named_parameters() if id(p) in stage}
+
+
+def _run(net: nn.Module, cuts: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """What each stage gave, pooled, in order, after the path of its cut; the last one is the net's own output."""
     modes = [(module, module.training) for module in net.modules()]
     try:
         net.eval()
@@ -77,7 +88,7 @@ def widths(net: nn.Module, cuts: Sequence[str]) -> list[int]:
                     f"sid: isolate: {before!r} does not cut {type(net).__name__} in two: {names.get(id(parameter))} "
                     "acts before and after it; cut where nothing leads around"
                 )
-    return [z.shape[-1] for _, z in found[:-1]]
+    return found
 
 
 def _try(net: nn.Module, cuts: Sequence[str]) -> list[tuple[str, Tensor]]:

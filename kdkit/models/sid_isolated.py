@@ -88,7 +88,7 @@ class IsolatedCascade(nn.Module):
                 handle.remove()
         if len(rows) != len(self.cuts):
             raise KdkitError(f"sid: isolate: each of {', '.join(self.cuts)} must run in every forward, and did not")
-        logits: Tensor = self.beliefs([*rows, self.speak(len(self.cuts), z, _last(rows))])
+        logits: Tensor = self.beliefs([*rows, self.speak(len(self.cuts), z, last_belief(rows))])
         return logits[:, -1]
 
     def speak(self, stage: int, z: Tensor, start: Tensor | None) -> Tensor:
@@ -100,7 +100,7 @@ class IsolatedCascade(nn.Module):
         """End a stage: its modules speak, its gradient is closed, and the next one reads a constant."""
         if len(rows) != stage:
             raise KdkitError(f"sid: isolate: {self.cuts[stage]!r} must run once in a forward, after those before it")
-        logits = self.speak(stage, pooled(self.backbone, output), _last(rows))
+        logits = self.speak(stage, pooled(self.backbone, output), last_belief(rows))
         if self.close is not None and torch.is_grad_enabled():
             ahead = (len(self.cuts) - stage) * logits.shape[1]
             nothing = logits.new_zeros(len(logits), ahead, logits.shape[-1])
@@ -118,6 +118,6 @@ class IsolatedCascade(nn.Module):
         return [group for part in self.beliefs.parts for group in part.groups()]  # type: ignore[operator]
 
 
-def _last(rows: list[Tensor]) -> Tensor | None:
+def last_belief(rows: list[Tensor]) -> Tensor | None:
     """The belief that the stages so far have come to."""
     return rows[-1][:, -1].detach().softmax(-1) if rows else None
