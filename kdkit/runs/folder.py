@@ -68,6 +68,16 @@ class RunFolder:
         return self.path / "eval.json"
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.path / "report.html"
+
+    @property
+    def gradients(self) -> Path:
+        """Each loss's share of the gradient by epoch, where that was asked for."""
+        return self.path / "gradients.csv"
+
+    @property
     def probes(self) -> Path:
         """What `kdkit probe` found."""
         return self.path / "probe.json"
@@ -81,6 +91,16 @@ class RunFolder:
     def beliefs(self) -> Path:
         """The picture of what modules tell of themselves by depth, where a loss has them tell."""
         return self.path / "beliefs.png"
+
+    @property
+    def cohort(self) -> Path:
+        """Who joined, left and was treated when, where a cohort trained."""
+        return self.path / "cohort.csv"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of the last good states of a cohort's models."""
+        return self.path / "snapshots"
 
     @property
     def trace(self) -> Path:
@@ -146,8 +166,9 @@ class RunFolder:
         if not (resume and self.begun):
             for path in list(self._own()):
                 path.unlink(missing_ok=True)
-            if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
-                self.checkpoint.parent.rmdir()
+            for empty in (self.checkpoint.parent, self.snapshots):
+                if empty.is_dir() and not any(empty.iterdir()):
+                    empty.rmdir()
 
     def _own(self) -> Iterator[Path]:
         """What kdkit writes; the provenance last, for without it the rest would be nobody's."""
@@ -163,15 +184,19 @@ class RunFolder:
         yield from (path for kind in ("*.png", "compare.json") for path in self.comparison.glob(kind))
         yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
         yield from (self.previous, *self.checkpoint.parent.glob(f"{OURS}*"))
+        yield from (path for kind in ("*.pt", f"{OURS}*") for path in self.snapshots.glob(kind))
         yield from (
             self.result,
             self.evaluation,
+            self.report,
             self.probes,
+            self.gradients,
             self.checkpoint,
             self.curves,
             self.beliefs,
             self.trace,
             self.metrics,
+            self.cohort,
             self.recipe,
             self.provenance,
         )

@@ -22,7 +22,7 @@ from kdkit.registry import LOSSES
 from kdkit.runs import fit as runs_fit
 from tests.cli.command import RECIPE, kdkit
 
-VERBS = ["fit", "eval", "latency", "export", "check", "losses", "models", "recipes", "init", "schema"]
+VERBS = ["fit", "eval", "latency", "export", "report", "check", "losses", "models", "recipes", "init", "schema"]
 HEAVY = ["torch", "torchvision", "timm", "pytorch_lightning", "pydantic", "numpy", "matplotlib", "yaml", "rich"]
 
 

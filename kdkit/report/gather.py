@@ -1,0 +1,107 @@
+"""All that a run's page is made from, read from its folder; what is not there is left out."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdkit.recipe.syntax import read as read_yaml
+from kdkit.registry import KdkitError
+from kdkit.runs.folder import RunFolder, read_json
+from kdkit.runs.portable import portable
+
+Rows = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A run, read.
+
+    Attributes:
+        name: of its folder.
+        title: of its recipe, as its first line says it.
+        recipe: without folders of this machine.
+        rows: metrics by epoch; what is not finite is left out.
+        result: figures at the end; empty where the run is not finished.
+        provenance: versions, commit, machine, seed.
+        evaluation: what `kdkit eval` wrote, by what was looked at.
+        comparison: the numbers of `kdkit compare`.
+        figures: its pictures by name, as data URIs.
+        latency: what `kdkit latency --out RUN/latency.json` wrote.
+    """
+
+    name: str
+    title: str
+    recipe: dict[str, Any]
+    rows: Rows
+    result: dict[str, Any]
+    provenance: dict[str, Any]
+    evaluation: dict[str, Any]
+    comparison: dict[str, Any]
+    figures: dict[str, str]
+    latency: dict[str, Any]
+
+
+def gather(run: Path, compare: Path | None = None) -> Told:
+    """Read a run's folder.
+
+    Args:
+        run: the folder.
+        compare: where `kdkit compare` wrote; left out: `compare` in the run's folder, where it is there.
+
+    Raises:
+        KdkitError: no run's folder, a damaged file, or no comparison where one was named.
+    """
+    folder = RunFolder(run)
+    if not folder.recipe.is_file() or not folder.metrics.is_file():
+        why = "has no whole epoch yet" if folder.recipe.is_file() else "is not a run's folder"
+        raise KdkitError(f"{run} {why}; give the folder that `kdkit fit` writes")
+    if compare is not None and not (compare / "compare.json").is_file():
+        raise KdkitError(f"{compare} holds no compare.json; give the folder that `kdkit compare` wrote")
+    compare = compare or run / "compare"
+    comparison = _json(compare / "compare.json")
+    names = [str(name) for name in comparison.get("figures", ()) if isinstance(name, str)]
+    figures = {"beliefs": _picture(folder.beliefs)}
+    figures |= {Path(name).stem: _picture(compare / Path(name).name) for name in names}
+    return Told(
+        name=run.resolve().name,
+        title=folder.recipe.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").partition(",")[0],
+        recipe=portable(read_yaml(folder.recipe).plain),
+        rows=_rows(folder.metrics),
+        result=_json(folder.result),
+        provenance=_json(folder.provenance),
+        evaluation=_json(run / "eval.json"),
+        comparison=comparison,
+        figures={name: uri for name, uri in figures.items() if uri},
+        latency=_json(run / "latency.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise KdkitError(f"{path}: must hold a JSON object, got {json.dumps(found)[:40]}")
+    return found
+
+
+def _rows(path: Path) -> Rows:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            read = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = {int(row["epoch"]): {k: v for k, v in row.items() if math.isfinite(v)} for row in read}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KdkitError(f"{path} is damaged ({error})") from None
+    if not rows:
+        raise KdkitError(f"{path} holds no epoch yet")
+    return rows
+
+
+def _picture(path: Path) -> str:
+    if path.suffix != ".png" or not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

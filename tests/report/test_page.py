@@ -1,0 +1,193 @@
+"""A run's page: one well-formed file that asks no network and says nothing unescaped."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from kdkit.registry import KdkitError
+from kdkit.report.charts import charts
+from kdkit.report.gather import gather
+from kdkit.report.links import arrows
+from kdkit.report.page import page, write_report
+from tests.cli.command import kdkit, refused
+from tests.report.making import EVIL, RICH, run
+
+VOID = {"meta", "img", "br", "input", "hr", "link"}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and whether what was opened was closed in order."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.texts, self.wrong = [], [], {}, []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append((tag, self.getpos()))
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+def read(text):
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    return reader
+
+
+@pytest.fixture(scope="module", params=["plain", "hostile"])
+def made(request, tmp_path_factory):
+    folder = run(tmp_path_factory.mktemp("run") / "rich", word=EVIL if request.param == "hostile" else "nothing")
+    return request.param, folder, write_report(folder).read_text(encoding="utf-8")
+
+
+def test_it_is_well_formed(made):
+    reader = read(made[2])
+    assert not reader.wrong
+    assert not reader.open
+    ids = [attrs["id"] for _, attrs in reader.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert made[2].startswith("<!doctype html>")
+
+
+def test_it_asks_no_network(made):
+    reader = read(made[2])
+    for tag, attrs in reader.elements:
+        assert tag not in ("link", "iframe", "base", "object", "embed", "form"), tag
+        for word in ("src", "href", "srcset", "action", "background"):
+            assert attrs.get(word, "data:").startswith("data:"), (tag, attrs)
+    policy = next(attrs["content"] for tag, attrs in reader.elements if "http-equiv" in attrs)
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    styles = "".join(reader.texts["style"])
+    assert "@import" not in styles
+    assert not re.search(r"url\((?!#)", styles)
+    script = "".join(reader.texts["script"])
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|WebSocket|importScripts|\beval\(", script)
+    assert re.findall(r"https?://[^\s)]+", script) == ["https://github.com/leeoniya/uPlot"]  # whose it is
+
+
+def test_what_a_run_says_is_text_and_nothing_else(made):
+    word, _, text = made
+    reader = read(text)
+    tags = [tag for tag, _ in reader.elements]
+    assert tags.count("script") == 2
+    assert tags.count("img") == 1  # the one picture that is there
+    assert not any(name.startswith("on") for _, attrs in reader.elements for name in attrs)
+    if word == "hostile":
+        assert EVIL in "".join(reader.texts["dd"])  # it is shown all the same
+    numbers = json.loads(next(t for t in reader.texts["script"] if t.startswith('{"epochs"')))
+    assert numbers["epochs"] == list(range(1, 61))
+
+
+def test_no_folder_of_this_machine_is_told(made):
+    assert "secret" not in made[2]
+    assert "weights: assistant.pth" in made[2]
+
+
+def test_it_says_what_the_run_came_to(made):
+    text = made[2]
+    for part in ("72.34 %", "69.12 %", "best epoch 57: 69.55 %", "75 minutes", "0123456789ab+", "seed 3", "uPlot"):
+        assert part in text
+    assert "Copyright (c)" in text  # the library's licence travels with it
+    assert text.count("data:image/png;base64,") == 1
+
+
+def test_every_edge_of_the_recipe_is_an_arrow(tmp_path):
+    told = gather(run(tmp_path / "run"))
+    found = {(a.name, a.sources, a.target): a for a in arrows(told.recipe)}
+    assert set(found) == {
+        ("ce", ("labels",), "student"),
+        ("ce", ("labels",), "peer"),
+        ("kd", ("teacher",), "student"),
+        ("at", ("teacher",), "student"),
+        ("hint", ("teacher",), "student"),
+        ("fading", ("assistant",), "student"),
+        ("dml", ("student",), "peer"),
+        ("dml", ("peer",), "student"),
+        ("from_slow", ("slow",), "student"),
+        ("CorrelationLoss", ("teacher",), "student"),  # its code is gone: as its words say
+    }
+    assert found["hint", ("teacher",), "student"].taps == "stage2 → layer2.1"
+    assert found["at", ("teacher",), "student"].weight == "share 0.3"
+    fading = found["fading", ("assistant",), "student"]
+    assert (fading.weight, fading.when) == ("cosine 1→0", "from 10 to 40")
+    svg = page(told)
+    assert svg.count("⇄ logits") == 2  # one arrow for both peers, and what it says when it is pointed at
+    assert "kd from teacher to student" in svg
+
+
+def test_ensembles_draw_one_arrow_from_all(tmp_path):
+    words = {
+        "models": {"t1": {"arch": "a", "frozen": True}, "t2": {"arch": "a", "frozen": True}, "s": {"arch": "b"}},
+        "losses": [{"kd": {"from": ["t1", "t2"], "ensemble": "arithmetic"}}],
+    }
+    (arrow,) = arrows(words)
+    assert (arrow.sources, arrow.target) == (("t1", "t2"), "s")
+
+
+def test_charts_hold_the_numbers_of_the_run():
+    rows = {
+        1: {"val/s/top1": 0.5, "val/t/top1": 0.9, "loss/kd": 100.0, "loss/ce": 2.0, "lr/s": 0.1, "gradient/kd": 0.3},
+        2: {"val/s/top1": 0.6, "loss/kd": 50.0, "loss/ce": 1.0, "lr/s": 0.01, "gradient/kd": 0.4},
+    }
+    found = {chart.title: chart for chart in charts(rows, ["t"], ["t", "s"], ["ce", "kd"])}
+    assert found["Accuracy"].series == {"t": [90.0, 90.0], "s": [50.0, 60.0]}
+    assert found["Accuracy"].levels == ("t",)
+    assert found["Loss terms"].series == {"ce": [2.0, 1.0], "kd": [100.0, 50.0]}
+    assert found["Loss terms"].log
+    assert found["Learning rate"].series == {"s": [0.1, 0.01]}
+    assert found["Learning rate"].colours == (1,)  # the student's everywhere
+    assert found["gradient"].series == {"kd": [0.3, 0.4]}  # whatever else a run notes by epoch
+
+
+def test_an_unfinished_run_has_a_page_too(tmp_path):
+    folder = run(tmp_path / "half", finished=False, compare=False, epochs=7)
+    text = write_report(folder).read_text()
+    assert "not finished: 7 of 60 epochs" in text
+    assert "69.00 %" in text  # top-1 of the last whole epoch
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path):
+    folder = run(tmp_path / "nan", epochs=2)
+    metrics = folder / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace(",900,", ",nan,"))
+    assert not [c for c in charts(gather(folder).rows, [], [], []) if c.title == "Weights of losses"]
+    assert "NaN" not in re.search(r'id="numbers">(.*?)</script>', page(gather(folder)))[1]
+
+
+def test_the_verb_and_what_it_refuses(tmp_path):
+    folder = run(tmp_path / "mine", compare=False, epochs=2)
+    said = kdkit("report", folder, "--out", tmp_path / "page.html")
+    assert (said.code, said.out) == (0, f"wrote {tmp_path / 'page.html'}\n")
+    assert "<h2>Figures</h2>" not in (tmp_path / "page.html").read_text()
+    assert "is not a run's folder" in refused("report", tmp_path)
+    assert "holds no compare.json" in refused("report", folder, "--compare", tmp_path)
+    (folder / "metrics.csv").write_text("epoch,step\nx,1\n")
+    assert "metrics.csv is damaged" in refused("report", folder)
+    (folder / "metrics.csv").unlink()
+    assert "has no whole epoch yet" in refused("report", folder)
+    broken = run(tmp_path / "broken", compare=False, epochs=2)
+    (broken / "eval.json").write_text("[1]")
+    with pytest.raises(KdkitError, match="must hold a JSON object"):
+        gather(broken)
+
+
+def test_a_recipe_with_one_model_and_one_loss(tmp_path):
+    recipe = "models:\n  net: {arch: resnet8}\nlosses:\n- ce: {}\n" + RICH[RICH.index("data:") :]
+    text = write_report(run(tmp_path / "one", recipe=recipe, compare=False, epochs=1)).read_text()
+    assert not read(text).wrong
+    assert "ce from labels to net" in text
