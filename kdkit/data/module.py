@@ -44,6 +44,7 @@ class DataModule(LightningDataModule, ABC):
         drop_last: leave out an epoch's last batch where it is not full.
         augment: random views in training.
         eval_batch_size: images per batch in evaluation, on each rank.
+        whole_batches: every rank takes whole batches in training, instead of its share of each.
     """
 
     root: str | Path | None = None
@@ -58,6 +59,7 @@ class DataModule(LightningDataModule, ABC):
     eval_batch_size: int = 256
     sample_labels: Tensor | None = field(default=None, init=False)
     device: torch.device | None = field(default=None, init=False)
+    whole_batches: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ class DataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Any:
         """`(x, y, index)`, shuffled; a new loader at every call."""
         train, _ = self.parts
-        order = Order(len(train), self.batch_size, seed=self.seed, drop_last=self.drop_last)
+        order = Order(len(train), self.batch_size, seed=self.seed, drop_last=self.drop_last, whole=self.whole_batches)
         return self.loader(True, train, self._train_labels, order, views=True)
 
     def val_dataloader(self) -> Any:

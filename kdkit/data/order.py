@@ -34,18 +34,28 @@ class Order:
         batch_size: B, over all ranks.
         seed: of the shuffling; None keeps the natural order and gives every rank everything (evaluation: exact counts).
         drop_last: leave out the last batch where it is not full.
+        whole: every rank takes whole batches.
 
     Raises:
         KdkitError: no sample, or no batch, is left.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        whole: bool = False,
+    ) -> None:
         if num_samples < 1 or (drop_last and num_samples < batch_size):
             raise KdkitError(f"data: batch_size must be at most the {num_samples} samples there are, got {batch_size}")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
+        self.whole = whole
         self.epoch = 0
         self.position = 0
         self._resumed = False
@@ -88,7 +98,7 @@ class Order:
         elif not self._resumed:
             self.position = 0
         self._resumed = False
-        rank, world = (0, 1) if self.seed is None else rank_and_world()
+        rank, world = (0, 1) if self.seed is None or self.whole else rank_and_world()
         if self.batch_size % world:
             raise KdkitError(
                 f"data: batch_size must be a multiple of the {world} ranks, "

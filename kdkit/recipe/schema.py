@@ -127,6 +127,7 @@ class TrainerSpec(Words):
     Attributes:
         max_epochs: length of the run; schedules are in proportion to it.
         update: all models learn at once, or one after the other.
+        place: the rank that trains each model; left out: every rank trains all of them.
         channels_last: memory format of images.
         compile: compile the step, and on a GPU record it as one CUDA graph; `auto`: the latter alone.
     """
@@ -146,6 +147,7 @@ class TrainerSpec(Words):
     check_val_every_n_epoch: Positive = 1
     deterministic: Flag | Literal["warn"] = False
     update: Literal["simultaneous", "sequential"] = "simultaneous"
+    place: dict[Word, Annotated[int, Field(strict=True, ge=0)]] | None = None
     channels_last: Flag = True
     compile: Flag | Literal["auto"] = False
 

@@ -148,6 +148,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         seed=experiment.seed,
         stages=experiment.stages,
         update=options.pop("update", "simultaneous"),
+        place=options.pop("place", None),
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
     )

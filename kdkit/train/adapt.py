@@ -21,7 +21,6 @@ from kdkit.graph.control import Climb, Control, towards
 from kdkit.graph.edge import Edge
 from kdkit.graph.factors import pair, set_factor
 from kdkit.registry import KdkitError
-from kdkit.train.sync import share_buffers
 
 if TYPE_CHECKING:
     from kdkit.train.distiller import Distiller
@@ -76,7 +75,7 @@ def _made(edge: BoundEdge) -> dict[int, Any]:
 @torch.no_grad()
 def _look(distiller: Distiller, nodes: Iterable[str]) -> _Seen:
     graph, device = distiller.graph, distiller.device
-    share_buffers(graph.models)
+    distiller.place.share(graph)
     said: dict[str, list[Tensor]] = {name: [] for name in nodes}
     labels: list[Tensor] = []
     graph.eval()

@@ -34,9 +34,9 @@ from kdkit.train.layout import channels_last, overruns
 from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, grouped, rate
+from kdkit.train.place import Apart, Everywhere
 from kdkit.train.scores import Scores
 from kdkit.train.share import begin_step, measure, weights
-from kdkit.train.sync import average_gradients, unshared_buffers
 
 SGD: dict[str, Any] = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 STEPS: dict[str, Any] = {"multistep": {"start": 0.05, "at": [0.625, 0.75, 0.875]}}
@@ -64,6 +64,7 @@ class Distiller(Evaluation):
             latter alone, and nothing on a CPU, where it gains nothing.
         seed: heads, banks and draws follow from it.
         stages: spans in which only some models, or parts of them, learn.
+        place: the rank that trains each model, under `strategy="ddp"`; left out: every rank trains all of them.
 
     Raises:
         KdkitError: anything that does not fit, before training starts.
@@ -81,6 +82,7 @@ class Distiller(Evaluation):
         compile: bool | Literal["auto"] = False,
         seed: int = 0,
         stages: Sequence[Stage] = (),
+        place: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -88,6 +90,7 @@ class Distiller(Evaluation):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
         self.graph = Graph(nodes, edges, seed, stages)
         check_compile(compile, update, self.graph)
+        self.place = Everywhere() if place is None else Apart(place, self.graph, update, compile)
         if not self.graph.trained:
             raise KdkitError("no model is trained; leave out kdkit.frozen for the one that should learn")
         for spec in (node.optimizer for node in self.graph.nodes.values() if node.optimizer is not None):
@@ -114,14 +117,6 @@ class Distiller(Evaluation):
             return graph.model(name)
         return super().__getattr__(name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the first trained node."""
-        return self._logits(self.graph.trained[0], x)
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Logits of the first trained node for a batch's x."""
-        return self(Batch.of(batch).x)  # type: ignore[no-any-return]
-
     # -- before training -------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -141,7 +136,7 @@ class Distiller(Evaluation):
             turns = len(graph.trained) if self.update == "sequential" else 1
             graph.bind(Batch.of(batch), facts, run_epochs(self.trainer, turns, self.borrow.accumulate))
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
-            self._ddp_params_and_buffers_to_ignore = unshared_buffers(self)
+            self.place.begin(self)
             module, precision = getattr(self.trainer, "datamodule", None), str(self.trainer.precision)
             self.memories = {name: Memory(graph, name, module, precision, self._laid_out) for name in graph.whole}
             graph.caches = {name: memory.cache for name, memory in self.memories.items()}
@@ -172,15 +167,6 @@ class Distiller(Evaluation):
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)
         self.compiled, self.captured = speed_up(self)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Images in the models' memory format."""
-        if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
-            return (self._laid_out(batch[0]), *batch[1:])
-        return batch
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        return channels_last(x) if self.channels_last else x
-
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step: forward once, then for each turn: losses, backward, update."""
         graph, last, accumulate = self.graph, int(self.trainer.num_training_batches), self.borrow.accumulate
@@ -200,12 +186,17 @@ class Distiller(Evaluation):
         if scaler is not None and scaler._scale is not None:
             graph.loss_scale.mul_(scaler._scale)
         with closing(graph, data, lambda loss: self._backward(loss / accumulate)):
-            outputs = graph.outputs(data, cached=self.compiled is not None)
-        turns = [graph.now.updates] if self.update == "simultaneous" else [(name,) for name in graph.now.updates]
+            outputs = self.place.outputs(graph, data, cached=self.compiled is not None)
+        turns = (
+            [self.place.turn(graph.now.updates)]
+            if self.update == "simultaneous"
+            else [(name,) for name in graph.now.updates]
+        )
         due = (batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last
         whole: dict[str, Tensor] = {}
         for turn in turns:
-            loss, terms = self.lesson(turn, outputs, data, step)
+            with self.place.alone():
+                loss, terms = self.lesson(turn, outputs, data, step)
             if loss is not None:
                 self.watch.look(terms, step)
                 self._backward(loss / accumulate)
@@ -214,7 +205,7 @@ class Distiller(Evaluation):
                 self._update(turn, t)
             if turn is not turns[-1]:
                 self._refresh(turn[0], data, outputs)
-        self.sums.add(whole)
+        self.sums.add(self.place.told(graph, whole))
         if due:
             graph.move_ema(t)
 
@@ -251,8 +242,8 @@ class Distiller(Evaluation):
             raw.set_lr(name, self.rates[name](t))
         moved = [p for group in raw.param_groups for p in group["params"] if p.grad is not None]
         try:
-            if moved or whole:
-                average_gradients(moved)
+            if moved or whole or self.place.apart:
+                self.place.average(moved)
                 optimizer.step()
                 optimizer.zero_grad()
         finally:
@@ -277,6 +268,7 @@ class Distiller(Evaluation):
     def on_train_epoch_end(self) -> None:
         """Means of terms, learning rates, weights that are shares; what is not finite is never checkpointed."""
         self.watch.drain()
+        self.place.settle(self.graph)
         self.watch.look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)
         means = {f"loss/{name}": value for name, value in self.sums.means().items()}
         rates = {f"lr/{name}": curve(self.current_epoch) for name, curve in self.rates.items()}
@@ -288,6 +280,7 @@ class Distiller(Evaluation):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The running means go with it, and who still has to be scored."""
         wanted = self.scores.wanted if self.scores else None
+        self.place.save(self, checkpoint)
         checkpoint["kdkit"] = {"sums": self.sums.state_dict(), "wanted": wanted}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -13,9 +13,10 @@ from kdkit.graph.graph import Graph
 from kdkit.registry import KdkitError
 from kdkit.taps.trace import logits_of
 from kdkit.train.example import SEVERAL
+from kdkit.train.layout import channels_last
 from kdkit.train.monitor import Monitor
+from kdkit.train.place import Everywhere
 from kdkit.train.scores import Scores
-from kdkit.train.sync import share_buffers
 
 
 class Evaluation(pl.LightningModule):
@@ -24,10 +25,29 @@ class Evaluation(pl.LightningModule):
     graph: Graph
     scores: Scores | None
     monitor: Monitor | None = None
+    place: Everywhere
+    channels_last: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the first trained node."""
+        return self._logits(self.graph.trained[0], x)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits of the first trained node for a batch's x."""
+        return self(Batch.of(batch).x)  # type: ignore[no-any-return]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Images in the models' memory format."""
+        if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
+            return (self._laid_out(batch[0]), *batch[1:])
+        return batch
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return channels_last(x) if self.channels_last else x
 
     def on_validation_epoch_start(self) -> None:
         """Every rank evaluates the same models."""
-        share_buffers(self.graph.models)
+        self.place.share(self.graph)
         self.monitor = Monitor(self.graph)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
