@@ -194,7 +194,12 @@ class Roster:
     def state_dict(self) -> dict[str, Any]:
         """All that happened and what comes of it."""
         peers = {name: asdict(peer) for name, peer in self.peers.items()}
-        return {"peers": peers, "events": list(self.events), "done": self._done, "since": self._since}
+        return {
+            "peers": peers,
+            "events": [tuple(event) for event in self.events],
+            "done": self._done,
+            "since": self._since,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], t: float) -> None:
         """Go on from a checkpoint at time `t`."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from kdkit.data import DataModule
     from kdkit.graph import Edge, Node, Stage
+    from kdkit.graph.health import Rule
+    from kdkit.graph.membership import Plan
 
 Resolver = Callable[[Recipe], "Path | None"]
 
@@ -39,6 +41,9 @@ class Experiment:
         trainer: the words given under `trainer`: Lightning's, and `update`, `channels_last`.
         seed: what everything random follows from.
         stages: spans in which only some models, or parts of them, learn.
+        balance: how the losses' weights move by themselves.
+        cohort: who comes and goes.
+        health: the rule that keeps a cohort well.
     """
 
     name: str
@@ -51,6 +56,9 @@ class Experiment:
     trainer: dict[str, Any]
     seed: int
     stages: list[Stage]
+    balance: str | None = None
+    cohort: Plan | None = None
+    health: Rule | None = None
 
 
 def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
@@ -94,6 +102,8 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
         seed=recipe.seed,
         stages=[Stage(stage.name, Span.parse(stage.when), stage.train) for stage in recipe.stages],
     )
+        cohort=None if recipe.cohort is None else recipe.cohort.plan,
+        health=None if recipe.cohort is None else recipe.cohort.rule,
 
 
 def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.Module:

@@ -36,6 +36,9 @@ def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
     """Everything about the graph that can be told without data and without building a model."""
     found = [p for name, spec in recipe.models.items() for p in _model(recipe, name, spec, above)]
     found += _rates(recipe)
+    if recipe.cohort is not None:
+        told = recipe.cohort.problems(recipe.trained, recipe.trainer.max_epochs)
+        found += [recipe.origin.problem(("cohort", *path), text) for path, text in told]
     if recipe.trained:
         return [*found, *_edges(recipe)]
     return [

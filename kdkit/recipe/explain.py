@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdkit.recipe.cohort import CohortSpec, JoinSpec, LeaveSpec, health_model
 from kdkit.recipe.errors import Problem
 from kdkit.recipe.named import data_model, edge_model, optimizer_model
 from kdkit.recipe.options import arch_words
@@ -140,6 +141,14 @@ def _known(parent: Loc, origin: Origin) -> Iterable[str]:
                 model = TuneSpec
             case ("models", _, "cache"):
                 model = CacheSpec
+            case ("cohort",):
+                model = CohortSpec
+            case ("cohort", "health"):
+                model = health_model()
+            case ("cohort", "join", _):
+                model = JoinSpec
+            case ("cohort", "leave", _):
+                model = LeaveSpec
             case ("stages", _):
                 yield from ("name", "epochs", "train", "losses")
                 return

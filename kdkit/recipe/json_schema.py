@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdkit.recipe.cohort import health_model
 from kdkit.recipe.named import data_model, edge_model, optimizer_model
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.words import Words
@@ -36,6 +37,7 @@ def json_schema() -> dict[str, Any]:
         ]
     }
     defs["OptimizerSpec"] = _choice([_named(name, optimizer_model(name), defs) for name in OPTIMIZERS])
+    defs["HealthWords"] = _inlined(health_model(), defs, set())
     defs["DataSpec"] = _choice([_named(name, data_model(name), defs) for name in DATA])
     schema["properties"]["losses"]["items"] = {"$ref": "#/$defs/Loss"}
     stage = defs["StageSpec"]["properties"]

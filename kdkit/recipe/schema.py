@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
+from kdkit.recipe.cohort import CohortSpec
 from kdkit.recipe.errors import Mark, Problem
 from kdkit.recipe.named import Data, Edge, Optimizer
 from kdkit.recipe.syntax import Item
@@ -207,6 +208,7 @@ class Recipe(Words):
     """
 
     protocol: Word | None = None
+        cohort: models that come and go, and the rule that keeps them well.
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
     losses: Annotated[list[Edge], Field(min_length=1)]
     data: Data
@@ -219,6 +221,7 @@ class Recipe(Words):
 
     @property
     def origin(self) -> Origin:
+    cohort: CohortSpec | None = None
         """Where it was read."""
         return self._origin
 

@@ -35,6 +35,8 @@ def document(recipe: Recipe) -> dict[str, Any]:
         whole["stages"] = [stage.model_dump(exclude_unset=True) for stage in recipe.stages]
     return whole
 
+    if recipe.cohort is not None:
+        whole["cohort"] = recipe.cohort.model_dump(by_alias=True, exclude_unset=True)
 
 def resolved(recipe: Recipe) -> str:
     """YAML text of the recipe as it runs; it loads again, anywhere on this machine, to an equal recipe."""
@@ -48,12 +50,12 @@ def dump(content: dict[str, Any]) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """A hash of everything but the method: recipes that differ in losses, heads and stages alone share it.
+    """A hash of everything but the method: recipes that differ in losses, heads, stages and cohort alone share it.
 
     Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's answers
     are read from, unless as some of their logits alone. What `float16` rounds is no more than another machine changes.
     """
-    whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages")}
+    whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages", "cohort", "balance")}
     for spec in whole["models"].values():
         if not (spec.get("cache") or {}).get("top_k"):
             spec.pop("cache", None)

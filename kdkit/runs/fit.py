@@ -16,6 +16,7 @@ from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, finger
 from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
 from kdkit.runs.curves import draw_curves
+from kdkit.runs.cohort import cohort_callbacks
 from kdkit.runs.depth import draw_depth
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
@@ -152,4 +153,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
     )
-    return distiller, make_trainer(experiment.recipe, options, folder, rows)
+    watch_balance(distiller.graph, experiment.balance)
+    trainer = make_trainer(experiment.recipe, options, folder, rows)
+    trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]
+    return distiller, trainer

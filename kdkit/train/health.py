@@ -19,7 +19,7 @@ from kdkit.train.cohort import Cohort
 from kdkit.train.meters import NonFiniteLossError
 from kdkit.train.patient import restore, state_of
 from kdkit.train.probe import Probe, probe_batches
-from kdkit.train.snapshots import FIRST, Ring
+from kdkit.train.snapshots import Ring
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Health(pl.Callback):
             self._loaded = None
         else:
             for name in graph.trained:
-                self.ring.put(name, FIRST, state_of(pl_module, name))
+                self.ring.start(name, state_of(pl_module, name))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Look at everybody who is there; treat the sick, keep a snapshot of the well."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from kdkit.registry import KdkitError
+from kdkit.storage import whole
 
 log = logging.getLogger(__name__)
 FIRST = 0
@@ -36,7 +35,7 @@ class Snapshot:
 class Ring:
     """For each model its first state and the last `keep` good ones.
 
-    A file is whole or not there, and is deleted only when the checkpoint that knows it is not the last one any more.
+    A file is whole or not there, and is deleted only when no checkpoint that one may go on from knows it any more.
 
     Args:
         keep: how many.
@@ -47,17 +46,20 @@ class Ring:
         self.keep, self.folder = keep, folder
         self.first: dict[str, Snapshot] = {}
         self.last: dict[str, list[Snapshot]] = {}
-        self._known: set[str] = set()
+        self._known: list[set[str]] = []
+
+    def start(self, name: str, content: Any) -> None:
+        """Keep a first state; it is written with the first of the others, when the run's folder is its own."""
+        self.first[name] = Snapshot(FIRST, "", _kept(content))
 
     def put(self, name: str, epoch: int, content: Any) -> None:
         """Keep a state after so many epochs; the oldest one is given up."""
-        content = _kept(content)
-        digest = "" if self.folder is None else self._write(self._path(name, epoch), content)
-        if epoch == FIRST:
-            self.first[name] = Snapshot(epoch, digest, content)
-            return
+        for other, snapshot in self.first.items():
+            if not snapshot.digest:
+                self._write(other, snapshot)
         mine = self.last.setdefault(name, [])
-        mine.append(Snapshot(epoch, digest, content))
+        mine.append(Snapshot(epoch, "", _kept(content)))
+        self._write(name, mine[-1])
         del mine[: -self.keep]
         self._tidy()
 
@@ -87,11 +89,12 @@ class Ring:
             snapshot.content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return copy.deepcopy(snapshot.content)
 
-    def _write(self, path: Path, content: Any) -> str:
-        file = io.BytesIO()
-        torch.save(content, file)
-        _replace(path, file.getvalue())
-        return _digest(file.getvalue())
+    def _write(self, name: str, snapshot: Snapshot) -> None:
+        if self.folder is not None:
+            data = io.BytesIO()
+            torch.save(snapshot.content, data)
+            snapshot.digest = _digest(data.getvalue())
+            _put(self._path(name, snapshot.epoch), data.getvalue())
 
     def _names(self) -> set[str]:
         found = {name: [*self.last.get(name, []), *([first] if first else [])] for name, first in self.first.items()}
@@ -102,15 +105,15 @@ class Ring:
         """Delete the files that neither the ring nor the last checkpoint knows."""
         if self.folder is not None:
             for path in self.folder.glob("*.pt"):
-                if path.name not in self._names() | self._known:
+                if path.name not in self._names().union(*self._known):
                     path.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What there is; with its content where no folder holds that."""
-        self._known = self._names()
+        """What there is; with its content where no file holds that."""
+        self._remember()
 
         def told(s: Snapshot) -> tuple[int, str, Any]:
-            return s.epoch, s.digest, s.content if self.folder is None else None
+            return s.epoch, s.digest, None if s.digest else s.content
 
         last = {name: [told(s) for s in several] for name, several in self.last.items()}
         return {"first": {name: told(s) for name, s in self.first.items()}, "last": last}
@@ -119,7 +122,12 @@ class Ring:
         """Go on from a checkpoint."""
         self.first = {name: Snapshot(*told) for name, told in state["first"].items()}
         self.last = {name: [Snapshot(*told) for told in several] for name, several in state["last"].items()}
-        self._known = self._names()
+        self._remember()
+
+    def _remember(self) -> None:
+        """The names that this checkpoint and the two before it know."""
+        if not self._known or self._known[-1] != self._names():
+            self._known = [*self._known[-2:], self._names()]
 
 
 def _kept(value: Any) -> Any:
@@ -138,16 +146,6 @@ def _digest(data: bytes) -> str:
 
 
 @rank_zero_only
-def _replace(path: Path, data: bytes) -> None:
-    """A temporary name, flushed, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".kdkit.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _put(path: Path, data: bytes) -> None:
+    with whole(path) as file:
+        file.write(data)

@@ -22,6 +22,7 @@ NAMES = [
     "dml_cifar100",
     "dml_paper_cifar100",
     "dml_hetero_cifar100",
+    "dml_elastic_cifar100",
     "dml_coordinated_cifar100",
     "sid_cifar100",
     "sid_isolated_cifar100",
@@ -43,7 +44,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 32
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 33
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 

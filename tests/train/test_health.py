@@ -304,8 +304,10 @@ def test_fp16_and_data_without_labels_are_refused():
 
 def ring(folder, epochs=4):
     made = Ring(2, folder)
-    for epoch in range(epochs):
-        made.put("a", epoch, {"w": torch.full((3,), float(epoch)), "step": epoch})
+    states = [{"w": torch.full((3,), float(epoch)), "step": epoch} for epoch in range(epochs)]
+    made.start("a", states[0])
+    for epoch in range(1, epochs):
+        made.put("a", epoch, states[epoch])
     return made
 
 
@@ -330,9 +332,10 @@ def test_what_a_checkpoint_knows_is_not_deleted(tmp_path):
     back = Ring(2, tmp_path)
     back.load_state_dict(state)
     assert back.take("a")[0] == 3
-    made.state_dict()
-    made.put("a", 6, {"step": 6})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a-000{i}.pt" for i in (0, 4, 5, 6)]
+    for epoch in (6, 7, 8):
+        made.state_dict()
+        made.put("a", epoch, {"step": epoch})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a-000{i}.pt" for i in (0, 4, 5, 6, 7, 8)]
 
 
 def test_a_damaged_snapshot_is_passed_over(tmp_path, caplog):
