@@ -153,7 +153,6 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
     )
-    watch_balance(distiller.graph, experiment.balance)
     trainer = make_trainer(experiment.recipe, options, folder, rows)
     trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]
     return distiller, trainer
