@@ -30,6 +30,9 @@ def fit(
     profile: Annotated[
         bool, typer.Option("--profile", help="Measure where a step's time goes; the run goes on meanwhile.")
     ] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Tell each loss's share of the gradient and the angles between them.")
+    ] = False,
     no_custom_code: NoCustomCode = False,
 ) -> None:
     """Train what a recipe says.
@@ -52,7 +55,9 @@ def fit(
     folder = RunFolder(out or Path("runs") / f"{loaded.name}-seed{loaded.seed}")
     try:
         with interruptible(folder):
-            result = run(loaded, out=folder.path, resume=resume, overwrite=overwrite, profile=profile)
+            result = run(
+                loaded, out=folder.path, resume=resume, overwrite=overwrite, profile=profile, diagnose=diagnose
+            )
     except Interrupted as stop:
         stop.args = (f"{stop}; {_go_on(stop.folder.teacher)}",)
         raise

@@ -79,6 +79,7 @@ class Graph(nn.Module):
                 self.nodes[name] = node.reading_as(self.nodes[node.of])
         self.adapters = nn.ModuleDict()
         self.edges = nn.ModuleDict()
+        self.watchers = nn.ModuleList()  # see kdkit.train.share.measure
         self.register_buffer("progress", torch.zeros(()), persistent=False)
         self.register_buffer("loss_scale", torch.ones(()), persistent=False)
         # What the user put to sleep inside a model that trains (a frozen BatchNorm) stays so.

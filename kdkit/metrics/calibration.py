@@ -99,8 +99,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T for which softmax(logits / T) has the least NLL: temperature scaling.
 
     Guo, Pleiss, Sun, Weinberger, ICML 2017, arXiv 1706.04599. Fit it on samples that neither trained the model nor will
-    be scored with it. The NLL is convex in 1 / T, where
-    bisection finds the zero of its derivative: no step size, and the same answer everywhere.
+    be scored with it. The NLL is convex in 1 / T; bisection finds the zero of its derivative, the same everywhere.
 
     Args:
         logits: (n, C).

@@ -100,9 +100,11 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
         lr=recipe.lr,
         trainer=recipe.trainer.model_dump(exclude_unset=True),
         seed=recipe.seed,
+        balance=recipe.balance,
         stages=[Stage(stage.name, Span.parse(stage.when), stage.train) for stage in recipe.stages],
     )
         cohort=None if recipe.cohort is None else recipe.cohort.plan,
+    )
         health=None if recipe.cohort is None else recipe.cohort.rule,
 
 

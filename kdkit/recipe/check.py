@@ -40,7 +40,7 @@ def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
         told = recipe.cohort.problems(recipe.trained, recipe.trainer.max_epochs)
         found += [recipe.origin.problem(("cohort", *path), text) for path, text in told]
     if recipe.trained:
-        return [*found, *_edges(recipe)]
+        return [*found, *_edges(recipe), *_balance(recipe)]
     return [
         *found,
         recipe.origin.problem(("models",), "no model is trained; say `frozen: false` for the one that learns"),
@@ -113,6 +113,16 @@ def _rates(recipe: Recipe) -> Found:
     for name in recipe.trained:
         yield from _schedule(recipe, ("models", name, "lr"), recipe.models[name].lr, 0)
         yield from _when(recipe, ("models", name, "when"), recipe.models[name].when)
+
+
+def _balance(recipe: Recipe) -> Found:
+    from kdkit.graph.balance import check_balance
+
+    if recipe.balance is not None:
+        try:
+            check_balance(recipe.balance, [edge.edge() for edge in recipe.losses])
+        except KdkitError as error:
+            yield recipe.origin.problem(("balance",), str(error).removeprefix("balance: "))
 
 
 def _edges(recipe: Recipe) -> Found:

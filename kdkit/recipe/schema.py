@@ -206,9 +206,10 @@ class Recipe(Words):
         seed: what everything random follows from.
         stages: parts of the run with losses of their own, in which only some models, or parts of them, learn.
     """
+        balance: how the weights of the losses move by themselves; left out: they do not.
 
-    protocol: Word | None = None
         cohort: models that come and go, and the rule that keeps them well.
+    protocol: Word | None = None
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
     losses: Annotated[list[Edge], Field(min_length=1)]
     data: Data
@@ -218,10 +219,11 @@ class Recipe(Words):
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     stages: list[StageSpec] = Field(default_factory=list)
     _origin: Origin = PrivateAttr(default_factory=Origin)
+    balance: Literal["equal_share", "gradnorm", "uncertainty"] | None = None
 
+    cohort: CohortSpec | None = None
     @property
     def origin(self) -> Origin:
-    cohort: CohortSpec | None = None
         """Where it was read."""
         return self._origin
 

@@ -31,8 +31,12 @@ def document(recipe: Recipe) -> dict[str, Any]:
         whole["lr"] = recipe.lr
     whole["trainer"] = recipe.trainer.model_dump(exclude_unset=True)
     whole["seed"] = recipe.seed
+    if recipe.balance is not None:
+        whole["balance"] = recipe.balance
     if recipe.stages:
         whole["stages"] = [stage.model_dump(exclude_unset=True) for stage in recipe.stages]
+    return whole
+
     return whole
 
     if recipe.cohort is not None:

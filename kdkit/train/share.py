@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdkit import ranks
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.share import Calibration
 from kdkit.registry import KdkitError
-from kdkit.train.sync import average
+from kdkit.train.gradients import gradient, norm
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +23,8 @@ def begin_step(graph: Graph) -> bool:
     Raises:
         KdkitError: an edge was measured, and no weight gives it its share.
     """
+    for watcher in graph.watchers:
+        watcher.begin()  # type: ignore[operator]
     changed = [(edge, its) for edge, its in _shared(graph) if its.begin()]
     for edge, its in changed:
         if not its.measuring:
@@ -32,12 +33,12 @@ def begin_step(graph: Graph) -> bool:
 
 
 def calibrating(graph: Graph) -> bool:
-    """Whether a weight may still move, so that no step may be recorded or compiled."""
-    return any(its.open for _, its in _shared(graph))
+    """Whether terms are looked at one by one, so that no step may be recorded or compiled."""
+    return bool(graph.watchers) or any(its.open for _, its in _shared(graph))
 
 
 def measure(graph: Graph, terms: Mapping[str, Tensor]) -> None:
-    """Look at every term's gradient by itself, and set the weights of those edges that are being measured.
+    """Look at every term's gradient by itself, and set the weights of those edges that are being measured; then watch.
 
     w = share · mean(whole) / mean(‖∂term/∂θ‖) where whole · (1 − Σ shares) is what edges of known weight tell. The
     device is not waited for. Under DDP a gradient is the mean over ranks, as in the step.
@@ -51,18 +52,20 @@ def measure(graph: Graph, terms: Mapping[str, Tensor]) -> None:
         for edge in graph.now.edges:
             if edge.targets & targets:
                 weight = graph.loss_scale if edge.name in asking else graph.loss_scale * edge.weight
-                norms[edge.name] = norm = _norm(terms.get(edge.name), weight, theirs) / graph.loss_scale
+                norms[edge.name] = own = norm(gradient(terms.get(edge.name), weight, theirs), weight) / graph.loss_scale
                 if edge.name in asking:
-                    free = free - asking[edge.name].share * (norm > 0)
+                    free = free - asking[edge.name].share * (own > 0)
                 else:
-                    rest = rest + norm
+                    rest = rest + own
         for edge, its in found:
             if edge.name in asking:
                 edge.weight.copy_(its.add(norms[edge.name], rest / free))
+    for watcher in graph.watchers:
+        watcher.look(graph, terms)  # type: ignore[operator]
 
 
 def weights(graph: Graph) -> dict[str, Tensor]:
-    """The weights of edges with a share, as they are logged at an epoch's end.
+    """The weights that are no plain numbers, as they are logged at an epoch's end.
 
     Raises:
         KdkitError: an edge was measured, and no weight gives it its share.
@@ -71,27 +74,12 @@ def weights(graph: Graph) -> dict[str, Tensor]:
     for edge, its in found:
         if its.steps:
             _check(edge)
-    return {f"weight/{edge.name}": edge.weight for edge, _ in found}
+    watched = [watcher.weights(graph) for watcher in graph.watchers]  # type: ignore[operator]
+    return {f"weight/{edge.name}": edge.weight for edge, _ in found} | {k: v for its in watched for k, v in its.items()}
 
 
 def _shared(graph: Graph) -> list[tuple[BoundEdge, Calibration]]:
     return [(edge, edge.calibration) for edge in graph.now.edges if edge.calibration is not None]
-
-
-def _norm(term: Tensor | None, weight: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """‖weight · ∂term/∂θ‖; a model that the term does not reach adds nothing."""
-    found: Sequence[Tensor | None] = [None] * len(parameters)
-    if term is not None and term.requires_grad and parameters:
-        with torch.autocast(term.device.type, enabled=False):
-            found = torch.autograd.grad(term * weight, parameters, retain_graph=True, allow_unused=True)
-    if ranks.speak():
-        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-        average(g for g in found if g is not None)
-    exact = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in found if g is not None]
-    if not exact:
-        return torch.zeros_like(weight)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(exact)))
-    return norm.to(weight.dtype)
 
 
 def _check(edge: BoundEdge) -> float:

@@ -142,7 +142,7 @@ def test_correlation_difference_in_numbers_and_a_class_that_never_moves():
 
 
 def test_transfer_of_published_accuracies():
-    ratio = transfer_ratio(*(torch.tensor([a]).double() for a in (71.16, 72.34, 69.06))).ratio
+    ratio = transfer_ratio(*(torch.tensor([a], dtype=torch.float64) for a in (71.16, 72.34, 69.06))).ratio
     assert ratio == pytest.approx((71.16 - 69.06) / (72.34 - 69.06))
 
 

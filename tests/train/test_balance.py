@@ -1,0 +1,207 @@
+"""Weights that move by themselves, and what --diagnose says, beside gradients by plain autograd."""
+
+import copy
+import csv
+
+import pytest
+import torch
+
+import kdkit
+from kdkit.graph.balance import balanced
+from kdkit.graph.share import Share
+from kdkit.recipe import RecipeError, fingerprint, loads, resolved
+from kdkit.registry import KdkitError
+from kdkit.runs.fit import fit as run_recipe
+from kdkit.train import balance
+from kdkit.train.balance import Balance, watch_balance
+from kdkit.train.diagnosis import Diagnosis
+from kdkit.train.share import begin_step, calibrating, measure, weights
+from tests.nets import loader
+from tests.train.running import fit, pair, trainer
+
+STILL = {"lr": 0.0, "optimizer": {"name": "sgd"}}
+EDGES = [kdkit.Edge("ce", weight=2.0), kdkit.Edge("kd", weight=0.5, temperature=2.0)]
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """A graph, a batch, and a function that takes a step of the weights alone."""
+    monkeypatch.setattr(balance, "RATE", {"gradnorm": 0.1, "uncertainty": 0.1})
+    monkeypatch.setattr(balance, "EVERY", 1)
+    distiller = kdkit.Distiller(pair(), EDGES, **STILL)
+    fit(distiller, epochs=1)
+    graph = distiller.graph.eval()
+    batch = kdkit.train.distiller.Batch.of(next(iter(loader())))
+
+    def step():
+        begin_step(graph)
+        terms = graph.terms(graph.now.updates, graph.outputs(batch), batch)
+        measure(graph, terms)
+        return terms
+
+    return graph, step
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def pulls(graph, terms):
+    """Gradient of each weighted term in one vector."""
+    theirs = list(graph.models["student"].parameters())
+    found = {}
+    for name, term in terms.items():
+        value = graph.edges[name].weight * term
+        parts = torch.autograd.grad(value, theirs, retain_graph=True, allow_unused=True)
+        zeros = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, theirs, strict=True)]
+        found[name] = torch.cat([g.flatten() for g in zeros])
+    return found
+
+
+def test_uncertainty_ends_where_every_weighted_loss_is_one(still):
+    graph, step = still
+    watch_balance(graph, "uncertainty")
+    assert calibrating(graph)
+    for _ in range(250):
+        terms = step()
+    for name, term in terms.items():
+        assert float(graph.edges[name].weight * term.detach()) == pytest.approx(1, rel=0.05)
+    assert {k: float(v) for k, v in weights(graph).items()} == {
+        f"weight/{name}": float(graph.edges[name].weight) for name in terms
+    }
+
+
+def test_gradnorm_ends_where_losses_that_learn_alike_pull_alike(still):
+    graph, step = still
+    before = {name: g.norm().item() for name, g in pulls(graph, step()).items()}
+    watch_balance(graph, "gradnorm")
+    for _ in range(120):
+        terms = step()
+    after = {name: g.norm().item() for name, g in pulls(graph, terms).items()}
+    assert max(before.values()) / min(before.values()) > 1.5
+    assert after["ce"] == pytest.approx(after["kd"], rel=0.15)
+    factors = [float(graph.edges[name].weight) / base for name, base in (("ce", 2.0), ("kd", 0.5))]
+    assert sum(factors) / 2 == pytest.approx(1, abs=1e-4)
+
+
+def test_gradnorm_pulls_harder_at_the_loss_that_learns_slower(still):
+    graph, step = still
+    step()
+    graph.watchers.append(moving := Balance("gradnorm", ["ce", "kd"]))
+    terms = step()
+    moving.first.copy_(torch.stack([terms["ce"].detach() * 4, terms["kd"].detach()]))  # ce has learned much
+    for _ in range(120):
+        terms = step()
+    after = {name: g.norm().item() for name, g in pulls(graph, terms).items()}
+    assert after["kd"] / after["ce"] == pytest.approx(4**balance.ALPHA, rel=0.3)
+
+
+def test_weights_go_on_from_a_checkpoint(still):
+    graph, step = still
+    graph.watchers.append(Balance("uncertainty", ["ce", "kd"]))
+    for _ in range(3):
+        step()
+    saved = copy.deepcopy(graph.watchers[0].state_dict())
+    for _ in range(2):
+        step()
+    whole = float(graph.edges["kd"].weight)
+    graph.watchers[0] = Balance("uncertainty", ["ce", "kd"])
+    graph.watchers[0].load_state_dict(saved)
+    for _ in range(2):
+        step()
+    assert float(graph.edges["kd"].weight) == whole
+    assert graph.watchers[0].steps == 5
+
+
+def test_a_loss_that_is_not_above_zero_is_told(still):
+    graph, step = still
+    graph.watchers.append(moving := Balance("uncertainty", ["ce", "kd"]))
+    step()
+    moving.logs.fill_(-balance.FARTHEST)
+    with pytest.raises(KdkitError, match="weight of 'ce' 10,000 times what it was"):
+        weights(graph)
+
+
+def test_equal_shares_are_shares_beside_the_first():
+    told = balanced("equal_share", [*EDGES, kdkit.Edge("mse")])
+    assert [edge.weight for edge in told[1:]] == [Share(1 / 3), Share(1 / 3)]
+    assert told[0].weight == EDGES[0].weight
+    assert [edge.weight for edge in balanced(None, EDGES)] == [edge.weight for edge in EDGES]
+    assert not isinstance(EDGES[1].weight, Share)
+
+
+@pytest.mark.parametrize(
+    ("kind", "edges", "text"),
+    [
+        ("evenly", EDGES, "must be one of equal_share, gradnorm, uncertainty, got 'evenly'"),
+        ("gradnorm", EDGES[:1], "gradnorm weighs losses against each other, and there is one"),
+        ("uncertainty", [*EDGES[:1], kdkit.Edge("kd", weight={"share": 0.5})], "must begin as a number, got share 0.5"),
+        ("gradnorm", [*EDGES[:1], kdkit.Edge("kd", weight={"cosine": [1, 0]})], "must begin as a number, got cosine"),
+        ("gradnorm", [*EDGES[:1], kdkit.Edge("kd", weight=0)], "the weight of 'kd' must be above 0, got 0"),
+    ],
+)
+def test_what_cannot_be_balanced(kind, edges, text):
+    with pytest.raises(KdkitError, match=text):
+        balanced(kind, edges)
+
+
+def test_the_diagnosis_is_plain_autograds(tmp_path):
+    torch.manual_seed(0)
+    distiller, said = kdkit.Distiller(pair(), EDGES, **STILL), []
+    path = tmp_path / "gradients.csv"
+    batches = list(loader())
+    data = torch.utils.data.DataLoader(batches[:1], batch_size=None)
+    watching = Diagnosis(path, said.append, lambda path, text: path.write_text(text))
+    distiller.student.eval()
+    distiller.graph._asleep = list(distiller.student.modules())  # statistics of the batch move nothing
+    run = trainer(epochs=2)
+    run.callbacks.append(watching)
+    run.fit(distiller, data)
+    assert len(distiller.graph.watchers) == 0
+    batch = kdkit.train.distiller.Batch.of(batches[0])
+    graph = distiller.graph.eval()
+    its = pulls(graph, graph.terms(graph.now.updates, graph.outputs(batch), batch))
+    rows = table(path)
+    assert [(row["epoch"], row["model"], row["loss"]) for row in rows] == [
+        (epoch, "student", loss) for epoch in "12" for loss in ("ce", "kd")
+    ]
+    whole = sum(float(g.norm()) for g in its.values())
+    for row in rows:
+        mine = its[row["loss"]]
+        assert float(row["norm"]) == pytest.approx(float(mine.norm()), rel=1e-3)
+        assert float(row["share"]) == pytest.approx(float(mine.norm()) / whole, abs=1e-3)
+    cosine = torch.cosine_similarity(its["ce"], its["kd"], dim=0)
+    assert float(rows[0]["cosine kd"]) == pytest.approx(float(cosine), abs=1e-3)
+    assert rows[0]["cosine ce"] == ""
+    assert said[0].startswith("  gradient of student: ce ")
+    assert f"cosines: ce·kd {float(cosine):+.2f}" in said[0]
+
+
+RECIPE = """\
+data: {name: digits, image_size: 8, batch_size: 64}
+models:
+  teacher: {arch: resnet8, weights: random}
+  student: {arch: resnet8}
+losses: [ce, kd]
+optimizer: {name: sgd}
+lr: 0.1
+trainer: {max_epochs: 2, accelerator: cpu, limit_train_batches: 4, limit_val_batches: 1}
+balance: uncertainty
+"""
+
+
+def test_a_recipe_that_balances_and_a_run_that_is_diagnosed(tmp_path, capsys):
+    recipe = loads(RECIPE)
+    assert loads(resolved(recipe)) == recipe
+    assert fingerprint(recipe) == fingerprint(loads(RECIPE.replace("balance: uncertainty\n", "")))
+    run_recipe(recipe, out=tmp_path / "run", diagnose=True)
+    metrics = table(tmp_path / "run" / "metrics.csv")
+    assert float(metrics[0]["weight/ce"]) == pytest.approx(1, abs=0.05)
+    assert float(metrics[1]["weight/ce"]) != float(metrics[0]["weight/ce"])
+    rows = table(tmp_path / "run" / "gradients.csv")
+    assert len(rows) == 4
+    assert "gradient of student: ce" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match=r"balance: .*begin as a number, got cosine"):
+        loads(RECIPE.replace("kd]", "kd: {weight: {cosine: [1, 0]}}]"))
+    with pytest.raises(RecipeError, match="balance"):
+        loads(RECIPE.replace("uncertainty", "gradnrm"))
