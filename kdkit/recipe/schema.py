@@ -205,10 +205,9 @@ class Recipe(Words):
         trainer: how long, on what.
         seed: what everything random follows from.
         stages: parts of the run with losses of their own, in which only some models, or parts of them, learn.
-    """
-        balance: how the weights of the losses move by themselves; left out: they do not.
-
         cohort: models that come and go, and the rule that keeps them well.
+    """
+
     protocol: Word | None = None
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
     losses: Annotated[list[Edge], Field(min_length=1)]
@@ -218,10 +217,9 @@ class Recipe(Words):
     trainer: TrainerSpec
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     stages: list[StageSpec] = Field(default_factory=list)
-    _origin: Origin = PrivateAttr(default_factory=Origin)
-    balance: Literal["equal_share", "gradnorm", "uncertainty"] | None = None
-
     cohort: CohortSpec | None = None
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
     @property
     def origin(self) -> Origin:
         """Where it was read."""

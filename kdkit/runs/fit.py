@@ -12,12 +12,11 @@ import pytorch_lightning as pl
 
 from kdkit import models
 from kdkit.console import tell
-from kdkit.graph.balance import balanced
 from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
 from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
-from kdkit.runs.curves import draw_curves
 from kdkit.runs.cohort import cohort_callbacks
+from kdkit.runs.curves import draw_curves
 from kdkit.runs.depth import draw_depth
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
@@ -32,8 +31,6 @@ from kdkit.runs.teacher import trained_weights
 from kdkit.runs.told import metadata, note_classes
 from kdkit.runs.trainer import make_trainer, quiet, refusals
 from kdkit.train.distiller import Distiller
-from kdkit.train.balance import watch_balance
-from kdkit.train.diagnosis import Diagnosis
 from kdkit.train.profile import StepProfiler
 
 
@@ -45,7 +42,6 @@ def fit(
     overwrite: bool = False,
     profile: bool = False,
 ) -> Result:
-    diagnose: bool = False,
     """Run a recipe to its end.
 
     Args:
@@ -56,7 +52,6 @@ def fit(
             kdkit's stay.
         profile: measure some steps, print where their time goes and write a Chrome trace into the folder.
 
-        diagnose: tell each loss's share of the gradient, and the angles between them, by epoch; `gradients.csv`.
     Raises:
         KdkitError: the recipe, the data or the folder do not allow it, or a loss became non-finite.
         KeyboardInterrupt: Ctrl-C; its text says what is saved.
@@ -64,7 +59,7 @@ def fit(
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if first_rank():  # the others are started in the middle of the first one's fit
         check_free(folder, resume=resume, overwrite=overwrite)
-    return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile, diagnose=diagnose)
+    return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile)
 
 
 def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
@@ -72,9 +67,7 @@ def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
     return _fit(recipe, folder, resume=True, overwrite=False)
 
 
-def _fit(
-    recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, profile: bool = False, diagnose: bool = False
-) -> Result:
+def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, profile: bool = False) -> Result:
     if resume and folder.begun:
         check_same(recipe, folder)
     if resume and folder.complete:
@@ -86,8 +79,6 @@ def _fit(
     if profile:
         trainer.callbacks.append(StepProfiler(folder.trace, show_parts))  # type: ignore[attr-defined]
     held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
-    if diagnose:
-        trainer.callbacks.append(Diagnosis(folder.gradients, partial(tell, file=sys.stdout), write_text))  # type: ignore[attr-defined]
     with held, interruptible(folder):
         used = standing(folder) if resume and folder.begun else None
         if used:
@@ -152,7 +143,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
     options = dict(experiment.trainer)
     distiller = Distiller(
         experiment.nodes,
-        balanced(experiment.balance, experiment.edges),
+        experiment.edges,
         optimizer=experiment.optimizer,
         lr=experiment.lr,
         seed=experiment.seed,
@@ -164,5 +155,4 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
     )
     trainer = make_trainer(experiment.recipe, options, folder, rows)
     trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]
-    watch_balance(distiller.graph, experiment.balance)
     return distiller, trainer
