@@ -131,6 +131,7 @@ class TrainerSpec(Words):
         place: the rank that trains each model; left out: every rank trains all of them.
         channels_last: memory format of images.
         compile: compile the step, and on a GPU record it as one CUDA graph; `auto`: the latter alone.
+        logger: where numbers and pictures go beside `metrics.csv`; `csv`: nowhere.
     """
 
     max_epochs: Positive
@@ -151,6 +152,7 @@ class TrainerSpec(Words):
     place: dict[Word, Annotated[int, Field(strict=True, ge=0)]] | None = None
     channels_last: Flag = True
     compile: Flag | Literal["auto"] = False
+    logger: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
 
 # Where and how fast a recipe runs, which is no part of what comes out.
-MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile", "deterministic")
+MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile", "deterministic", "logger")
 READING = ("root", "download", "num_workers", "eval_batch_size")
 
 

@@ -21,6 +21,7 @@ from kdkit.runs.depth import draw_depth
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
+from kdkit.runs.loggers import show_pictures
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
@@ -100,6 +101,7 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, pr
             with writing(folder):
                 draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
                 draw_depth(rows.rows, folder.beliefs, experiment.name)
+                show_pictures(trainer, folder)
                 found = figures(rows.rows, experiment.nodes)
                 note_classes(folder, experiment.datamodule)
                 write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})

@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "eval.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """What TensorBoard reads, where that was asked for."""
+        return self.path / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """The page of the run."""
         return self.path / "report.html"
@@ -183,6 +188,7 @@ class RunFolder:
                 yield path
         yield from (path for kind in ("*.png", "compare.json") for path in self.comparison.glob(kind))
         yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
+        yield from self.tensorboard.glob("events.out.tfevents.*")
         yield from (self.previous, *self.checkpoint.parent.glob(f"{OURS}*"))
         yield from (path for kind in ("*.pt", f"{OURS}*") for path in self.snapshots.glob(kind))
         yield from (

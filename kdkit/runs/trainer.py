@@ -16,6 +16,7 @@ from kdkit.console import tell
 from kdkit.recipe import Recipe, RecipeError
 from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.keeping import Keeper, TwoKept
+from kdkit.runs.loggers import beside
 from kdkit.runs.progress import progress_callback
 from kdkit.runs.rows import MetricRows
 
@@ -36,9 +37,9 @@ def make_trainer(recipe: Recipe, options: Mapping[str, Any], folder: RunFolder, 
     """
     with refusals(recipe, ValueError, TypeError, RuntimeError), quiet():
         trainer = pl.Trainer(
-            **options,
+            **{word: value for word, value in options.items() if word != "logger"},
             default_root_dir=folder.path,
-            logger=rows,
+            logger=[rows, *beside(recipe, folder)],
             callbacks=[Keeper(folder, rows), progress_callback()],
             plugins=[TwoKept(folder)],
             enable_progress_bar=False,
