@@ -41,6 +41,7 @@ class Experiment:
         trainer: the words given under `trainer`: Lightning's, and `update`, `channels_last`.
         seed: what everything random follows from.
         stages: spans in which only some models, or parts of them, learn.
+        balance: how the losses' weights move by themselves.
         cohort: who comes and goes.
         health: the rule that keeps a cohort well.
     """
@@ -55,6 +56,7 @@ class Experiment:
     trainer: dict[str, Any]
     seed: int
     stages: list[Stage]
+    balance: str | None = None
     cohort: Plan | None = None
     health: Rule | None = None
 
@@ -98,6 +100,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
         lr=recipe.lr,
         trainer=recipe.trainer.model_dump(exclude_unset=True),
         seed=recipe.seed,
+        balance=recipe.balance,
         stages=[Stage(stage.name, Span.parse(stage.when), stage.train) for stage in recipe.stages],
         cohort=None if recipe.cohort is None else recipe.cohort.plan,
         health=None if recipe.cohort is None else recipe.cohort.rule,

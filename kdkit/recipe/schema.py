@@ -206,6 +206,7 @@ class Recipe(Words):
         lr: likewise.
         trainer: how long, on what.
         seed: what everything random follows from.
+        balance: how the weights of the losses move by themselves; left out: they do not.
         stages: parts of the run with losses of their own, in which only some models, or parts of them, learn.
         cohort: models that come and go, and the rule that keeps them well.
     """
@@ -218,6 +219,7 @@ class Recipe(Words):
     lr: NumberOrSchedule | None = None
     trainer: TrainerSpec
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    balance: Literal["equal_share", "gradnorm", "uncertainty"] | None = None
     stages: list[StageSpec] = Field(default_factory=list)
     cohort: CohortSpec | None = None
     _origin: Origin = PrivateAttr(default_factory=Origin)

@@ -31,6 +31,8 @@ def document(recipe: Recipe) -> dict[str, Any]:
         whole["lr"] = recipe.lr
     whole["trainer"] = recipe.trainer.model_dump(exclude_unset=True)
     whole["seed"] = recipe.seed
+    if recipe.balance is not None:
+        whole["balance"] = recipe.balance
     if recipe.stages:
         whole["stages"] = [stage.model_dump(exclude_unset=True) for stage in recipe.stages]
     if recipe.cohort is not None:
@@ -55,7 +57,7 @@ def fingerprint(recipe: Recipe) -> str:
     Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's answers
     are read from, unless as some of their logits alone. What `float16` rounds is no more than another machine changes.
     """
-    whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages", "cohort")}
+    whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages", "cohort", "balance")}
     for spec in whole["models"].values():
         if not (spec.get("cache") or {}).get("top_k"):
             spec.pop("cache", None)

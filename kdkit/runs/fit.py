@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 
 from kdkit import models
 from kdkit.console import tell
+from kdkit.graph.balance import balanced
 from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
 from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
@@ -31,6 +32,8 @@ from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
 from kdkit.runs.told import metadata, note_classes
 from kdkit.runs.trainer import make_trainer, quiet, refusals
+from kdkit.train.balance import watch_balance
+from kdkit.train.diagnosis import Diagnosis
 from kdkit.train.distiller import Distiller
 from kdkit.train.profile import StepProfiler
 
@@ -42,6 +45,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     profile: bool = False,
+    diagnose: bool = False,
 ) -> Result:
     """Run a recipe to its end.
 
@@ -52,6 +56,7 @@ def fit(
         overwrite: delete the run that the folder holds, once the new one takes its first step; files that are not
             kdkit's stay.
         profile: measure some steps, print where their time goes and write a Chrome trace into the folder.
+        diagnose: tell each loss's share of the gradient, and the angles between them, by epoch; `gradients.csv`.
 
     Raises:
         KdkitError: the recipe, the data or the folder do not allow it, or a loss became non-finite.
@@ -60,7 +65,7 @@ def fit(
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if first_rank():  # the others are started in the middle of the first one's fit
         check_free(folder, resume=resume, overwrite=overwrite)
-    return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile)
+    return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile, diagnose=diagnose)
 
 
 def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
@@ -68,7 +73,9 @@ def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
     return _fit(recipe, folder, resume=True, overwrite=False)
 
 
-def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, profile: bool = False) -> Result:
+def _fit(
+    recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, profile: bool = False, diagnose: bool = False
+) -> Result:
     if resume and folder.begun:
         check_same(recipe, folder)
     if resume and folder.complete:
@@ -79,6 +86,8 @@ def _fit(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, pr
         distiller, trainer = assemble(experiment, folder, rows)
     if profile:
         trainer.callbacks.append(StepProfiler(folder.trace, show_parts))  # type: ignore[attr-defined]
+    if diagnose:
+        trainer.callbacks.append(Diagnosis(folder.gradients, partial(tell, file=sys.stdout), write_text))  # type: ignore[attr-defined]
     held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
     with held, interruptible(folder):
         used = standing(folder) if resume and folder.begun else None
@@ -145,7 +154,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
     options = dict(experiment.trainer)
     distiller = Distiller(
         experiment.nodes,
-        experiment.edges,
+        balanced(experiment.balance, experiment.edges),
         optimizer=experiment.optimizer,
         lr=experiment.lr,
         seed=experiment.seed,
@@ -155,6 +164,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
     )
+    watch_balance(distiller.graph, experiment.balance)
     trainer = make_trainer(experiment.recipe, options, folder, rows)
     trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]
     return distiller, trainer
