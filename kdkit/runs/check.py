@@ -88,7 +88,8 @@ def activation_bytes(graph: Graph, batch: Batch) -> int:
 
         graph.set_time(phase.start)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            graph.weighted(graph.terms(graph.now.updates, graph.outputs(batch), batch))
+            if terms := graph.terms(graph.now.updates, graph.outputs(batch), batch):  # a phase may teach nothing
+                graph.weighted(terms)
         most = max(most, sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own))
     return most
 

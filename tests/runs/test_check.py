@@ -218,3 +218,9 @@ def test_the_report_in_a_pipe_is_whole_and_plain():
     assert sum(line.startswith("at ") for line in lines) == 3
     assert "steps   7 of 16 images an epoch, 28 in 4 epochs" in lines
     assert "head" not in text  # a column without content is left out
+
+
+def test_a_phase_that_teaches_nothing_is_counted_as_nothing():
+    text = f"data: {{{FAKE}}}\nmodels: {{{PAIR}}}\noptimizer: {{name: sgd}}\nlr: 0.1\ntrainer: {{max_epochs: 4}}\n"
+    text += "stages: [{name: first, epochs: 0.5, train: [student.layer1], losses: [hint: {taps: stage1}]}]\n"
+    assert check(loads(text)).activation_bytes > 0
