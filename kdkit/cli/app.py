@@ -29,8 +29,21 @@ NoCustomCode = Annotated[
 ]
 
 
+ORDER = (
+    *("fit", "eval", "check", "cache"),
+    *("compare", "probe", "latency", "export", "report"),
+    *("bench", "tune", "table"),
+    *("losses", "models", "recipes", "init", "schema"),
+)
+"""The verbs in `--help`: what one begins with comes first."""
+
+
 class Verbs(TyperGroup):
     """The verbs, and how they fail: what the user can mend is one message and exit code 2."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In `ORDER`."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; an exception that is not the user's to mend keeps its traceback."""
