@@ -251,7 +251,7 @@ def _template(read_suite: Read, method: Method) -> Template:
         )
         raise RecipeError([Problem.at(method.mark, f"methods.{method.name}", message)])
     whole = document(load(path))
-    others = {word: whole[word] for word in ("stages", "cohort") if word in whole}
+    others: dict[str, Any] = {word: whole[word] for word in ("stages", "cohort") if word in whole}
     if "update" in whole["trainer"]:
         others["trainer"] = {"update": whole["trainer"]["update"]}
     return whole["losses"], whole["models"], others
