@@ -166,3 +166,22 @@ def test_mutual_learning_is_compared_with_the_same_models_alone(tmp_path):
     dml.main(words)
     (row,) = read(out)
     assert (row["method"], row["seed"], sorted(row["peers"])) == ("alone", 0, ["a", "b", "c", "d"])
+
+
+def test_the_page_of_mutual_learning_is_made_from_the_rows():
+    from benchmarks import dml_page
+
+    assert dml_page.PAGE.read_text() == dml_page.page(dml_page.load()), "run python -m benchmarks.dml_page"
+
+
+def test_a_gain_is_paired_by_seed_and_peer():
+    from benchmarks import dml_page
+
+    def row(method, seed, **top1):
+        return {"set": "digits", "method": method, "seed": seed, "peers": {p: {"top1": v} for p, v in top1.items()}}
+
+    rows = [row("alone", 0, a=0.5, b=0.6, c=0.9), row("alone", 1, a=0.7, b=0.7, c=0.9)]
+    rows += [row("K=2", 0, a=0.52, b=0.66), row("K=2", 1, a=0.7, b=0.72), row("K=2", 2, a=1.0, b=1.0)]
+    assert dml_page.gains(rows, "digits", "K=2", "ab") == pytest.approx([4.0, 1.0])
+    mean, half = dml_page.interval([4.0, 1.0])
+    assert (mean, half) == (2.5, pytest.approx(12.706 * 1.5, rel=1e-3))

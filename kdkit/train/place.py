@@ -108,7 +108,7 @@ class Apart(Everywhere):
                 f"place: rank {most} needs {most + 1} processes, got {world}; say devices and strategy: ddp"
             )
         module = getattr(distiller.trainer, "datamodule", None)
-        if hasattr(module, "whole_batches"):
+        if module is not None and hasattr(module, "whole_batches"):
             module.whole_batches = True
         distiller._ddp_params_and_buffers_to_ignore = [name for name, _ in distiller.named_buffers()]
 

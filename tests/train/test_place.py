@@ -83,7 +83,7 @@ def rank_main(rank, folder):
     torch.save(told(again, run), f"{folder}/more-{rank}.pt")
     torn = DataLoader(Subset([(x, y, i) for x, y, i in Blobs()], range(rank, 64, 2)), batch_size=8)
     try:
-        (run := trainer(f"{folder}/torn", **spread(), use_distributed_sampler=False)).fit(make(PLACE), torn)
+        trainer(f"{folder}/torn", **spread(), use_distributed_sampler=False).fit(make(PLACE), torn)
     except KdkitError as error:
         torch.save(str(error), f"{folder}/torn-{rank}.pt")
     dist.destroy_process_group()
@@ -122,7 +122,7 @@ def test_each_peer_on_its_rank_equals_one_process_also_after_resume(ranks, tmp_p
 
 
 def test_the_checkpoint_holds_every_peer_s_optimizer(ranks, tmp_path):
-    (run := trainer(tmp_path)).fit(make(), digits())
+    trainer(tmp_path).fit(make(), digits())
     alone = torch.load(tmp_path / "last.ckpt", weights_only=False)["optimizer_states"][0]
     here = torch.load(ranks / "apart" / "last.ckpt", weights_only=False)["optimizer_states"][0]
     assert here.keys() == alone.keys() == set(PEERS)
