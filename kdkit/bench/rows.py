@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from kdkit.bench.expand import Cell, mark
+from kdkit.bench.kinds import no_number
 from kdkit.bench.packed import pack
 from kdkit.recipe import content_key, source
 from kdkit.recipe.write import READING, document, dump
@@ -42,13 +43,13 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise KdkitError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KdkitError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = []
     for i, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=no_number)
+        except (ValueError, RecursionError) as error:
             raise KdkitError(f"{path}:{i}: is no JSON ({error}); take the line out") from None
         needed = NEEDED - LACKS | {"study", "values"} if isinstance(row, dict) and "trial" in row else NEEDED
         if not isinstance(row, dict) or (missing := needed - row.keys()):

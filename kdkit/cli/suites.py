@@ -176,6 +176,7 @@ def table(
     """
     if beside not in (None, "shipped"):
         raise KdkitError(f"--with must be `shipped`, got {beside!r}")
+    from kdkit.bench.kinds import whole_rows
     from kdkit.bench.ledger import ledger
     from kdkit.bench.render import render
     from kdkit.bench.rows import read_rows
@@ -189,10 +190,10 @@ def table(
     if beside and not {row["fingerprint"] for row in mine} & {row["fingerprint"] for row in theirs}:
         protocols = ", ".join(sorted({f"{row['pair']} under {row['protocol']}" for row in theirs})) or "none"
         raise KdkitError(f"no row that comes with kdkit has the same pair and protocol; there are: {protocols}")
-    if mine:
-        typer.echo(render(blocks(mine, theirs), form), nl=False)
-    if trials:
-        typer.echo("\n" * bool(mine) + ledger(trials, form), nl=False)
+    with whole_rows(results, rows):
+        made = render(blocks(mine, theirs), form) if mine else ""
+        made += "\n" * bool(mine) + ledger(trials, form) if trials else ""
+    typer.echo(made, nl=False)
 
 
 def _say(text: str) -> None:

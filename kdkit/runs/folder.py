@@ -212,7 +212,7 @@ class RunFolder:
         try:
             if "content" in json.loads(self.provenance.read_text(encoding="utf-8")):
                 return None
-        except (OSError, ValueError, TypeError):  # no provenance, or somebody else's
+        except (OSError, ValueError, TypeError, RecursionError):  # no provenance, or somebody else's
             pass
         return next((name for name in sorted(os.listdir(self.path)) if not name.startswith(OURS)), None)
 
@@ -266,6 +266,9 @@ def read_json(path: Path) -> Any:
         KdkitError: it is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no figures by name")
+    except (OSError, ValueError, RecursionError) as error:
         raise KdkitError(f"{path} cannot be read ({error}); --overwrite begins the run anew") from None
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
 
 NOT_FINITE = "which makes the accuracy meaningless too; a lower learning rate usually helps"
@@ -37,9 +38,16 @@ class Result:
 
 
 def read_result(folder: RunFolder) -> Result:
-    """The figures of a finished run."""
+    """The figures of a finished run.
+
+    Raises:
+        KdkitError: the file is damaged.
+    """
     figures = read_json(folder.result)
-    return Result(folder, _numbers(figures["last"]), _numbers(figures["best"]))
+    try:
+        return Result(folder, _numbers(figures["last"]), _numbers(figures["best"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KdkitError(f"{folder.result} is damaged ({error!r}); --overwrite begins the run anew") from None
 
 
 def figures(rows: Mapping[int, Mapping[str, float]], nodes: Collection[str]) -> dict[str, Any]:
@@ -64,4 +72,5 @@ def _place(name: str) -> tuple[bool, str]:
 
 def _numbers(found: Mapping[str, Mapping[str, float | None]]) -> Metrics:
     """JSON's null is what was no number."""
-    return {node: {k: math.nan if v is None else v for k, v in metrics.items()} for node, metrics in found.items()}
+    told = {node: metrics.items() for node, metrics in found.items()}
+    return {node: {k: math.nan if v is None else float(v) for k, v in pairs} for node, pairs in told.items()}

@@ -1,0 +1,83 @@
+"""A run's papers and a suite's rows as disks and editors leave them: one error that names the file, or the truth."""
+
+import contextlib
+import json
+import shutil
+
+import pytest
+
+from kdkit.bench.shipped import shipped_rows
+from kdkit.recipe import loads
+from kdkit.registry import KdkitError
+from kdkit.runs.evaluate import evaluate
+from kdkit.runs.fit import fit
+from tests.cli.command import RECIPE, kdkit
+from tests.damage import spoilt
+from tests.recipe.fuzz import in_time
+
+WORDS = ["data.samples=16", "trainer.max_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return fit(loads(RECIPE, name="r", overrides=WORDS), out=tmp_path_factory.mktemp("runs") / "run").folder
+
+
+@pytest.mark.parametrize("name", ["result.json", "provenance.json", "recipe.yaml", "metrics.csv"])
+def test_papers(finished, tmp_path, name):
+    """The finished run is read again, and scored."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.path, run)
+    content = (run / name).read_bytes()
+    odd = [b"", b"[]", b"null", b"{}", b"\xff\xfe", b"[" * 100_000, b"1e999", b'"x"', b'{"last": 3, "best": []}']
+    for damaged in (*odd, *spoilt(content, 25, 1000)):
+        (run / name).write_bytes(damaged)
+        with in_time(), contextlib.suppress(KdkitError):
+            fit(loads(RECIPE, name="r", overrides=WORDS), out=run, resume=True)
+        if name == "recipe.yaml":
+            with in_time(), contextlib.suppress(KdkitError):
+                evaluate(run)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_rows(tmp_path):
+    rows = shipped_rows()[:2]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / "rows.jsonl"
+    odd = [b"", b"\n", b"{}\n", b"null\n", b"[1]\n", b"\xff\n", b"[" * 100_000 + b"\n", b"1e999\n", b"NaN\n"]
+    wrong, told = [], 0
+    for word in rows[0]:
+        for value in (3, "x", [[1]]):
+            changed = {**rows[0], word: value}
+            wrong.append((json.dumps(changed) + "\n").encode() + content)
+    for damaged in (*odd, *wrong, *spoilt(content, 20, 1000)):
+        path.write_bytes(damaged)
+        with in_time():
+            said = kdkit("table", path)
+        assert said.code in (0, 2), said
+        told += said.err.count("damaged")
+    assert told > 8
+
+
+def test_a_signal_is_an_exit_code_of_its_own(tmp_path, monkeypatch):
+    import os
+    import signal
+
+    from kdkit.train.distiller import Distiller
+
+    before, step = signal.getsignal(signal.SIGINT), Distiller.training_step
+
+    def signalled(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, batch, batch_idx)
+
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    monkeypatch.setattr(Distiller, "training_step", signalled)
+    said = kdkit("fit", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    signal.signal(signal.SIGINT, before)
+    assert said.code == 75
+    assert said.err.startswith(
+        f"stopped. SIGTERM: {tmp_path / 'run/checkpoints/last.ckpt'} holds the run so far; go on"
+    )
+    assert "Traceback" not in said.err
