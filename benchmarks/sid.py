@@ -74,7 +74,7 @@ SETS: dict[str, Words] = {
         "backbone": {"arch": "resnet8"},
         "protocol": "cifar100_240",
         "data": {"subset": 10_000},
-        "trainer": {"max_epochs": 10, "check_val_every_n_epoch": 10},
+        "trainer": {"max_epochs": 6, "check_val_every_n_epoch": 6},
         "noise": [0.0],
         "seeds": [0, 1, 2],
     },

@@ -187,12 +187,18 @@ def plot(rows: Sequence[Row]) -> str:
             x, y, error = zip(*points, strict=True)
             left.errorbar(x, y, [0 if math.isnan(e) else e for e in error], marker="o", capsize=3, label=name)
     left.set(title="digits", xlabel="training labels that are wrong (%)", ylabel="top-1 (%)")
-    left.legend(fontsize="x-small")
-    for row in select(rows, bench="sid cost", device="cpu"):
-        right.scatter(row["time_to_bp"][1], row["memory_to_bp"])
-        at = (row["time_to_bp"][1], row["memory_to_bp"])
-        right.annotate(row["what"], at, (4, 4), textcoords="offset points", fontsize=7)
-    right.set(title="a step on a CPU", xlabel="time to BP", ylabel="peak memory to BP", ylim=(0, None))
+    left.legend(fontsize="x-small", loc="lower left")
+    steps = [row for what in reversed(COSTS) for row in select(rows, bench="sid cost", what=what, device="cpu")]
+    for shift, word, values in (
+        (0.2, "time", [row["time_to_bp"][1] for row in steps]),
+        (-0.2, "peak memory", [row["memory_to_bp"] for row in steps]),
+    ):
+        right.barh([i + shift for i in range(len(steps))], values, height=0.38, label=word)
+    right.set_yticks(range(len(steps)), [row["what"] for row in steps], fontsize="small")
+    right.axvline(1, color="0.4", linewidth=0.8)
+    right.set(title="a step on a CPU", xlabel="as a multiple of back-propagation's")
+    if steps:
+        right.legend(fontsize="x-small")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     text = io.StringIO()

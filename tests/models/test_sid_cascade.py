@@ -175,6 +175,23 @@ def peak(net: nn.Module, x: Tensor) -> int:
     return peak_bytes(step, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_backward_pass_for_each_module_is_one_for_all(mode: str, x: Tensor) -> None:
+    """z is a leaf to the modules, whose gradients it gathers; the extractor's pass comes last."""
+    labels = torch.arange(B) % N
+    joint, looped = cascade("mlp", mode=mode), cascade("mlp", mode=mode)
+    SIDLoss()(joint.beliefs(joint.backbone(x)), labels).backward()
+    z = looped.backbone(x)
+    leaf = z.detach().requires_grad_()
+    for i in range(L):
+        logits = looped.beliefs(leaf)
+        others = logits.detach()
+        SIDLoss()(torch.cat([others[:, :i], logits[:, i : i + 1], others[:, i + 1 :]], 1), labels).backward()
+    z.backward(leaf.grad)
+    for (name, one), other in zip(joint.named_parameters(), looped.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-10, rtol=0, msg=name)
+
+
 def test_weights_start_as_linear_layers_do() -> None:
     torch.manual_seed(0)
     beliefs = SIDCascade(nn.Identity(), 100, 64, modules=8, kind="mlp", hidden=256).beliefs
