@@ -185,3 +185,13 @@ def test_a_gain_is_paired_by_seed_and_peer():
     assert dml_page.gains(rows, "digits", "K=2", "ab") == pytest.approx([4.0, 1.0])
     mean, half = dml_page.interval([4.0, 1.0])
     assert (mean, half) == (2.5, pytest.approx(12.706 * 1.5, rel=1e-3))
+
+
+def test_the_figures_of_reliability_are_those_of_their_rows():
+    from benchmarks import reliability
+
+    text = reliability.PAGE.read_text()
+    assert text == reliability.page(text, reliability.read()), "run python -m benchmarks.reliability"
+    for heading, paths in reliability.TESTS.items():
+        assert f"`python -m benchmarks.reliability {heading}`" in text
+        assert all((reliability.ROOT / path).is_file() for path in paths)

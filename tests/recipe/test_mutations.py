@@ -22,7 +22,7 @@ TRIED = {"recipes": 0, "right": 0, "refused": 0, "tracebacks": 0}
 @pytest.fixture(scope="module", autouse=True)
 def _figures():
     yield
-    print(f"\nfuzzed recipes: {', '.join(f'{count} {word}' for word, count in TRIED.items())}")
+    print(f"\nfigure: {', '.join(f'{count} {word}' for word, count in TRIED.items())}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -25,7 +25,7 @@ FIGURES = {}
 def _figures():
     yield
     for name, words in FIGURES.items():
-        print(f"\nstopped: {name}: {words}", end="")
+        print(f"\nfigure: {name}: {words}", end="")
 
 
 @pytest.fixture(scope="module")
