@@ -96,6 +96,10 @@ class Ward:
         self.rule, self.chance = rule, chance
         self.charts: dict[str, Chart] = {}
 
+    def treated(self, name: str) -> bool:
+        """Whether a peer was rolled back or rebuilt, and is not well yet."""
+        return name in self.charts and self.charts[name].rung > 1
+
     def look(self, losses: Mapping[str, float]) -> dict[str, Verdict]:
         """Judge everybody who is there by the losses after an epoch; NaN stands for anything that is not finite."""
         self.charts = {name: self.charts.get(name, Chart(self.rule.warmup)) for name in losses}

@@ -18,7 +18,7 @@ from kdkit.train.captured import speed_up
 from kdkit.train.cohort import Cohort
 from kdkit.train.meters import NonFiniteLossError
 from kdkit.train.patient import restore, state_of
-from kdkit.train.probe import Probe, probe_batches
+from kdkit.train.probe import Probe, not_finite, probe_batches
 from kdkit.train.snapshots import Ring
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,15 @@ class Health(pl.Callback):
         assert self.ward is not None
         epoch, here = trainer.current_epoch + 1, self.cohort.here
         losses, found = self.probe.look(pl_module, here, epoch)
-        if not any(map(math.isfinite, losses.values())):
-            told = f"after epoch {epoch} none of {', '.join(here)} is finite; training has stopped"
+        if not any(map(math.isfinite, losses.values())) and all(self.ward.treated(name) for name in here):
+            told = f"after epoch {epoch} none of {', '.join(here)} is finite, once more; training has stopped"
             raise NonFiniteLossError(f"{told}. A lower learning rate or trainer.gradient_clip_val usually helps")
         verdicts = self.ward.look(losses)
         said = {f"health/nll/{name}": loss for name, loss in losses.items()}
         said |= {f"health/z/{name}": verdict.z for name, verdict in verdicts.items() if math.isfinite(verdict.z)}
+        for name in self.cohort.roster.peers:  # who fell sick and left before the epoch was over
+            if name not in here and bool(not_finite(pl_module.graph, name)):
+                self._treat(pl_module, name, epoch, "roll back", "not finite")
         for name, (_, wrong, step) in verdicts.items():
             if step:
                 self._treat(pl_module, name, epoch, step, wrong)
@@ -111,7 +114,7 @@ class Health(pl.Callback):
             told += f"; as after epoch {taken[0]}"
         elif step == "rebuild":
             restore(distiller, name, self.ring.begin(name), anew=True)
-            roster.peers[name] = Peer(True, float(epoch + rule.mute), peer.fades, float(epoch), float(rule.mute))
+            roster.peers[name] = Peer(peer.here, float(epoch + rule.mute), peer.fades, float(epoch), float(rule.mute))
         elif step == "well":
             peer.rate = 1.0
         roster.events.append(Event(float(epoch), name, step, told))

@@ -84,7 +84,7 @@ class Probe:
         pairs: dict[str, Metric] = {word: kind(len(names)).to(device) for word, kind in kinds.items()}
         for name in names:
             kar[name].start = self.started.get(name)
-            sick[name].update(_not_finite(distiller.graph, name))
+            sick[name].update(not_finite(distiller.graph, name))
         for batch in self._on_device(distiller):
             said = [distiller._logits(name, batch.x) for name in names]
             for name, logits in zip(names, said, strict=True):
@@ -116,7 +116,7 @@ class Probe:
             graph.train(mode)
 
 
-def _not_finite(graph: Any, name: str) -> Tensor:
+def not_finite(graph: Any, name: str) -> Tensor:
     """1 where a weight or a running statistic of a node is NaN or infinite."""
     values = [value for value in graph.model(name).state_dict().values() if value.is_floating_point()]
     fine = torch.stack([value.isfinite().all() for value in values]).all()

@@ -214,9 +214,12 @@ def test_nan_before_the_first_snapshot_begins_anew():
     assert weights(distiller, "b").isfinite().all()
 
 
-def test_where_nobody_is_finite_training_stops():
-    with pytest.raises(NonFiniteLossError, match="after epoch 2 none of a, b, c is finite"):
-        trained(*(poison(name, 1.0) for name in "abc"))
+def test_where_nobody_is_finite_for_the_second_time_training_stops():
+    all_at = [poison(name, t) for name in "abc" for t in (1.0, 3.0)]
+    with pytest.raises(NonFiniteLossError, match="after epoch 4 none of a, b, c is finite, once more"):
+        trained(*all_at, epochs=6)
+    _, cohort = trained(*all_at[::2])
+    assert told(cohort)[:3] == [(name, "roll back", 2.0) for name in "abc"]
 
 
 def scores(distiller, name):
