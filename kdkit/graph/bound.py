@@ -80,6 +80,7 @@ class BoundEdge(nn.Module):
         self.climb = Climb(len(self.calls)) if any(its.control == "nll" for its in self.controls.values()) else None
         spec, peers = edge.coordinate, list(edge.among or ())
         self.coordination = None if spec is None else Standing(spec, peers)
+        self.parts: list[tuple[End, Tensor]] | None = None  # where it is a list, every call's value is kept
         self.calibration: Calibration | None = None
         self.silent = False
         if isinstance(edge.weight, Share):
@@ -188,6 +189,8 @@ class BoundEdge(nn.Module):
             if call.target in nodes and i not in idle and self.samples(call, outputs) >= self.edge.min_batch:
                 value = self.value(i, outputs, batch, progress, loss_scale, factors[i])
                 value = factored(value if call.share == 1.0 else value * call.share, factors[i])
+                if self.parts is not None:
+                    self.parts.append((call.links[0].target, value))
                 total = value if total is None else total + value
         return total
 

@@ -128,6 +128,7 @@ class TrainerSpec(Words):
     Attributes:
         max_epochs: length of the run; schedules are in proportion to it.
         update: all models learn at once, or one after the other.
+        pcgrad: take conflicts out of gradients on weights that several taught places share.
         place: the rank that trains each model; left out: every rank trains all of them.
         channels_last: memory format of images.
         compile: compile the step, and on a GPU record it as one CUDA graph; `auto`: the latter alone.
@@ -149,6 +150,7 @@ class TrainerSpec(Words):
     check_val_every_n_epoch: Positive = 1
     deterministic: Flag | Literal["warn"] = False
     update: Literal["simultaneous", "sequential"] = "simultaneous"
+    pcgrad: Flag = False
     place: dict[Word, Annotated[int, Field(strict=True, ge=0)]] | None = None
     channels_last: Flag = True
     compile: Flag | Literal["auto"] = False

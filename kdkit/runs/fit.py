@@ -161,6 +161,7 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         stages=experiment.stages,
         update=options.pop("update", "simultaneous"),
         place=options.pop("place", None),
+        pcgrad=options.pop("pcgrad", False),
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
     )

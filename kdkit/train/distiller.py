@@ -34,6 +34,7 @@ from kdkit.train.layout import channels_last, overruns
 from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
 from kdkit.train.optim import NodeOptimizers, build_optimizer, grouped, rate
+from kdkit.train.pcgrad import backward_projected, check_pcgrad, tasks_of
 from kdkit.train.place import Apart, Everywhere
 from kdkit.train.scores import Scores
 from kdkit.train.share import begin_step, measure, weights
@@ -64,6 +65,7 @@ class Distiller(Evaluation):
             latter alone, and nothing on a CPU, where it gains nothing.
         seed: heads, banks and draws follow from it.
         stages: spans in which only some models, or parts of them, learn.
+        pcgrad: take conflicts out of the gradients on weights that several taught places share (`kdkit.train.pcgrad`).
         place: the rank that trains each model, under `strategy="ddp"`; left out: every rank trains all of them.
 
     Raises:
@@ -83,6 +85,7 @@ class Distiller(Evaluation):
         seed: int = 0,
         stages: Sequence[Stage] = (),
         place: Mapping[str, int] | None = None,
+        pcgrad: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -90,6 +93,7 @@ class Distiller(Evaluation):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
         self.graph = Graph(nodes, edges, seed, stages)
         check_compile(compile, update, self.graph)
+        self.pcgrad = check_pcgrad(pcgrad, compile, self.graph)
         self.place = Everywhere() if place is None else Apart(place, self.graph, update, compile)
         if not self.graph.trained:
             raise KdkitError("no model is trained; leave out kdkit.frozen for the one that should learn")
@@ -187,19 +191,19 @@ class Distiller(Evaluation):
             graph.loss_scale.mul_(scaler._scale)
         with closing(graph, data, lambda loss: self._backward(loss / accumulate)):
             outputs = self.place.outputs(graph, data, cached=self.compiled is not None)
-        turns = (
-            [self.place.turn(graph.now.updates)]
-            if self.update == "simultaneous"
-            else [(name,) for name in graph.now.updates]
-        )
+        nodes = self.place.turn(graph.now.updates)
+        turns = [nodes] if self.update == "simultaneous" else [(name,) for name in nodes]
         due = (batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last
         whole: dict[str, Tensor] = {}
         for turn in turns:
-            with self.place.alone():
+            with self.place.alone(), tasks_of(self) as tasks:
                 loss, terms = self.lesson(turn, outputs, data, step)
             if loss is not None:
                 self.watch.look(terms, step)
-                self._backward(loss / accumulate)
+                if self.pcgrad:
+                    backward_projected(self, tasks, step)
+                else:
+                    self._backward(loss / accumulate)
                 whole = {**whole, **{name: whole.get(name, 0) + value.detach() for name, value in terms.items()}}
             if due:
                 self._update(turn, t)
