@@ -111,6 +111,8 @@ def accuracy(rows: Sequence[Row]) -> str:
                 lines.append(f"| {' | '.join([NAMES[method], size, *cells])} |")
         if lines:
             epochs, net = sorted({row["epochs"] for row in mine}), its["backbone"]["arch"]
+            if "widths" in its["backbone"]:
+                net += f" of widths {', '.join(map(str, its['backbone']['widths']))}"
             size = f"{its['data']['subset']:,} images, " if "subset" in its["data"] else ""
             heads = ["method", "parameters", *(f"{noise:.0%} wrong" for noise in noises)]
             parts.append(f"### {name}\n\n{net}, {size}{epochs[-1]} epochs\n\n{table(heads, lines)}")
