@@ -126,7 +126,8 @@ def config(leaving: Leaving) -> dict[str, Any]:
 
 def _example(leaving: Leaving) -> Tensor:
     """Images for the exporter, which would take one alone as a constant."""
-    return leaving.images[:2] if len(leaving.images) > 1 else leaving.images.repeat(2, 1, 1, 1)
+    two = leaving.images[:2] if len(leaving.images) > 1 else leaving.images.repeat(2, 1, 1, 1)
+    return two.clone()  # a file that keeps them would else keep all that they are a part of
 
 
 def _brings_its_file(leaving: Leaving, folder: Path) -> bool:

@@ -87,7 +87,8 @@ def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
 
 def _made(name: str, spec: Mapping[str, Any], shape: Any, width: int | None, base: Path | None) -> Subject:
     net = models.build(str(spec["arch"]), num_classes=width, base=base, **(spec.get("options") or {}))
-    return Subject(name, str(spec["arch"]), net, shape)
+    arch = str(spec["arch"])
+    return Subject(name, arch.rpartition("/")[2] if ".py:" in arch else arch, net, shape)
 
 
 def _shape(spec: Mapping[str, Any], told: Mapping[str, Any] | None, image_size: int | None) -> tuple[int, int, int]:

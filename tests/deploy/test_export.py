@@ -137,6 +137,7 @@ def test_a_model_from_a_file_of_ones_own(make, tmp_path, form, monkeypatch):
     made = make(f"{tmp_path}/my_net.py:Net", {"width": 3})
     folder = check(made, 8, form, monkeypatch)
     assert (folder / "my_net.py").exists() == (form == "safetensors")
+    assert sum(path.stat().st_size for path in folder.glob("model.*")) < 64 * 3 * 8 * 8 * 4  # no images are kept in it
     assert str(tmp_path) not in (folder / "README.md").read_text()
 
 
