@@ -121,6 +121,10 @@ class Apart(Everywhere):
 
     def outputs(self, graph: Graph, data: Batch, *, cached: bool) -> Outputs:
         """What is read of the models here, and what comes from elsewhere."""
+        if graph.cohort is not None:
+            raise KdkitError(
+                "place: models that come and go, or are watched, are trained on every rank; leave one of both out"
+            )
         self._check(graph, data)
         found: Outputs = {}
         for name in graph.now.readers:

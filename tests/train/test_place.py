@@ -173,6 +173,13 @@ def test_it_takes_as_many_processes_as_it_names():
     plain(kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place=one, lr=0.05))
 
 
+def test_a_cohort_that_changes_is_refused():
+    nodes = {"a": net(4, seed=1), "b": net(8, seed=2)}
+    made = kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place={"a": 0, "b": 0}, lr=0.05)
+    with pytest.raises(KdkitError, match="place: models that come and go"):
+        plain(made, callbacks=[kdkit.Cohort(leave={"a": {"epoch": 1}})])
+
+
 def test_a_recipe_says_it():
     text = """data: {name: digits}
 models: {a: {arch: resnet8}, b: {arch: resnet20}}
