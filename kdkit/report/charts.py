@@ -66,6 +66,33 @@ def charts(rows: Rows, frozen: Collection[str], models: Sequence[str], losses: S
     return [_coloured(chart, models, losses) for chart in found if chart.series]
 
 
+def gradient_charts(table: Sequence[Mapping[str, str]], epochs: Sequence[int], losses: Sequence[str]) -> list[Chart]:
+    """Each loss's share of what a model is told, and whether losses pull together.
+
+    Args:
+        table: rows of `gradients.csv`.
+        epochs: those of the run.
+        losses: in the recipe's order.
+    """
+    found = []
+    for model in dict.fromkeys(row["model"] for row in table):
+        shares: dict[str, dict[int, float]] = {}
+        angles: dict[str, dict[int, float]] = {}
+        for row in (row for row in table if row["model"] == model):
+            epoch, loss = int(row["epoch"]), row["loss"]
+            shares.setdefault(loss, {})[epoch] = 100 * float(row["share"])
+            for other in (name.removeprefix("cosine ") for name in row if name.startswith("cosine ")):
+                if f"{other} and {loss}" not in angles:
+                    angles.setdefault(f"{loss} and {other}", {})[epoch] = float(row[f"cosine {other}"])
+        for title, caption, unit, series in (
+            (f"Shares of the gradient: {model}", "Norm of each weighted loss's gradient, of all norms.", " %", shares),
+            (f"Do losses pull together? {model}", "Cosine between their gradients; below 0 they fight.", "", angles),
+        ):
+            values = {name: [at.get(epoch) for epoch in epochs] for name, at in series.items()}
+            found.append(_coloured(Chart(title, caption, unit, values), (), losses))
+    return [chart for chart in found if chart.series]
+
+
 def _coloured(chart: Chart, models: Sequence[str], losses: Sequence[str]) -> Chart:
     known = models if set(chart.series) & set(models) else losses
     order = [*dict.fromkeys(known), *(name for name in chart.series if name not in known)]

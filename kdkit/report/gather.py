@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ class Told:
         evaluation: what `kdkit eval` wrote, by what was looked at.
         comparison: the numbers of `kdkit compare`.
         figures: its pictures by name, as data URIs.
+        gradients: what `kdkit fit --diagnose` saw: a row for each epoch, model and loss.
         latency: what `kdkit latency --out RUN/latency.json` wrote.
     """
 
@@ -45,6 +45,7 @@ class Told:
     comparison: dict[str, Any]
     figures: dict[str, str]
     latency: dict[str, Any]
+    gradients: list[dict[str, str]]
 
 
 def gather(run: Path, compare: Path | None = None) -> Told:
@@ -79,20 +80,24 @@ def gather(run: Path, compare: Path | None = None) -> Told:
         comparison=comparison,
         figures={name: uri for name, uri in figures.items() if uri},
         latency=_json(run / "latency.json"),
+        gradients=_table(folder.gradients),
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise KdkitError(f"{path}: must hold a JSON object, got {json.dumps(found)[:40]}")
-    return found
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
 
 
 def _rows(path: Path) -> Rows:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            read = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        read = [{key: float(value) for key, value in row.items()} for row in _table(path)]
         rows = {int(row["epoch"]): {k: v for k, v in row.items() if math.isfinite(v)} for row in read}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KdkitError(f"{path} is damaged ({error})") from None

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.recipe.write import READING, dump
-from kdkit.report.charts import Chart, charts
+from kdkit.registry import KdkitError
+from kdkit.report.charts import Chart, charts, gradient_charts
 from kdkit.report.gather import Told, gather
 from kdkit.report.graph_svg import graph_svg
 from kdkit.report.links import arrows, boxes
@@ -47,7 +48,12 @@ def page(told: Told) -> str:
     found = boxes(told.recipe)
     taught = arrows(told.recipe)
     frozen = [box.name for box in found if box.kind == "frozen"]
-    drawn = charts(told.rows, frozen, [box.name for box in found], [arrow.name for arrow in taught])
+    losses = [arrow.name for arrow in taught]
+    drawn = charts(told.rows, frozen, [box.name for box in found], losses)
+    try:
+        drawn += gradient_charts(told.gradients, sorted(told.rows), losses)
+    except (KeyError, ValueError) as error:
+        raise KdkitError(f"gradients.csv of {told.name} is damaged ({error})") from None
     last = _last(told)
     under = {
         name: f"{100 * metrics['top1']:.2f} %" for name, metrics in last.items() if metrics.get("top1") is not None
@@ -245,4 +251,4 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from kdkit.registry import KdkitError
-from kdkit.report.charts import charts
+from kdkit.report.charts import charts, gradient_charts
 from kdkit.report.gather import gather
 from kdkit.report.links import arrows
 from kdkit.report.page import page, write_report
@@ -154,6 +154,24 @@ def test_charts_hold_the_numbers_of_the_run():
     assert found["gradient"].series == {"kd": [0.3, 0.4]}  # whatever else a run notes by epoch
 
 
+def test_shares_and_angles_of_gradients_are_drawn(tmp_path):
+    folder = run(tmp_path / "run", epochs=3, compare=False)
+    rows = [
+        "epoch,model,loss,norm,share,cosine ce,cosine kd",
+        "1,student,ce,1.0,0.25,,-0.5",
+        "1,student,kd,3.0,0.75,-0.5,",
+        "3,student,ce,1.0,0.4,,0.2",
+        "3,student,kd,1.5,0.6,0.2,",
+    ]
+    (folder / "gradients.csv").write_text("\n".join(rows) + "\n")
+    shares, angles = gradient_charts(gather(folder).gradients, [1, 2, 3], ["ce", "kd"])
+    assert shares.series == {"ce": [25.0, None, 40.0], "kd": [75.0, None, 60.0]}
+    assert angles.series == {"ce and kd": [-0.5, None, 0.2]}  # each pair once
+    assert "Do losses pull together? student" in page(gather(folder))
+    (folder / "gradients.csv").write_text("epoch,model,loss\n1,student,ce\n")
+    assert "gradients.csv of run is damaged" in refused("report", folder)
+
+
 def test_an_unfinished_run_has_a_page_too(tmp_path):
     folder = run(tmp_path / "half", finished=False, compare=False, epochs=7)
     text = write_report(folder).read_text()
@@ -182,7 +200,7 @@ def test_the_verb_and_what_it_refuses(tmp_path):
     assert "has no whole epoch yet" in refused("report", folder)
     broken = run(tmp_path / "broken", compare=False, epochs=2)
     (broken / "eval.json").write_text("[1]")
-    with pytest.raises(KdkitError, match="must hold a JSON object"):
+    with pytest.raises(KdkitError, match=r"eval\.json cannot be read"):
         gather(broken)
 
 
