@@ -86,6 +86,11 @@ class Cohort(pl.Callback):
 
     # -- Lightning's moments ---------------------------------------------------------------------------------------
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse what does not go together."""
+        if stage == "fit" and pl_module.place.apart:
+            raise KdkitError("cohort: models that come and go are trained on every rank; leave `place` out")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take the bound graph over."""
         graph = pl_module.graph

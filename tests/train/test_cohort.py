@@ -244,6 +244,11 @@ def test_a_plan_that_does_not_fit_is_refused(words, said):
         trained(kdkit.Cohort(**words), epochs=2)
 
 
+def test_models_on_ranks_of_their_own_neither_come_nor_go():
+    with pytest.raises(KdkitError, match="leave `place` out"):
+        trained(kdkit.Cohort(), place=dict.fromkeys("abc", 0))
+
+
 @pytest.mark.parametrize(
     ("tell", "said"),
     [

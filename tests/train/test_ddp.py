@@ -35,17 +35,38 @@ def make(method):
         "late": ["ce", kdkit.Edge("cosine", taps="embedding", head="linear", when={"from": 1})],
         "dml": ["ce", kdkit.Edge("dml", among=["student", "peer"])],
         "share": ["ce", kdkit.Edge("kd", weight={"share": 0.4})],
+        "cohort": ["ce", kdkit.Edge("dml", among=["student", "peer", "third"])],
     }[method]
     nodes = {"teacher": kdkit.frozen(teacher), "student": student}
     if method == "dml":
         nodes = {"student": student, "peer": peer}
+    if method == "cohort":
+        third = Net(6).double()
+        third.bn1, third.bn2 = torch.nn.Identity(), torch.nn.Identity()
+        nodes = {"student": student, "peer": peer, "third": third}
     update = "sequential" if method == "dml" else "simultaneous"
     return kdkit.Distiller(nodes, edges, lr=0.05, update=update, channels_last=False).double()
+
+
+class Poison(pl.Callback):
+    """NaN into a model in the first epoch."""
+
+    def on_train_batch_start(self, trainer, made, batch, i):
+        if trainer.current_epoch == 0 and i == 1:
+            next(made.peer.parameters()).data.fill_(float("nan"))
+
+
+def cohort():
+    """One joins in the middle of a ramp, one falls sick and is rebuilt."""
+    moving = kdkit.Cohort(join={"third": {"epoch": 0.25, "warmup": 1}}, ramp=1)
+    return [moving, kdkit.Health(moving, warmup=0, patience=1, mute=0, probe=16), Poison()]
 
 
 def fit(method, data, **options):
     warnings.filterwarnings("ignore")
     distiller = make(method)
+    if method == "cohort":
+        options["callbacks"] = cohort()
     run = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
@@ -85,7 +106,7 @@ def rank_main(rank, store, folder):
     dist.destroy_process_group()
 
 
-METHODS = ("kd", "crd", "gathered", "late", "dml", "share")
+METHODS = ("kd", "crd", "gathered", "late", "dml", "share", "cohort")
 
 
 @pytest.fixture(scope="module")
