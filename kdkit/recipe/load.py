@@ -128,7 +128,7 @@ def _anchor(item: Item, word: str, folder: Path) -> Item:
             return item
     elif not file.endswith(endings) and word != "weights":
         return item
-    places = (folder, Path())
+    places: tuple[Path, ...] = (folder, Path())
     if word != "weights" and not found.mark.is_override:  # code comes from beside the recipe, or whence the user says
         places = (folder,)
         if os.path.normpath(file).startswith(os.pardir):
