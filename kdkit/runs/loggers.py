@@ -127,9 +127,11 @@ def _in_wandb(logger: Any, picture: Path) -> None:
 
 
 def _mlflow(folder: RunFolder) -> MLFlowLogger:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path.resolve() / 'mlflow.db'}")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdkit")
-    return MLFlowLogger(experiment, run_name=folder.path.resolve().name, tracking_uri=uri)
+    there, folder_name = folder.path.resolve(), folder.path.resolve().name
+    words: dict[str, Any] = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
+    if words["tracking_uri"] is None:  # else pictures would lie in the working directory
+        words = {"tracking_uri": f"sqlite:///{there / 'mlflow.db'}", "artifact_location": str(there / "mlflow")}
+    return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdkit"), run_name=folder_name, **words)
 
 
 def _in_mlflow(logger: Any, picture: Path) -> None:
