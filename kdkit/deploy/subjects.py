@@ -14,7 +14,7 @@ from kdkit.recipe.syntax import read as read_yaml
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import ENDING
 from kdkit.runs.folder import RunFolder
-from kdkit.runs.told import read
+from kdkit.runs.told import read, refuse_code
 
 CLASSES, SIDE = 100, 32  # of kdkit's own nets, which have no width and no size of their own
 
@@ -63,6 +63,7 @@ def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subj
         told = read(path)
         if "arch" not in told:
             raise KdkitError(f"{path} does not say what model it is of; give a run's folder, or the model's name")
+        refuse_code(path, told)
         return [_made(path.stem, told, _shape(told, told.get("data"), image_size), told.get("num_classes"), None)]
     net = models.build(word, num_classes=num_classes or (None if "/" in word or ":" in word else CLASSES))
     return [Subject(word, word, net, _published_shape(net, image_size))]
@@ -86,8 +87,9 @@ def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
 
 
 def _made(name: str, spec: Mapping[str, Any], shape: Any, width: int | None, base: Path | None) -> Subject:
-    net = models.build(str(spec["arch"]), num_classes=width, base=base, **(spec.get("options") or {}))
-    arch = str(spec["arch"])
+    """A model of a run, whose code lies in `base` or where its recipe says; without a `base` none of it may run."""
+    arch, options = str(spec["arch"]), spec.get("options") or {}
+    net = models.build(arch, num_classes=width, base=base, allow_custom=base is not None, **options)
     return Subject(name, arch.rpartition("/")[2] if ".py:" in arch else arch, net, shape)
 
 
@@ -110,6 +112,8 @@ def _facts(told: Mapping[str, Any]) -> data.DataFacts:
         return data.facts(**told)
     except KdkitError as error:
         raise KdkitError(f"{error}; to time models without the data, give --image-size") from None
+    except (TypeError, ValueError) as error:
+        raise KdkitError(f"data: {dict(told)} cannot be read ({error}); give --image-size") from None
 
 
 def _published_shape(net: nn.Module, image_size: int | None) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from kdkit.recipe.syntax import read as read_yaml
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
 from kdkit.runs.folder import RunFolder
-from kdkit.runs.told import BUILDING
+from kdkit.runs.told import BUILDING, refuse_code
 
 # What a recipe must say although nothing is trained here.
 RUNNING: dict[str, Any] = {"losses": ["ce"], "optimizer": {"name": "sgd"}, "lr": 0.1, "trainer": {"max_epochs": 1}}
@@ -68,11 +68,7 @@ def _model(run: Item, name: str, file: Path, told: Mapping[str, Any]) -> Item:
     spec = listed.child(name)
     if spec is None:
         spec = _said({word: told[word] for word in BUILDING if told.get(word)}, file)
-        if ":" in str(told.get("arch")):
-            raise KdkitError(
-                f"{file} is of your own code ({told['arch']}), and a weights file alone runs none; "
-                "give the run's folder, or put its recipe.yaml beside the file"
-            )
+        refuse_code(file, told)
     if (of := spec.child("ema")) and (whom := listed.child(of.value)):
         spec = Item({**whom.value, **spec.value}, spec.mark)
     if spec.child("arch") is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from kdkit.runs.folder import RunFolder, read_json, write_json
 
 BUILDING = ("arch", "options", "num_classes", "image_size", "input")  # words that a forward pass follows from
 JSON = ("options", "num_classes", "image_size", "input", "mean", "std", "classes", "data")
+GIVEN = {"num_classes", "pretrained", "base", "allow_custom"}  # to whatever is built; no option may say them
 
 
 def metadata(experiment: Experiment, name: str) -> dict[str, str]:
@@ -48,7 +51,48 @@ def read(path: Path) -> dict[str, Any]:
             found[word] = json.loads(found[word])
         except json.JSONDecodeError as error:
             raise KdkitError(f"{path}: its header says {word}: {found[word]!r}, which is no JSON ({error})") from None
+        except RecursionError:
+            raise KdkitError(f"{path}: its header says {word}, nested too deeply to be read") from None
+        check, wanted = FORMS[word]
+        if found[word] is not None and not check(found[word]):
+            raise KdkitError(f"{path}: its header says {word}: {found[word]!r}, which must be {wanted}")
     return found
+
+
+def refuse_code(path: Path, told: Mapping[str, Any]) -> None:
+    """Whoever has a weights file and nothing else has not asked for anybody's code.
+
+    Raises:
+        KdkitError: the file's model would be built by some.
+    """
+    if ":" in str(told.get("arch")):
+        raise KdkitError(
+            f"{path} is of your own code ({told['arch']}), and a weights file alone runs none; "
+            "give the run's folder, or put its recipe.yaml beside the file"
+        )
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+
+
+FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "options": (
+        lambda v: isinstance(v, dict) and not GIVEN & v.keys(),
+        f"a mapping without {', '.join(sorted(GIVEN))}",
+    ),
+    "num_classes": (_count, "a whole number above 0"),
+    "image_size": (_count, "a whole number above 0"),
+    "input": (lambda v: type(v) in (str, int), "a name or a number"),
+    "mean": (_numbers, "a list of numbers"),
+    "std": (lambda v: _numbers(v) and min(v) > 0, "a list of numbers above 0"),
+    "classes": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
+    "data": (lambda v: isinstance(v, dict), "a mapping"),
+}
 
 
 def note_classes(folder: RunFolder, data: DataModule) -> None:

@@ -162,7 +162,7 @@ def _side(path: Path, told: dict[str, Any]) -> int:
     words = told.get("data") or {}
     try:
         return int(words.get("image_size") or data.facts(**words).input_shape[1])
-    except (KdkitError, TypeError):
+    except (KdkitError, TypeError, ValueError):
         run = RunFolder(path.parent).path
         raise KdkitError(f"{path}: nothing in {run} says how large its images were; give --image-size") from None
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdkit import models
 from kdkit.deploy import latency as room
 from kdkit.deploy.latency import latency
 from kdkit.deploy.latency_report import TimeRow
@@ -32,6 +33,17 @@ class Wide(nn.Module):
 @pytest.fixture
 def wide():
     return Subject("wide", "Wide", Wide(), (1, 1, 4))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_weights_file_runs_no_code(tmp_path, monkeypatch, nested):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\nfrom torch import nn\nNet = nn.Identity\n")
+    said = {"arch": "sid", "options": '{"backbone": "evil.py:Net"}'} if nested else {"arch": "evil.py:Net"}
+    told = {**said, "num_classes": "10", "data": '{"name": "digits"}'}
+    models.save_weights(nn.Linear(1, 1), "evil.safetensors", told)
+    assert "run" in refused("latency", "evil.safetensors")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_median_and_ninetieth_percentile_of_single_passes():

@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 
+from kdkit import models
 from kdkit.bench.shipped import shipped_rows
 from kdkit.recipe import loads
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import evaluate
 from kdkit.runs.fit import fit
-from tests.cli.command import RECIPE, kdkit
+from tests.cli.command import RECIPE, kdkit, refused
 from tests.damage import spoilt
 from tests.recipe.fuzz import in_time
 
@@ -81,3 +82,21 @@ def test_a_signal_is_an_exit_code_of_its_own(tmp_path, monkeypatch):
         f"stopped. SIGTERM: {tmp_path / 'run/checkpoints/last.ckpt'} holds the run so far; go on"
     )
     assert "Traceback" not in said.err
+
+
+HEADERS = {"mean": ['"abc"', "5", "[]", "[NaN]"], "std": ["[0, 0, 0]", "[1e999]"], "classes": ["5", "[1]"]}
+HEADERS |= {"data": ["5", '["a"]', "[" * 100_000, '{"name": "digits", "image_size": "x"}'], "input": ["[1]"]}
+HEADERS |= {"options": ["[1]", '{"allow_custom": true}', '{"base": "/"}'], "num_classes": ['"x"', "-1", "true"]}
+HEADERS |= {"image_size": ['"x"', "0", "1.5"]}
+
+
+@pytest.mark.parametrize("verb", [["eval"], ["probe", "--data", "digits"], ["latency", "--batch", "1"]])
+def test_headers_of_weights(tmp_path, monkeypatch, verb):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    net, path = models.build("resnet8", num_classes=10), tmp_path / "net.safetensors"
+    told = {"arch": "resnet8", "num_classes": "10", "data": '{"name": "digits"}'}
+    for word, texts in HEADERS.items():
+        for text in texts:
+            models.save_weights(net, path, {**told, word: text})
+            error = refused(verb[0], str(path), *verb[1:])
+            assert "net.safetensors" in error or "image_size" in error
