@@ -33,6 +33,7 @@ class Monitor:
             for edge in edges
             for i, call in enumerate(edge.calls)
             if call.target == name and len(call.links) == 1 and hasattr(edge.losses[i], "monitor")
+            if name in self.graph.now.readers  # of a cohort it may be absent
         ]
 
     def run(self, name: str, forward: Callable[[], Tensor], labels: Tensor) -> Tensor:

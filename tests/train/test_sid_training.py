@@ -119,3 +119,17 @@ def test_every_epoch_tells_what_its_modules_believe(isolate):
         found = [told[1][key] for key in sorted(columns | {"monitor/student/sid/slack"}) if f"/{word}" in key]
         assert found == pytest.approx(value.mean(0).flatten().tolist(), abs=1e-5), word
     assert rows[-1]["val/student/top1"] == pytest.approx(told[1][f"monitor/student/sid/accuracy/{modules}"])
+
+
+def test_who_has_left_a_cohort_tells_no_more():
+    class Columns(pl.Callback):
+        def on_validation_end(self, trainer, distiller):
+            if not trainer.sanity_checking:
+                told.append({name.split("/")[1] for name in distiller.monitor.means()})
+
+    told = []
+    nets = {name: cascade().float() for name in "ab"}
+    distiller = kdkit.Distiller(nets, ["sid"], lr=0.05)
+    leaving = kdkit.Cohort(leave={"a": {"epoch": 1}})
+    fit(distiller, DataLoader(Blobs(16), 8), DataLoader(Blobs(16), 16), epochs=2, callbacks=[leaving, Columns()])
+    assert told == [{"a", "b"}, {"b"}]
