@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdkit import ranks
 from kdkit.graph.balance import KINDS
+from kdkit.graph.closing import is_cut
 from kdkit.graph.graph import Graph
 from kdkit.registry import KdkitError
 from kdkit.train.gradients import gradient, norm
@@ -24,8 +25,14 @@ FARTHEST = 9.2  # of log(weight / the recipe's weight): a factor of 10,000
 
 
 def watch_balance(graph: Graph, kind: str | None) -> None:
-    """Let the weights of a graph's edges move; shares, which `equal_share` is, and `None` need no watching."""
+    """Let the weights of a graph's edges move; shares, which `equal_share` is, and `None` need no watching.
+
+    Raises:
+        KdkitError: a model's stages are isolated, so that their gradients are never seen together.
+    """
     if kind in RATE:
+        if cut := [name for name in graph.trained if is_cut(graph, name)]:
+            raise KdkitError(f"balance: the stages of {cut[0]!r} close their own gradients; leave balance out")
         graph.watchers.append(Balance(str(kind), [edge.name for edge in graph.unbound]))
 
 

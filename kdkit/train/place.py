@@ -17,6 +17,7 @@ from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.share import Share
 from kdkit.registry import KdkitError, nearest
+from kdkit.train.balance import Balance
 from kdkit.train.sync import average_gradients, share_buffers, unshared_buffers
 
 Outputs = dict[End, Tensor]
@@ -107,6 +108,8 @@ class Apart(Everywhere):
             raise KdkitError(
                 f"place: rank {most} needs {most + 1} processes, got {world}; say devices and strategy: ddp"
             )
+        if any(isinstance(watcher, Balance) for watcher in distiller.graph.watchers):
+            raise KdkitError("place: balance weighs losses whose terms lie on several ranks; leave one of them out")
         module = getattr(distiller.trainer, "datamodule", None)
         if module is not None and hasattr(module, "whole_batches"):
             module.whole_batches = True

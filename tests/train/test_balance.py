@@ -9,6 +9,7 @@ import torch
 import kdkit
 from kdkit.graph.balance import balanced
 from kdkit.graph.share import Share
+from kdkit.models import build
 from kdkit.recipe import RecipeError, fingerprint, loads, resolved
 from kdkit.registry import KdkitError
 from kdkit.runs.fit import fit as run_recipe
@@ -205,3 +206,10 @@ def test_a_recipe_that_balances_and_a_run_that_is_diagnosed(tmp_path, capsys):
         loads(RECIPE.replace("kd]", "kd: {weight: {cosine: [1, 0]}}]"))
     with pytest.raises(RecipeError, match="balance"):
         loads(RECIPE.replace("uncertainty", "gradnrm"))
+
+
+def test_isolated_stages_are_refused():
+    net = build("sid", num_classes=5, backbone="resnet8", modules=1, isolate=["layer1"])
+    distiller = kdkit.Distiller({"student": net}, ["sid", "ce"], **STILL)
+    with pytest.raises(KdkitError, match="balance: the stages of 'student' close their own gradients"):
+        watch_balance(distiller.graph, "gradnorm")

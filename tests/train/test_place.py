@@ -14,6 +14,7 @@ from kdkit import data
 from kdkit.data.order import Order
 from kdkit.recipe import RecipeError, loads
 from kdkit.registry import KdkitError
+from kdkit.train.balance import watch_balance
 from tests.nets import Blobs, net
 from tests.train.running import fit as plain
 
@@ -171,6 +172,14 @@ def test_it_takes_as_many_processes_as_it_names():
         plain(kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place=PLACE))
     one = {"a": 0, "b": 0}
     plain(kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place=one, lr=0.05))
+
+
+def test_weights_that_move_by_themselves_are_refused():
+    nodes = {"a": net(4, seed=1), "b": net(8, seed=2)}
+    made = kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place={"a": 0, "b": 0}, lr=0.05)
+    watch_balance(made.graph, "uncertainty")
+    with pytest.raises(KdkitError, match="place: balance weighs losses whose terms lie on several ranks"):
+        plain(made)
 
 
 def test_a_cohort_that_changes_is_refused():
