@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdkit.cli.app import app
+from kdkit.cli.app import NoCustomCode, app
 
 What = "A run's folder, a weights file, a packaged recipe that was run, or timm/NAME with its published weights."
 Data = Annotated[str | None, typer.Option(help="A folder of class folders; left out: the data of the runs.")]
@@ -32,6 +32,7 @@ def compare(
         Path | None,
         typer.Option(help="Folder for figures and compare.json; left out: compare in the first student's run."),
     ] = None,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Compare students with their teacher.
 
@@ -64,6 +65,7 @@ def probe(
     ] = None,
     tap: Annotated[str, typer.Option(help="Where features are read.")] = "embedding",
     out: Annotated[Path | None, typer.Option(help="The JSON file to write; left out: probe.json in each run.")] = None,
+    no_custom_code: NoCustomCode = False,
 ) -> None:
     """Measure what frozen features are worth on other data.
 

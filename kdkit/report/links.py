@@ -60,7 +60,7 @@ def boxes(words: Mapping[str, Any]) -> list[Box]:
 
 
 def arrows(words: Mapping[str, Any]) -> list[Arrow]:
-    """The losses of a resolved recipe; one that cannot be read any more (its own code is gone) is told by its words."""
+    """The losses of a resolved recipe; one of somebody's own code, which a page never runs, is told by its words."""
     kinds = {box.name: box for box in boxes(words)}
     nodes = {
         box.name: Node(None, "ema", of=box.of) if box.of else Node(nn.Identity(), box.kind)  # type: ignore[arg-type]
@@ -85,6 +85,8 @@ def _arrows(loss: str, said: dict[str, Any], nodes: Mapping[str, Node]) -> list[
     title = str(said.get("name") or loss.rpartition(":")[2])
     weight, when = _weight(said.get("weight", 1)), _when(said.get("when"))
     try:
+        if ":" in loss:
+            raise KdkitError(f"{loss} would run")
         edge = edge_model(loss).model_validate({"loss": loss, **said}).edge()
         ends = [(tuple(map(str, link.sources)), str(link.target)) for link in links(edge, nodes)]
     except (KdkitError, ValueError, TypeError):

@@ -83,9 +83,22 @@ def test_no_code_of_a_run_is_scored_or_gone_on_with(own):
     (own / "ran").rmdir()
     error = refused("eval", "run", "--no-custom-code")
     assert "which is not allowed here" in error
+    for verb in (["compare", "run/student.safetensors"], ["probe", "--data", "digits"], ["latency"], ["export"]):
+        assert "not allowed here" in refused(verb[0], "run", *verb[1:], "--no-custom-code")
     assert "not allowed here" in refused("fit", "run/recipe.yaml", "--out", "run", "--resume", "--no-custom-code")
     assert not ran(own)
     assert kdkit("eval", "run").code == 0
+
+
+def test_a_page_is_drawn_without_a_run_of_its_code(own):
+    kdkit("fit", "loss.yaml", "--out", "run")
+    (own / "ran").rmdir()
+    path = own / "run" / "recipe.yaml"
+    path.write_text(path.read_text().replace("own.py", "other.py"))  # this process has run the first one
+    (own / "own.py").rename(own / "other.py")
+    assert kdkit("report", "run").code == 0
+    assert "Loss" in (own / "run" / "report.html").read_text()
+    assert not ran(own)
 
 
 def test_it_is_forbidden_to_what_a_verb_starts_and_no_longer(own, monkeypatch):
