@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric, SumMetric
 
+from kdkit.data.order import Loader
 from kdkit.graph.batch import Batch
 from kdkit.metrics import KAR, MCI, NLL, Disagreement, PairwiseJS
 from kdkit.registry import KdkitError
@@ -41,11 +43,24 @@ def _read(loader: Any, size: int) -> Any:
         for start in range(0, total, loader.batch_size):
             yield loader.collate_fn([loader.dataset[i] for i in range(start, min(start + loader.batch_size, total))])
         return
-    for batch in loader:
-        labels = Batch.of(batch).labels
-        yield _cpu(batch, size)
-        if labels is None or (size := size - len(labels)) <= 0:
-            return
+    with _from_the_beginning(loader):
+        for batch in loader:
+            labels = Batch.of(batch).labels
+            yield _cpu(batch, size)
+            if labels is None or (size := size - len(labels)) <= 0:
+                return
+
+
+@contextmanager
+def _from_the_beginning(loader: Any) -> Iterator[None]:
+    """Whole batches of the first epoch, whatever the rank; afterwards the loader stands where it stood."""
+    order = vars(loader.batch_sampler) if isinstance(loader, Loader) else {}
+    before = dict(order)
+    order.update({"whole": True, "epoch": 0, "position": 0, "_resumed": False} if order else {})
+    try:
+        yield
+    finally:
+        order.update(before)
 
 
 def _cpu(value: Any, size: int) -> Any:
@@ -77,6 +92,7 @@ class Probe:
     def look(self, distiller: Any, names: Sequence[str], epoch: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The loss of each peer after so many epochs (NaN where anything in it is not finite), and what is logged."""
         device, several = distiller.device, len(names) > 1
+        distiller.place.share(distiller.graph)
         nll = {name: NLL().to(device) for name in names}
         kar = {name: KAR().to(device) for name in names}
         sick = {name: SumMetric(nan_strategy="disable").to(device) for name in names}

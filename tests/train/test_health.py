@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -12,12 +13,21 @@ from kdkit import data
 from kdkit.graph.health import Rule, Ward
 from kdkit.registry import KdkitError
 from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.probe import probe_batches
 from kdkit.train.snapshots import Ring
 from tests.nets import loader, net
 from tests.train.running import fit, trainer
 from tests.train.test_cohort import Each, Stopped, weights
 
 QUICK = {"warmup": 1, "patience": 2, "mute": 1, "probe": 64}
+
+
+class Fitting:
+    """As much of a Trainer as the probe asks."""
+
+    def __init__(self, batches):
+        self.fit_loop = self._data_source = self
+        self.dataloader = lambda: batches
 
 
 class Scrambled(nn.Module):
@@ -300,6 +310,32 @@ def test_fp16_and_data_without_labels_are_refused():
     without.dataset.y.fill_(-1)
     with pytest.raises(KdkitError, match="data must have labels"):
         trained(edges=[kdkit.Edge("dml", among=list("abc"))], batches=without)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_probes_the_same_images_and_leaves_the_loader_where_it_stood(rank, monkeypatch):
+    module = data.build("digits", image_size=8, subset=64, batch_size=16)
+    module.setup("fit")
+    batches = module.train_dataloader()
+    alone = [batch[2].tolist() for batch in probe_batches(Fitting(batches), 24, 0)]
+    monkeypatch.setattr("kdkit.data.order.rank_and_world", lambda: (rank, 2))
+    batches.load_state_dict({**batches.state_dict(), "epoch": 3, "position": 2})
+    assert [batch[2].tolist() for batch in probe_batches(Fitting(batches), 24, 0)] == alone
+    assert sum(map(len, alone)) == 24
+    assert len(list(batches)) == 2  # of the four of an epoch
+    assert batches.state_dict()["epoch"] == 3
+
+
+def test_ranks_share_running_statistics_before_they_judge():
+    class Looked(pl.Callback):
+        def on_train_epoch_end(self, run, distiller):
+            asked.append(run.current_epoch)
+
+    asked, seen = [], []
+    distiller, cohort = made(), kdkit.Cohort()
+    distiller.place.share = lambda graph: seen.append(len(asked))
+    fit(distiller, loader(), epochs=2, callbacks=[cohort, kdkit.Health(cohort, **QUICK), Looked()])
+    assert seen == [0, 1]
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------
