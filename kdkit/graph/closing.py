@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
+from kdkit.graph.factors import factored
 from kdkit.graph.links import End
 from kdkit.registry import KdkitError
 
@@ -48,10 +49,14 @@ def closing(graph: Graph, data: Batch, backward: Callable[[Tensor], None]) -> It
 def _close(graph: Graph, name: str, data: Batch, backward: Callable[[Tensor], None], beliefs: Tensor) -> None:
     outputs = {End(name, TAP): beliefs}
     terms = [
-        edge.weight * edge.value(i, outputs, data, graph.progress, graph.loss_scale) * edge.calls[i].share
+        edge.weight * factored(_value(graph, edge, i, outputs, data) * edge.calls[i].share, edge.factors[i])
         for edge, i in _teaching(graph.now, name)
     ]
     backward(torch.stack(terms).sum())
+
+
+def _value(graph: Graph, edge: BoundEdge, i: int, outputs: dict[End, Tensor], data: Batch) -> Tensor:
+    return edge.value(i, outputs, data, graph.progress, graph.loss_scale)
 
 
 def _teaching(phase: Phase, name: str) -> list[tuple[BoundEdge, int]]:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import kdkit
+from kdkit.graph.factors import set_factor
 from kdkit.losses import SIDLoss
 from kdkit.models import build
 from kdkit.taps import Taps
@@ -133,3 +134,18 @@ def test_who_has_left_a_cohort_tells_no_more():
     leaving = kdkit.Cohort(leave={"a": {"epoch": 1}})
     fit(distiller, DataLoader(Blobs(16), 8), DataLoader(Blobs(16), 16), epochs=2, callbacks=[leaving, Columns()])
     assert told == [{"a", "b"}, {"b"}]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_factor_reaches_isolated_stages(value):
+    class Halve(pl.Callback):
+        def on_train_start(self, trainer, distiller):
+            set_factor(distiller.graph, "sid", value, target="student")
+
+    def run(weight, *callbacks):
+        edge = kdkit.Edge("sid", weight=weight)
+        net, rest = cascade(isolate=["layer1"]), {"optimizer": {"name": "sgd"}, "callbacks": list(callbacks)}
+        return trained(net, edge, kdkit.Edge("ce", weight=0.1), **rest)[0]
+
+    factored, weighted = run(1.0, Halve()), run(value)
+    same(factored, weighted)
