@@ -16,7 +16,7 @@ from kdkit import data, models
 from kdkit.data import DataModule
 from kdkit.data.home import home
 from kdkit.graph.batch import Adapter, Facts
-from kdkit.recipe import build
+from kdkit.recipe import build, content_key
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
 from kdkit.runs.eval_recipe import eval_recipe
@@ -88,7 +88,8 @@ def _features(name: str, path: Path, on: str, overrides: Sequence[str], image_si
         raise KdkitError(f"data: {on} has no labels here; a probe needs them")
     its.device = place
     its.prepare_data()
-    spec = {"model": _hash(path), "data": its.identity(), "root": str(its.root), "side": side, "tap": tap, "v": VERSION}
+    built = {"model": _hash(path), "built": content_key(recipe)}  # own code by what is in its file
+    spec = {**built, "data": its.identity(), "root": str(its.root), "side": side, "tap": tap, "v": VERSION}
     key = blake2b(json.dumps(spec, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
     file = home() / "features" / f"{key}.safetensors"
     if file.is_file():

@@ -153,3 +153,21 @@ def test_stl10_is_torchvisions(monkeypatch, tmp_path):
     assert labels.tolist() == [0, 1, 2, 3]
     with pytest.raises(KdkitError, match=r"stl10_binary/ was not found whole .*data\.download=true"):
         data.build("stl10", root=tmp_path / "gone").tensors(True)
+
+
+def test_features_of_code_that_changed_are_computed_anew(tmp_path):
+    text = "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, num_classes):\n"
+    text += "        super().__init__()\n        self.fc = nn.Linear(192, num_classes)\n"
+    text += "    def forward(self, x):\n        return self.fc(x.flatten(1)%s)\n"
+    (tmp_path / "recipe.yaml").write_text(
+        "models: {net: {arch: net.py:Net}}\nlosses: [ce]\ndata: {name: digits, image_size: 8}\n"
+    )
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.fc = nn.Linear(192, 10)
+    models.save_weights(net, tmp_path / "net.safetensors")
+    words, found = ["data.image_size=8", "trainer.accelerator=cpu"], []
+    for change in ("", " * 0"):
+        (tmp_path / "net.py").write_text(text % change)
+        found.append(probe(tmp_path / "net.safetensors", "digits", words, image_size=8, tap="logits")["net"]["linear"])
+    assert found[0] > 0.5 > found[1]
