@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -88,7 +89,8 @@ def gradient_charts(table: Sequence[Mapping[str, str]], epochs: Sequence[int], l
             (f"Shares of the gradient: {model}", "Norm of each weighted loss's gradient, of all norms.", " %", shares),
             (f"Do losses pull together? {model}", "Cosine between their gradients; below 0 they fight.", "", angles),
         ):
-            values = {name: [at.get(epoch) for epoch in epochs] for name, at in series.items()}
+            known = {name: {at: v for at, v in one.items() if math.isfinite(v)} for name, one in series.items()}
+            values = {name: [at.get(epoch) for epoch in epochs] for name, at in known.items()}
             found.append(_coloured(Chart(title, caption, unit, values), (), losses))
     return [chart for chart in found if chart.series]
 

@@ -66,6 +66,10 @@ def gather(run: Path, compare: Path | None = None) -> Told:
         raise KdkitError(f"{compare} holds no compare.json; give the folder that `kdkit compare` wrote")
     compare = compare or run / "compare"
     comparison = _json(compare / "compare.json")
+    for word in ("models", "students"):
+        its = comparison.get(word, {})
+        if not isinstance(its, dict) or not all(isinstance(one, dict) for one in its.values()):
+            raise KdkitError(f"{compare / 'compare.json'} is damaged: its {word} are no figures by name")
     names = [str(name) for name in comparison.get("figures", ()) if isinstance(name, str)]
     figures = {"beliefs": _picture(folder.beliefs)}
     figures |= {Path(name).stem: _picture(compare / Path(name).name) for name in names}

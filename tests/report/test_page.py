@@ -187,6 +187,17 @@ def test_numbers_that_are_none_are_left_out(tmp_path):
     assert "NaN" not in re.search(r'id="numbers">(.*?)</script>', page(gather(folder)))[1]
 
 
+def test_gradients_that_are_none_and_a_comparison_of_other_kinds(tmp_path):
+    folder = run(tmp_path / "nan", epochs=1)
+    lines = "epoch,model,loss,norm,share,cosine ce,cosine kd\n1,student,ce,0,nan,,nan\n1,student,kd,1,1,nan,\n"
+    (folder / "gradients.csv").write_text(lines)
+    assert kdkit("report", folder).code == 0
+    (folder / "compare" / "compare.json").write_text('{"models": 3}')
+    assert "compare.json is damaged" in refused("report", folder)
+    (folder / "compare" / "compare.json").write_text('{"students": {"s": 1}}')
+    assert "compare.json is damaged" in refused("report", folder)
+
+
 def test_the_verb_and_what_it_refuses(tmp_path):
     folder = run(tmp_path / "mine", compare=False, epochs=2)
     said = kdkit("report", folder, "--out", tmp_path / "page.html")
