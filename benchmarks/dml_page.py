@@ -87,6 +87,17 @@ def table(rows: Sequence[Row], name: str) -> str:
     return "\n".join(lines)
 
 
+def clear(rows: Sequence[Row], name: str) -> str:
+    """Which gains their intervals tell from none."""
+    who = {"a": ", the CNN", "v": ", the ViT"}
+    told = []
+    for method, peers in cohorts(rows, name):
+        mean, half = interval(gains(rows, name, method, peers))
+        if abs(mean) > half:
+            told.append(f"{method}{who[peers] if len(peers) == 1 else ''} ({mean:+.2f})")
+    return f"Told from no gain at all by its interval: {'; '.join(told) or 'none of them'}."
+
+
 def origins(rows: Sequence[Row]) -> str:
     """Where rows come from."""
     found = {f"{row['machine']}, {row['threads']} thread(s), torch {row['torch']}, {row['date']}" for row in rows}
@@ -99,7 +110,7 @@ def page(rows: Sequence[Row]) -> str:
     for name in SETS:
         here = [row for row in rows if row["set"] == name]
         if cohorts(here, name):
-            parts.append(f"### {WHAT[name]}\n\n{table(here, name)}\n\nRows: {origins(here)}.")
+            parts.append(f"### {WHAT[name]}\n\n{table(here, name)}\n\n{clear(here, name)} Rows: {origins(here)}.")
         else:
             parts.append(f"### {WHAT[name]}\n\nNot yet run.")
     return "\n\n".join(parts) + "\n"
