@@ -164,6 +164,8 @@ def _check_free(out: Path, overwrite: bool) -> None:
 def _move(part: Path, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for old in out.glob("model.*"):  # of a former export, whose card goes too
+            old.unlink()
         for path in part.iterdir():
             shutil.move(path, out / path.name)
     except OSError as error:

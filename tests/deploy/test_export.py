@@ -224,3 +224,11 @@ def test_a_model_that_cannot_be_written_down_is_one_message(make, tmp_path):
     assert "Net cannot be exported: " in told
     assert "if float(x.sum()) > 0" in told
     assert "--format safetensors" in told
+
+
+@onnx
+def test_a_former_export_leaves_nothing_behind(make):
+    run, _ = make()
+    export(run, "onnx", int8="dynamic", overwrite=True)
+    found = export(run, "onnx", overwrite=True)
+    assert sorted(path.name for path in found.folder.iterdir()) == ["README.md", "config.json", "model.onnx"]
