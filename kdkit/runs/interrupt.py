@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 
 from kdkit.runs.folder import RunFolder
 
@@ -22,9 +24,9 @@ class Interrupted(KeyboardInterrupt):
         code: that the command line exits with.
     """
 
-    def __init__(self, folder: RunFolder, signal: str = "") -> None:
-        self.folder, self.code = folder, SIGNAL if signal else CTRL_C
-        why = f"{signal}: " if signal else ""
+    def __init__(self, folder: RunFolder, asked: str = "") -> None:
+        self.folder, self.code = folder, SIGNAL if asked else CTRL_C
+        why = f"{asked}: " if asked else ""
         if folder.checkpoint.exists():
             super().__init__(f"{why}{folder.checkpoint} holds the {'teacher' if folder.teacher else 'run'} so far")
         else:
@@ -34,6 +36,7 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def interruptible(folder: RunFolder) -> Iterator[None]:
     """What Lightning answers by leaving Python, Ctrl-C and `Asked`, becomes `Interrupted`."""
+    heard = signal.getsignal(signal.SIGINT)  # which Lightning, once interrupted, ignores
     try:
         yield
     except Interrupted:  # of a teacher, told already
@@ -43,3 +46,6 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
         if not isinstance(first, KeyboardInterrupt):
             raise  # somebody means it
         raise Interrupted(folder, str(first) if isinstance(first, Asked) else "") from None
+    finally:
+        if heard is signal.default_int_handler and current_thread() is main_thread():
+            signal.signal(signal.SIGINT, heard)

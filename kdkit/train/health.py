@@ -84,8 +84,12 @@ class Health(pl.Callback):
         for name in self.cohort.roster.peers:  # who fell sick and left before the epoch was over
             if name not in here and bool(not_finite(pl_module.graph, name)):
                 self._treat(pl_module, name, epoch, "roll back", "not finite")
+        last = epoch == trainer.max_epochs  # what is kept is what was scored, unless that is no model any more
         for name, (_, wrong, step) in verdicts.items():
-            if step:
+            if step and last and wrong and wrong != "not finite":
+                told = f"{wrong}; nothing is done about it, for the run is over"
+                self.cohort.roster.events.append(Event(float(epoch), name, "unwell", told))
+            elif step:
                 self._treat(pl_module, name, epoch, step, wrong)
             elif not wrong and not self._waits(name):
                 self.ring.put(name, epoch, state_of(pl_module, name))

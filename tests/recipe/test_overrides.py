@@ -137,7 +137,10 @@ def test_overrides_replace_whole_mappings_lists_and_schedules():
             "losses.nope.weight=1",
             r"no loss 'nope' \(it has: ce, kd, warm; another one is added in the file, under `losses`\)",
         ),
-        ("trainer.logger=csv", "trainer.logger: unknown key 'logger'; known: max_epochs.*a Trainer of your own around"),
+        (
+            "trainer.callbacks=[]",
+            "trainer.callbacks: unknown key 'callbacks'; known: max_epochs.*a Trainer of your",
+        ),
         ("lr.cosine=0.1", "override 'lr.cosine=0.1': lr: cosine: must be a mapping"),
         ("losses.warm.name=kd", "losses.kd.name: two losses are called 'kd'; give one of them a `name`"),
         ("losses.kd=3", r"losses.kd: must be options such as \{weight: 0.9\}, got 3"),

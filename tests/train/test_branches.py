@@ -18,7 +18,7 @@ def groups(nodes, edges):
 
 
 def students(n):
-    return {f"s{i}": net(8) for i in range(n)}
+    return {f"s{i}": net(8, seed=i) for i in range(n)}
 
 
 def test_students_of_one_teacher_learn_without_each_other():

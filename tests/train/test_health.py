@@ -269,6 +269,20 @@ def test_a_frozen_optimiser():
     assert scores(trained(Each(freeze, before=True), health=None, epochs=16)[0], "b")[0] > 1.6
 
 
+def test_after_the_last_epoch_nothing_is_undone():
+    def freeze(trainer, made, t):
+        if t == 0:
+            made.optimizers().optimizer.of["b"].step = lambda: None
+
+    _, cohort = trained(Each(freeze, before=True), epochs=16)
+    end = next(int(epoch) for _, what, epoch in told(cohort) if what == "roll back")
+    alone, _ = trained(Each(freeze, before=True), health=None, epochs=end)
+    sick, cohort = trained(Each(freeze, before=True), epochs=end)
+    assert told(cohort)[-1] == ("b", "unwell", end)
+    assert "the run is over" in cohort.events[-1].why
+    assert all(torch.equal(p, q) for p, q in zip(sick.b.parameters(), alone.b.parameters(), strict=True))
+
+
 def digits():
     return data.build("digits", image_size=8, subset=200, batch_size=50, padding=1, val_split=0.2)
 

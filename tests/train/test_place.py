@@ -185,7 +185,7 @@ def test_weights_that_move_by_themselves_are_refused():
 def test_a_cohort_that_changes_is_refused():
     nodes = {"a": net(4, seed=1), "b": net(8, seed=2)}
     made = kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place={"a": 0, "b": 0}, lr=0.05)
-    with pytest.raises(KdkitError, match="place: models that come and go"):
+    with pytest.raises(KdkitError, match="cohort: models that come and go are trained on every rank"):
         plain(made, callbacks=[kdkit.Cohort(leave={"a": {"epoch": 1}})])
 
 
