@@ -92,11 +92,11 @@ class Beliefs(nn.Module):
         if z.ndim != 2:
             raise ValueError(f"sid: features must be (B, D), got {tuple(z.shape)}; pool the backbone's output")
         if start is None or self.chain == "uniform":
-            start = z.new_full((len(z), self.num_classes), 1 / self.num_classes)
+            start = z.new_full((z.shape[0], self.num_classes), 1 / self.num_classes)
         if torch.is_grad_enabled() and self.mode != "parallel":
             return self._one_by_one(z, start)
         of_feature = F.linear(z, _all(self.feature_weight).flatten(0, 1), _all(self.bias).flatten())
-        of_feature = of_feature.view(len(z), self.count, -1)  # (B, L, H)
+        of_feature = of_feature.view(z.shape[0], self.count, -1)  # (B, L, H)
         with torch.no_grad():
             before, logits = self._walk(of_feature, start)
         if not torch.is_grad_enabled():

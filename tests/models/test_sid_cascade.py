@@ -285,3 +285,13 @@ def test_what_is_refused() -> None:
     assert isinstance(two["b"], nn.Identity)
     with pytest.raises(KdkitError, match="got an unexpected keyword argument 'modulse'"):
         build("sid", num_classes=5, backbone="resnet8", modulse=3)
+
+
+@pytest.mark.parametrize("isolate", [{}, {"isolate": ["layer1"]}])
+def test_it_can_be_exported_for_any_batch(isolate):
+    net = build("sid", num_classes=N, backbone="resnet8", modules=2, **isolate).eval()
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    with torch.no_grad():
+        program = torch.export.export(net, (torch.randn(3, 3, 16, 16),), dynamic_shapes=(batch,))
+        x = torch.randn(5, 3, 16, 16)
+        torch.testing.assert_close(program.module()(x), net(x))
