@@ -43,6 +43,7 @@ class Here(Engine):
         clock.daemon = True
         try:
             if until is not None:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
                 clock.start()
             return [Answer(job, "done", run(job))]
         except KeyboardInterrupt as stop:
