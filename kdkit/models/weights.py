@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from kdkit.models.whole import CHECKSUM, check_stamp, check_zip, stamped, unusable
+from kdkit.models.whole import CHECKSUM, check_stamp, check_zip, of_the_disk, stamped, unusable
 from kdkit.registry import KdkitError
 from kdkit.storage import whole
 
@@ -70,15 +71,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         )
     if path.stat().st_size == 0:
         raise KdkitError(f"{path}: the weights file is empty; it was probably not written to its end")
-    if path.suffix == ".safetensors":
-        try:
+    with _readable(path):
+        if path.suffix == ".safetensors":
             state = load_file(path)
             check_stamp(path)
             return state
-        except (SafetensorError, OSError) as error:
-            raise KdkitError(f"{path}: is not a whole safetensors file ({error})") from error
-    check_zip(path)
-    return _unpacked(_read_pickle(path), path)
+        check_zip(path)
+        return _unpacked(_read_pickle(path), path)
 
 
 def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -109,17 +108,31 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise KdkitError(f"{path}: no such weights file")
     if path.suffix != ".safetensors":
         return {}
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return {word: text for word, text in (file.metadata() or {}).items() if word != CHECKSUM}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A file that is no weights file is told from a disk that does not give it."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {word: text for word, text in (file.metadata() or {}).items() if word != CHECKSUM}
-    except (SafetensorError, OSError) as error:
+        with path.open("rb"):  # which readers tell in words of their own, or not at all
+            pass
+        yield
+    except SafetensorError as error:
         raise KdkitError(f"{path}: is not a whole safetensors file ({error})") from error
+    except OSError as error:
+        raise KdkitError(
+            f"{path}: cannot be read ({error.strerror or error}); whether it is whole is not known"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle can fail in any way
+        if of_the_disk(error):
+            raise
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise KdkitError(
                 f"{path}: refused, for it holds Python objects ({code[1]}) and reading those can run code"

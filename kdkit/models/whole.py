@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -47,6 +47,7 @@ def check_zip(path: Path) -> None:
 
     Raises:
         KdkitError: a record is not what was written, or is packed: a few bytes could stand for a whole disk.
+        OSError: the disk cannot be read, which says nothing of the file.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -56,13 +57,22 @@ def check_zip(path: Path) -> None:
             if any(record.compress_type != zipfile.ZIP_STORED for record in listed):
                 raise KdkitError(f"{path}: is a compressed archive, and no weights file of PyTorch's is; save it anew")
             bad = records.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, OSError) as error:
+        # All that zipfile makes of wrong bytes: lists that lie, records that end early, names that are no text, places
+        # before the file, flags of another version or of a password.
+        if of_the_disk(error):
+            raise
         raise KdkitError(f"{path}: is not a whole PyTorch weights file ({error})") from error
     if bad is not None:
         raise KdkitError(
             f"{path}: is damaged: the checksum of its record {bad} does not fit; copy it anew"
             " (or save it anew, where it was written without checksums)"
         )
+
+
+def of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be read, whatever is in it; EINVAL is a place that only wrong bytes name."""
+    return isinstance(error, OSError) and error.errno != errno.EINVAL
 
 
 def unusable(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:

@@ -63,16 +63,19 @@ def standing(folder: RunFolder) -> Standing:
     """What a run goes on from: its last checkpoint, or the one before where the last is damaged.
 
     Raises:
-        KdkitError: neither is whole, or they are none of kdkit's.
+        KdkitError: neither is whole, or they are none of kdkit's, or the disk does not give what it holds: nothing is
+            known then of the last one, and nothing is used in its place.
     """
     if not folder.checkpoint.exists() and folder.previous.exists():  # the power failed between two names
         return _read(folder, folder.previous)
     try:
         return _read(folder, folder.checkpoint)
-    except KdkitError as error:
+    except _DamagedError as error:
+        if not folder.previous.exists():
+            raise
         try:
             before = _read(folder, folder.previous)
-        except KdkitError:
+        except _DamagedError:
             raise error from None
         return replace(before, note=f"{str(error).partition(';')[0]}; the one before it is used")
 
@@ -83,18 +86,25 @@ def drop_damaged(folder: RunFolder, used: Standing) -> None:
         folder.checkpoint.unlink(missing_ok=True)
 
 
+class _DamagedError(KdkitError):
+    """A checkpoint that is none any more."""
+
+
 def _read(folder: RunFolder, path: Path) -> Standing:
     import torch
 
-    from kdkit.models.whole import check_zip
+    from kdkit.models.whole import check_zip, of_the_disk
 
     try:
         check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a broken file can fail in any way
-        raise KdkitError(f"{path} is damaged: it cannot be read as a checkpoint; {_mend(folder)}") from error
+        if of_the_disk(error) or isinstance(error, MemoryError):
+            why = getattr(error, "strerror", None) or "no memory is left"
+            raise KdkitError(f"{path} cannot be read ({why}); once it can, the same command goes on") from error
+        raise _DamagedError(f"{path} is damaged: it cannot be read as a checkpoint; {_mend(folder)}") from error
     if not isinstance(content, dict) or not {"epoch", "state_dict", "kdkit"} <= content.keys():
-        raise KdkitError(f"{path} is no checkpoint of a kdkit run; {_mend(folder)}")
+        raise _DamagedError(f"{path} is no checkpoint of a kdkit run; {_mend(folder)}")
     rows = content.get("rows")
     return Standing(path, int(content["epoch"]) + 1 if rows is None else len(rows), rows)
 

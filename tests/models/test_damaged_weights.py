@@ -1,6 +1,7 @@
 """Weights files that are not what was written: refused in one error, or the very numbers; nothing in them runs."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -146,3 +147,29 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "loop.pth").symlink_to("loop.pth")
     for path in (tmp_path / "pipe.pth", tmp_path / "loop.pth", tmp_path, "/dev/zero", tmp_path / ("a" * 300)):
         refused(path)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_disk_that_cannot_be_read_is_no_damaged_file(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    torch.save(net().state_dict(), path) if name == "w.pth" else save_weights(net(), path)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", fail)
+    monkeypatch.setattr("kdkit.models.weights.check_stamp", fail)
+    assert f"{path}: cannot be read (Input/output error)" in refused(path)
+
+
+def test_places_before_the_file_are_damage(tmp_path):
+    """The list of records says that it lies further on than it does: every record then begins before the file."""
+    path, stream = tmp_path / "w.pth", io.BytesIO()
+    torch.save(net().state_dict(), stream)
+    content = bytearray(stream.getvalue())
+    for mark, offset, size in ((b"PK\x05\x06", 16, 4), (b"PK\x06\x06", 48, 8)):  # the short list of ends and the long
+        if (end := content.rfind(mark)) >= 0:
+            place = slice(end + offset, end + offset + size)
+            content[place] = (int.from_bytes(content[place], "little") + 1).to_bytes(size, "little")
+    path.write_bytes(content)
+    assert "is not a whole PyTorch weights file" in refused(path)

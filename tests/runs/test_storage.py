@@ -123,6 +123,21 @@ def test_a_lost_last_checkpoint(run, whole):
     goes_on(run, whole)
 
 
+@pytest.mark.parametrize(
+    ("error", "why"), [(OSError(5, "Input/output error"), "Input/output"), (MemoryError(), "no mem")]
+)
+def test_a_disk_that_fails_costs_no_checkpoint(run, tmp_path, monkeypatch, error, why):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr("kdkit.models.whole.check_zip", fail)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    kept = run.checkpoint.read_bytes(), run.previous.read_bytes()
+    words = ["data.samples=16", f"trainer.max_epochs={EPOCHS}", "--out", run.path, "--resume"]
+    assert f"{run.checkpoint} cannot be read ({why}" in refused("fit", tmp_path / "r.yaml", *words)
+    assert (run.checkpoint.read_bytes(), run.previous.read_bytes()) == kept
+
+
 def test_two_damaged_ones_are_an_error(run, tmp_path):
     for path in (run.checkpoint, run.previous):
         path.write_bytes(path.read_bytes()[:5000])
