@@ -29,9 +29,7 @@ LONG = ALONE.replace("_epochs=2", "_epochs=400")
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+def _weights(tmp_path):
     (tmp_path / "pretrained.pth").touch()
 
 

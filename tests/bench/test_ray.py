@@ -21,12 +21,6 @@ RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed:
 NIGHTLY = pytest.mark.skipif("KDKIT_NIGHTLY" not in os.environ, reason="a minute of a cluster: set KDKIT_NIGHTLY=1")
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def cluster(monkeypatch):
     """Two nodes of one CPU each, as two sets of Ray's own processes."""

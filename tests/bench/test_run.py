@@ -30,12 +30,6 @@ class Raises(nn.Module):
 """
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-
 def go(folder, text=TINY, *, name="suite", hours=None, processes=1, engine=None):
     told = []
     suite, rows = load_suite(write(folder, text, name)), folder / "rows.jsonl"

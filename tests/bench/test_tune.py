@@ -30,12 +30,6 @@ from tests.cli.command import kdkit, refused
 SUITE = TINY.replace("seeds: 2", "seeds: 1").replace("max_epochs=2", "max_epochs=1")
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def here(monkeypatch):
     """Runs happen in this process; what each of them read of the test images is kept by its method and trial."""

@@ -1,15 +1,7 @@
 """The verbs of suites."""
 
-import pytest
-
 from tests.bench.grid import TINY, write
 from tests.cli.command import kdkit, refused
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
 
 
 def test_bench_plans_runs_and_plans_again(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 import kdkit
 from tests.nets import Blobs, Net
+from tests.train.ranks import join
 
 EPOCHS, BATCH = 2, 8
 
@@ -84,25 +85,11 @@ def fit(method, data, **options):
 
 def rank_main(rank, store, folder):
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    spread = join(rank, store)
     order = [i for start in range(0, 32, 2 * BATCH) for i in range(start + rank * BATCH, start + (rank + 1) * BATCH)]
     data = DataLoader(Subset(Doubled(), order), batch_size=BATCH)
-    from lightning_fabric.plugins.environments import LightningEnvironment
-
-    class Here(LightningEnvironment):
-        creates_processes_externally = property(lambda self: True)
-
-    from pytorch_lightning.strategies import DDPStrategy
-
-    env = Here()
-    env.set_global_rank(rank)
-    env.set_world_size(2)
-    env._local_rank = rank
-    env.local_rank = lambda: rank
     for method in METHODS:
-        strategy = DDPStrategy(process_group_backend="gloo", cluster_environment=env)
-        torch.save(fit(method, data, devices=2, strategy=strategy), f"{folder}/{method}-{rank}.pt")
+        torch.save(fit(method, data, **spread()), f"{folder}/{method}-{rank}.pt")
     dist.destroy_process_group()
 
 

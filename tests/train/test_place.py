@@ -16,6 +16,7 @@ from kdkit.recipe import RecipeError, loads
 from kdkit.registry import KdkitError
 from kdkit.train.balance import watch_balance
 from tests.nets import Blobs, net
+from tests.train.ranks import join
 from tests.train.running import fit as plain
 
 PEERS = ["a", "b"]
@@ -57,23 +58,7 @@ def told(distiller, run):
 
 
 def rank_main(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    from lightning_fabric.plugins.environments import LightningEnvironment
-    from pytorch_lightning.strategies import DDPStrategy
-
-    class Here(LightningEnvironment):
-        creates_processes_externally = property(lambda self: True)
-
-    env = Here()
-    env.set_global_rank(rank)
-    env.set_world_size(2)
-    env._local_rank = rank
-    env.local_rank = lambda: rank
-
-    def spread():
-        return {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo", cluster_environment=env)}
-
+    spread = join(rank, f"{folder}/store")
     distiller = make(PLACE)
     (run := trainer(f"{folder}/apart", **spread())).fit(distiller, digits())
     torch.save(told(distiller, run), f"{folder}/{rank}.pt")
