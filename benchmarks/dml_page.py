@@ -21,8 +21,10 @@ Row = dict[str, Any]
 WHAT = {
     "digits": "The bundled digits, 20 epochs, ResNet-8 of widths 4, 4, 8, 16; the ViT is timm's `test_vit`. "
     "360 test images: one is 0.28 points",
-    "cifar100_10k": "10,000 images of CIFAR-100, 3 epochs, a pair of ResNet-20: as far as a CPU went; "
+    "cifar100_10k": "10,000 images of CIFAR-100, 6 epochs in bf16, a pair of ResNet-20: as far as a CPU went; "
     "the full test set. Far from converged: it says how learning begins, not where it ends",
+    "cifar100_10k_resnet8": "10,000 images of CIFAR-100, 6 epochs in bf16, ResNet-8 and timm's `test_vit`; "
+    "the full test set, as far from converged",
     "cifar100": "CIFAR-100, 240 epochs",
 }
 

@@ -74,8 +74,8 @@ SETS: dict[str, Words] = {
         "backbone": {"arch": "resnet8"},
         "protocol": "cifar100_240",
         "data": {"subset": 10_000},
-        "trainer": {"max_epochs": 6, "check_val_every_n_epoch": 6},
-        "noise": [0.0],
+        "trainer": {"max_epochs": 8, "check_val_every_n_epoch": 8, "precision": "bf16-mixed"},
+        "noise": [0.0, 0.2, 0.4],
         "seeds": [0, 1, 2],
     },
     "cifar100": {
@@ -106,9 +106,9 @@ def recipe(name: str, method: str, noise: float, seed: int, overrides: Sequence[
 
 
 def cells(name: str) -> Iterator[tuple[str, float, int]]:
-    """Method, noise, seed: seed by seed, so that what is stopped early is whole as far as it goes."""
-    for seed in SETS[name]["seeds"]:
-        for noise in SETS[name]["noise"]:
+    """Method, noise, seed: seed by seed for each noise, so that what is stopped early is whole as far as it goes."""
+    for noise in SETS[name]["noise"]:
+        for seed in SETS[name]["seeds"]:
             for method in METHODS:
                 yield method, noise, seed
 

@@ -115,7 +115,8 @@ def accuracy(rows: Sequence[Row]) -> str:
                 net += f" of widths {', '.join(map(str, its['backbone']['widths']))}"
             size = f"{its['data']['subset']:,} images, " if "subset" in its["data"] else ""
             heads = ["method", "parameters", *(f"{noise:.0%} wrong" for noise in noises)]
-            parts.append(f"### {name}\n\n{net}, {size}{epochs[-1]} epochs\n\n{table(heads, lines)}")
+            kind = its["trainer"].get("precision", "fp32").removesuffix("-mixed")
+            parts.append(f"### {name}\n\n{net}, {size}{epochs[-1]} epochs in {kind}\n\n{table(heads, lines)}")
     return "\n\n".join(parts) or NOT_RUN
 
 
