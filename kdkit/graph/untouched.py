@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from kdkit import generators
+
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
@@ -15,7 +17,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     modes = {part: part.training for part in module.modules()}
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with generators.kept(), torch.no_grad():
             yield
     finally:
         for name, buffer in module.named_buffers():

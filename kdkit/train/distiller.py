@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kdkit import draws
+from kdkit import draws, generators
 from kdkit.fault import own_line
 from kdkit.graph.batch import Adapter, Batch
 from kdkit.graph.closing import closing
@@ -179,7 +179,7 @@ class Distiller(Evaluation):
         if begin_step(graph):
             self.compiled, self.captured = speed_up(self)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
-            torch.manual_seed(draws.key(self.seed, "step", step, self.global_rank) & 0x7FFFFFFF)
+            generators.seed(draws.key(self.seed, "step", step, self.global_rank))
         data = located(self.memories, self.current_epoch, Batch.of(batch))
         if self.captured is not None:
             self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data, step))

@@ -1,5 +1,7 @@
 import copy
+import random
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import kdkit
+from kdkit import generators
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.registry import KdkitError
 from kdkit.train.meters import NonFiniteLossError
@@ -181,11 +184,25 @@ def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
     assert all(torch.isfinite(p).all() for p in nodes["student"].parameters())
 
 
-def test_dropout_is_a_function_of_the_step():
+class Mixes(nn.Module):
+    """A loss that draws its weight."""
+
+    def __init__(self, *drawing):
+        super().__init__()
+        self.drawing = drawing
+
+    def forward(self, student, labels):
+        return F.cross_entropy(student, labels) * sum(draw() for draw in self.drawing)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "loss"), [(0.5, "ce"), *((0, Mixes(draw)) for draw in (random.random, np.random.rand))]
+)
+def test_what_is_drawn_is_a_function_of_the_step(dropout, loss):
     runs = []
     for noise in (0, 1):
-        distiller = kdkit.Distiller({"student": net(8, seed=3, dropout=0.5)}, ["ce"], lr=0.1)
-        torch.manual_seed(noise)
+        distiller = kdkit.Distiller({"student": net(8, seed=3, dropout=dropout)}, [kdkit.Edge(loss)], lr=0.1)
+        generators.seed(noise)
         fit(distiller, epochs=1)
         runs.append(distiller.student.fc.weight.detach().clone())
     assert torch.equal(*runs)

@@ -1,0 +1,35 @@
+"""The generators that other people's code draws from: Python's, NumPy's and torch's."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def states() -> bytes:
+    """Where they stand, to be compared."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
+
+
+def seed(key: int) -> None:
+    """Let all of them begin anew from a key of `draws`."""
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    torch.manual_seed(key & 0x7FFFFFFF)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Afterwards they stand where they stood; an accelerator's are left alone."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
