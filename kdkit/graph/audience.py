@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdkit.graph.links import End
+from kdkit.graph.sound import sound
 
 if TYPE_CHECKING:
     from kdkit.graph.bound import BoundEdge
@@ -28,7 +29,7 @@ class Audience:
         presence: of each peer, on the device; the cohort moves it in place.
         peers: their order in it.
         of: the peer that a node is, or that it follows (a slow copy).
-        watch: what is not finite is neither taught nor learnt from, in the very step in which it appears.
+        watch: what is not sound is neither taught nor learnt from, in the very step in which it appears.
 
     Attributes:
         idle: calls that are not made.
@@ -88,13 +89,17 @@ class Audience:
         found = []
         for end, tensor in zip(ends, tensors, strict=True):
             mine = self.presence[self.place[end.node]] if end.node in self.place else torch.ones_like(self.presence[0])
-            found.append(mine * tensor.isfinite().all() if self.watch else mine)
+            found.append(mine * sound(tensor) if self.watch else mine)
         return torch.stack(found)
 
+    def kept(self, value: Tensor) -> Tensor:
+        """A call's value; where models are watched, one that is not finite counts nothing and stops nobody."""
+        return torch.where(value.isfinite(), value, 0.0) if self.watch else value
+
     def _fine(self, outputs: Outputs) -> Tensor:
-        """1 for each peer whose outputs are finite, 0 for the others."""
+        """1 for each peer whose outputs are sound, 0 for the others."""
         sick = torch.zeros_like(self.presence)
         for end, i in self.ends:
             if end in outputs:
-                sick[i] += (~outputs[end].detach().isfinite().all()).to(sick.dtype)
+                sick[i] += (~sound(outputs[end])).to(sick.dtype)
         return (sick == 0).to(sick.dtype)

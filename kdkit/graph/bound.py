@@ -189,6 +189,7 @@ class BoundEdge(nn.Module):
             if call.target in nodes and i not in idle and self.samples(call, outputs) >= self.edge.min_batch:
                 value = self.value(i, outputs, batch, progress, loss_scale, factors[i])
                 value = factored(value if call.share == 1.0 else value * call.share, factors[i])
+                value = value if self.audience is None else self.audience.kept(value)
                 if self.parts is not None:
                     self.parts.append((call.links[0].target, value))
                 total = value if total is None else total + value

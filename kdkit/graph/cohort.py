@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -43,6 +43,8 @@ class Peer:
         joined: when its learning rate began to rise.
         warmup: over how many epochs.
         rate: a factor on its learning rate.
+        lasting: what this goes back to when it is well.
+        rebuilt: how often it was made anew.
     """
 
     here: bool
@@ -51,6 +53,8 @@ class Peer:
     joined: float = -math.inf
     warmup: float = 0.0
     rate: float = 1.0
+    lasting: float = 1.0
+    rebuilt: int = 0
 
 
 class Roster:
@@ -144,7 +148,7 @@ class Roster:
     def _move(self, move: Move, t: float, why: str) -> Event:
         peer = self.peers[move.peer]
         if move.what == "join" and not peer.here:
-            self.peers[move.peer] = Peer(True, heard=t, joined=t, warmup=move.warmup, rate=peer.rate)
+            self.peers[move.peer] = replace(peer, here=True, heard=t, fades=math.inf, joined=t, warmup=move.warmup)
             return Event(t, move.peer, "joins", why)
         if move.what == "join" and peer.fades < math.inf:
             peer.heard, peer.fades = t - self.presence(move.peer, t) * self.ramp, math.inf

@@ -31,7 +31,7 @@ class Rule:
         warmup: epochs after its beginning in which a peer is judged only by being finite.
         patience: epochs in a row that make a peer sick, or well again.
         z: how many robust deviations (1.4826 · MAD, at least a tenth of the median) make an outlier.
-        cut: what the learning rate of a sick peer is multiplied with until it is well.
+        cut: what the learning rate of a sick peer is multiplied with until it is well, or is rebuilt with for good.
         mute: epochs in which nobody listens to a peer that was rolled back or rebuilt.
         keep: snapshots of each peer.
         probe: how many images are looked at: held-out ones with `data.val_split`, else training images.

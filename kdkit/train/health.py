@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from kdkit import draws
-from kdkit.graph.cohort import Event, Peer
+from kdkit.graph.cohort import Event
 from kdkit.graph.health import Rule, Step, Ward
 from kdkit.registry import KdkitError
 from kdkit.train.captured import speed_up
@@ -30,8 +30,8 @@ class Health(pl.Callback):
     Within a step, a peer whose outputs are not finite neither teaches nor learns. After every epoch the rule
     (`kdkit.graph.health.Rule`) judges all who are there, and climbs a ladder with who is sick: a lower learning rate;
     its last good snapshot, weights and optimiser, while nobody listens to it; its first weights, with an optimiser that
-    knows nothing, while it learns from the others. All of it is logged, follows from the run alone, and is in
-    checkpoints.
+    knows nothing and a rate that may stay lower, while it learns from the others. All of it is logged, follows from the
+    run alone, and is in checkpoints.
 
     Args:
         cohort: who is there.
@@ -118,9 +118,14 @@ class Health(pl.Callback):
             told += f"; as after epoch {taken[0]}"
         elif step == "rebuild":
             restore(distiller, name, self.ring.begin(name), anew=True)
-            roster.peers[name] = Peer(peer.here, float(epoch + rule.mute), peer.fades, float(epoch), float(rule.mute))
+            # a loss that was bad under lower rates too had another cause, until that is tried in vain
+            peer.lasting = peer.rate = rule.cut ** (peer.rebuilt + (wrong == "not finite"))
+            peer.rebuilt += 1
+            peer.joined, peer.warmup = float(epoch), float(rule.mute)
+            roster.mute(name, epoch, rule.mute)
+            told += f"; learning rate times {peer.rate:.3g} from now on"
         elif step == "well":
-            peer.rate = 1.0
+            peer.rate = peer.lasting
         roster.events.append(Event(float(epoch), name, step, told))
         log.info("cohort: %s after epoch %d: %s", name, epoch, told)
         if distiller.captured is not None or distiller.compiled is not None:

@@ -13,6 +13,7 @@ from torchmetrics import Metric, SumMetric
 
 from kdkit.data.order import Loader
 from kdkit.graph.batch import Batch
+from kdkit.graph.sound import sound
 from kdkit.metrics import KAR, MCI, NLL, Disagreement, PairwiseJS
 from kdkit.registry import KdkitError
 
@@ -90,7 +91,7 @@ class Probe:
 
     @torch.no_grad()
     def look(self, distiller: Any, names: Sequence[str], epoch: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """The loss of each peer after so many epochs (NaN where anything in it is not finite), and what is logged."""
+        """The loss of each peer after so many epochs (NaN: not finite somewhere, or absurd), and what is logged."""
         device, several = distiller.device, len(names) > 1
         distiller.place.share(distiller.graph)
         nll = {name: NLL().to(device) for name in names}
@@ -105,6 +106,7 @@ class Probe:
             said = [distiller._logits(name, batch.x) for name in names]
             for name, logits in zip(names, said, strict=True):
                 nll[name].update(logits, batch.labels)
+                sick[name].update((~sound(logits)).float())
                 kar[name].update(logits, batch.labels, epoch)
             for metric in pairs.values():
                 metric.update(said)

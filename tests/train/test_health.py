@@ -1,7 +1,7 @@
 """Sick peers are found and treated, and the others never know."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import pytorch_lightning as pl
@@ -222,6 +222,48 @@ def test_nan_before_the_first_snapshot_begins_anew():
     assert told(cohort)[0] == ("b", "rebuild", 1.0)
     assert torch.equal(seen[1.0], start)
     assert weights(distiller, "b").isfinite().all()
+
+
+@pytest.mark.parametrize("loss", ["dml", "mse"])
+def test_a_peer_at_an_absurd_rate_stops_nobody(loss):
+    """Its terms overflow while its outputs are finite; it is made anew at rates that stay lower, until one fits."""
+    edges = ["ce", kdkit.Edge(loss, among=list("abc"), weight=1.0 if loss == "dml" else 1e-3)]
+    distiller = made(edges)
+    distiller.graph.nodes["b"] = replace(distiller.graph.nodes["b"], lr=1e3)
+    _, cohort = trained(distiller=distiller, epochs=8)
+    assert all(parameter.isfinite().all() for name in "ac" for parameter in distiller.graph.model(name).parameters())
+    assert scores(distiller, "a")[1] == scores(distiller, "c")[1] == 1.0
+    assert {peer for peer, *_ in told(cohort)} == {"b"}
+    rates = [event.why.partition("learning rate times ")[2] for event in cohort.events if event.what == "rebuild"]
+    assert rates[:3] == [f"{rate} from now on" for rate in ("0.3", "0.09", "0.027")]
+
+
+def test_what_is_masked_is_in_no_mean():
+    """Whatever a sick peer says, `loss/…` is that of the others."""
+
+    def absurd(trainer, made, t):
+        for parameter in made.b.fc.parameters():
+            parameter.data.fill_(1e30)
+
+    edges = ["ce", kdkit.Edge("dml", among=list("abc"))]
+    sums = {}
+
+    def look(trainer, made, t):
+        sums[t] = {name: float(value) for name, value in made.sums.means().items()}
+
+    trained(Each(absurd, before=True), Each(look), epochs=1, edges=edges)
+    sick = dict(sums)
+    trained(Each(look), health=None, epochs=1, edges=edges, cohort=kdkit.Cohort(join={"b": None}))
+    assert sick == sums
+
+
+def test_a_term_that_is_not_finite_though_all_outputs_are_counts_nothing():
+    class Overflows(nn.Module):
+        def forward(self, student, labels):
+            return student.square().mean() * 0 + torch.tensor(float("inf"))
+
+    distiller, _ = trained(edges=["ce", kdkit.Edge(Overflows(), name="over", target="b")], epochs=1)
+    assert all(weights(distiller, name).isfinite().all() for name in "ac")
 
 
 def test_where_nobody_is_finite_for_the_second_time_training_stops():
