@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -116,18 +118,17 @@ class WorkerLoader(Loader):
         return self.normalise(pixels.to(self.device, non_blocking=True))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        batches = iter(self._loader)
+        with _reported(), _no_alarm():
+            batches = iter(self._loader)
         while True:
-            try:
-                pixels, index = next(batches)
-            except StopIteration:
-                return
-            except KdkitError as problem:  # a worker's comes with its traceback as text
-                raise KdkitError(str(problem).rsplit("KdkitError: ", 1)[-1].strip()) from None
+            with _reported():
+                if (batch := next(batches, None)) is None:
+                    return
+            pixels, index = batch
             self.batch_sampler.position = self._plan.waiting.popleft()
             y = self.labels[index].to(self.device, non_blocking=True)
-            batch = self.normalise(pixels.to(self.device, non_blocking=True)), y
-            yield (*batch, index.to(self.device, non_blocking=True)) if self.with_index else batch
+            told = self.normalise(pixels.to(self.device, non_blocking=True)), y
+            yield (*told, index.to(self.device, non_blocking=True)) if self.with_index else told
 
 
 class _Plan:
@@ -145,6 +146,32 @@ class _Plan:
         for position, index in self.order.batches():
             self.waiting.append(position)
             yield [(self.order.epoch, i) for i in index.tolist()]
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What befalls a worker is one error here."""
+    try:
+        yield
+    except KdkitError as problem:  # it comes with its traceback as text
+        raise KdkitError(str(problem).rsplit("KdkitError: ", 1)[-1].strip()) from None
+    except RuntimeError as problem:
+        if "DataLoader worker" not in str(problem):
+            raise
+        raise KdkitError(
+            "data: a process that decodes images has died, as one does that is killed, or has no memory left; a fit "
+            "goes on from its last checkpoint with --resume, and a lower data.num_workers takes less memory"
+        ) from problem
+
+
+@contextmanager
+def _no_alarm() -> Iterator[None]:
+    """A dead worker is told at the next batch; torch would tell of it anywhere, in the middle of a checkpoint too."""
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    before = None if number is None else signal.getsignal(number)
+    yield
+    if number is not None and before is not None and signal.getsignal(number) is not before:
+        signal.signal(number, before)
 
 
 def _keep_inherited(_: int) -> None:
