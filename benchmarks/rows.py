@@ -14,6 +14,7 @@ from typing import Any
 from kdkit.recipe import load
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.result import check_metrics, read_figures
 
 
 def row(path: Path) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def row(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     if not folder.complete:
         raise KdkitError(f"{path} holds no finished run")
-    figures = json.loads(folder.result.read_text(encoding="utf-8"))
+    check_metrics(folder)
+    figures = read_figures(folder)
     origin = json.loads(folder.provenance.read_text(encoding="utf-8"))
     text = folder.recipe.read_text(encoding="utf-8")
     return {"run": path.name, **figures, **origin, "recipe": text.replace(f"{Path.cwd()}/", "")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,11 @@ def whole(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def crc32(content: bytes) -> str:
+    """A checksum in eight letters; no flipped bit keeps it."""
+    return f"{zlib.crc32(content):08x}"
 
 
 def _settle(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from kdkit.recipe import content_key, source
 from kdkit.recipe.write import READING, document, dump
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
+from kdkit.runs.result import check_metrics, read_figures
+from kdkit.storage import crc32
 
 Row = dict[str, Any]
 NEEDED = {
@@ -27,6 +30,7 @@ NEEDED = {
     "commit", "versions", "machine",
 }  # fmt: skip
 LACKS = {"variant", "protocol", "protocol_epochs", "parameters", "curve", "recipe"}  # a trial may
+SUM = re.compile(r'(.*), "crc32": "([0-9a-f]{8})"}')  # how a line ends; older ones have none
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -39,7 +43,7 @@ def read_rows(path: Path) -> list[Row]:
     """Every row of a file; a last line without its end, which a power cut leaves, is none.
 
     Raises:
-        KdkitError: no such file, or a line that is no row of `kdkit bench`.
+        KdkitError: no such file, or a line that is no row of `kdkit bench`, or not as it was written.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -55,6 +59,9 @@ def read_rows(path: Path) -> list[Row]:
         if not isinstance(row, dict) or (missing := needed - row.keys()):
             which = "" if not isinstance(row, dict) else f"; it has no {', '.join(sorted(missing))}"
             raise KdkitError(f"{path}:{i}: is no row of `kdkit bench`{which}")
+        if row.pop("crc32", None) is not None and not _as_written(line):
+            why = "is damaged, or was edited: its checksum is not its content's"
+            raise KdkitError(f"{path}:{i}: {why}; take the line out, and `kdkit bench` runs it again")
         found.append(row)
     return found
 
@@ -62,7 +69,8 @@ def read_rows(path: Path) -> list[Row]:
 def append(path: Path, row: Row) -> None:
     """Add a row: one write under a lock; what a power cut left of another is cut off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    line = f'{text[:-1]}, "crc32": "{crc32(text.encode())}"}}\n'.encode()
     with FileLock(_lock(path)), path.open("a+b") as file:
         file.seek(0)
         before = file.read()
@@ -71,6 +79,11 @@ def append(path: Path, row: Row) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _as_written(line: str) -> bool:
+    found = SUM.fullmatch(line)
+    return found is not None and crc32(f"{found[1]}}}".encode()) == found[2]
 
 
 def identity(cell: Cell, suite: str, folder: RunFolder) -> Row:
@@ -107,7 +120,8 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         classes, correct = predictions(folder.path)[cell.node]
         said["predictions"] = pack(classes.numpy(), correct.numpy())
     weights = read_weights(folder.weights(cell.node))
-    figures = read_json(folder.result)
+    check_metrics(folder)
+    figures = read_figures(folder)
     return {
         **identity(cell, suite, folder),
         "variant": content_key(cell.recipe.model_copy(update={"seed": 0})),  # rows that differ in their seed alone

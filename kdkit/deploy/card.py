@@ -11,6 +11,7 @@ from kdkit.recipe.syntax import read as read_yaml
 from kdkit.recipe.write import dump
 from kdkit.runs.folder import read_json
 from kdkit.runs.portable import portable
+from kdkit.runs.result import read_figures
 
 if TYPE_CHECKING:
     from kdkit.deploy.export import Exported
@@ -83,7 +84,7 @@ def _numbers(leaving: Leaving) -> list[str]:
     assert leaving.run is not None
     if not leaving.run.complete:
         return []
-    result = read_json(leaving.run.result)
+    result = read_figures(leaving.run)
     rows = []
     for when, which in (("last", "last epoch"), ("best", "best epoch, chosen on the same images")):
         for node, metrics in result.get(when, {}).items():

@@ -13,6 +13,7 @@ from kdkit.recipe.syntax import read as read_yaml
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
 from kdkit.runs.portable import portable
+from kdkit.runs.result import check_metrics, read_figures
 
 Rows = dict[int, dict[str, float]]
 
@@ -65,6 +66,7 @@ def gather(run: Path, compare: Path | None = None) -> Told:
     if compare is not None and not (compare / "compare.json").is_file():
         raise KdkitError(f"{compare} holds no compare.json; give the folder that `kdkit compare` wrote")
     compare = compare or run / "compare"
+    check_metrics(folder)
     comparison = _json(compare / "compare.json")
     for word in ("models", "students"):
         its = comparison.get(word, {})
@@ -78,7 +80,7 @@ def gather(run: Path, compare: Path | None = None) -> Told:
         title=folder.recipe.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").partition(",")[0],
         recipe=portable(read_yaml(folder.recipe).plain),
         rows=_rows(folder.metrics),
-        result=_json(folder.result),
+        result=read_figures(folder) if folder.complete else {},
         provenance=_json(folder.provenance),
         evaluation=_json(run / "eval.json"),
         comparison=comparison,

@@ -26,7 +26,7 @@ from kdkit.runs.loggers import show_pictures
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
-from kdkit.runs.result import Result, figures, read_result
+from kdkit.runs.result import Result, figures, read_result, write_figures
 from kdkit.runs.resume import Standing, check_same, drop_damaged, resuming, standing
 from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
@@ -113,7 +113,7 @@ def _fit(
                 show_pictures(trainer, folder)
                 found = figures(rows.rows, experiment.nodes)
                 note_classes(folder, experiment.datamodule)
-                write_json(folder.result, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})
+                write_figures(folder, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})
         trainer.strategy.barrier()
         return read_result(folder)
 

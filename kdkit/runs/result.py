@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kdkit.registry import KdkitError
-from kdkit.runs.folder import RunFolder, read_json
+from kdkit.runs.folder import RunFolder, plain, read_json, write_json
+from kdkit.storage import crc32
 
 NOT_FINITE = "which makes the accuracy meaningless too; a lower learning rate usually helps"
 
@@ -43,11 +45,45 @@ def read_result(folder: RunFolder) -> Result:
     Raises:
         KdkitError: the file is damaged.
     """
-    figures = read_json(folder.result)
+    figures = read_figures(folder)
     try:
         return Result(folder, _numbers(figures["last"]), _numbers(figures["best"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KdkitError(f"{folder.result} is damaged ({error!r}); --overwrite begins the run anew") from None
+
+
+def write_figures(folder: RunFolder, found: Mapping[str, Any]) -> None:
+    """Write result.json: the figures, their checksum, and that of metrics.csv."""
+    sums = {folder.result.name: _sum(plain(found))}
+    if folder.metrics.exists():
+        sums[folder.metrics.name] = crc32(folder.metrics.read_bytes())
+    write_json(folder.result, {**found, "crc32": sums})
+
+
+def read_figures(folder: RunFolder) -> dict[str, Any]:
+    """All that result.json tells, but for checksums; older versions wrote none.
+
+    Raises:
+        KdkitError: the file is damaged.
+    """
+    found: dict[str, Any] = read_json(folder.result)
+    sums = found.pop("crc32", None)
+    if sums is not None and not (isinstance(sums, dict) and sums.get(folder.result.name) == _sum(found)):
+        raise KdkitError(f"{folder.result} is damaged: its checksum is not its content's; {folder.anew}")
+    return found
+
+
+def check_metrics(folder: RunFolder) -> None:
+    """Raise `KdkitError` where metrics.csv is not what the run, which is finished, wrote."""
+    sums = read_json(folder.result).get("crc32") if folder.complete else None
+    wanted = sums.get(folder.metrics.name) if isinstance(sums, dict) else None
+    if wanted is not None and folder.metrics.exists() and crc32(folder.metrics.read_bytes()) != wanted:
+        told = f"its checksum is not the one in {folder.result.name}"
+        raise KdkitError(f"{folder.metrics} is damaged, or was edited: {told}; {folder.anew}")
+
+
+def _sum(found: Any) -> str:
+    return crc32(json.dumps(found).encode())
 
 
 def figures(rows: Mapping[int, Mapping[str, float]], nodes: Collection[str]) -> dict[str, Any]:

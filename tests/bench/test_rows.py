@@ -42,6 +42,29 @@ def test_rows_are_appended_and_a_torn_one_is_cut_off(tmp_path):
     assert path.read_bytes().startswith(whole)
 
 
+def test_a_row_that_is_not_as_it_was_written_is_told(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append(path, {**ROW, "seed": 1})
+    append(path, {**ROW, "seed": 2, "last": {"student": {"top1": 0.7123}}, "method": "kd é"})
+    whole, right = path.read_bytes(), read_rows(path)[1]
+    first, told = whole.index(b"\n") + 1, []
+    for at in range(first, len(whole) - 1):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                read = read_rows(path)
+            except KdkitError as error:
+                told.append(str(error))
+            else:  # the word crc32 itself is hit: nothing else is
+                assert {key: read[1].get(key) for key in right} == right
+    assert all("rows.jsonl:2: " in error or "cannot be read" in error for error in told)
+    path.write_bytes(whole.replace(b"0.7123", b"0.7323"))
+    with pytest.raises(KdkitError, match=r"rows.jsonl:2: is damaged, or was edited: its checksum"):
+        read_rows(path)
+
+
 def test_what_is_no_row_is_told_with_its_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(KdkitError, match="cannot be read"):

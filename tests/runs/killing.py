@@ -126,7 +126,7 @@ def held(path):
     """All that a run came to: weights, rows, figures, and its checkpoint: banks, optimisers, schedules, peers."""
     folder = RunFolder(path)
     figures = json.loads(folder.result.read_text())
-    figures.pop("minutes")
+    del figures["minutes"], figures["crc32"]
     state = plain(torch.load(folder.checkpoint, weights_only=True))
     weights = {file.name: file.read_bytes() for file in sorted(folder.path.glob("*.safetensors"))}
     return weights, folder.metrics.read_text(), figures, state

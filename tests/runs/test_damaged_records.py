@@ -10,8 +10,11 @@ from kdkit import models
 from kdkit.bench.shipped import shipped_rows
 from kdkit.recipe import loads
 from kdkit.registry import KdkitError
+from kdkit.report.gather import gather
 from kdkit.runs.evaluate import evaluate
 from kdkit.runs.fit import fit
+from kdkit.runs.folder import RunFolder
+from kdkit.runs.result import read_figures
 from tests.cli.command import RECIPE, kdkit, refused
 from tests.damage import spoilt
 from tests.recipe.fuzz import in_time
@@ -39,6 +42,32 @@ def test_papers(finished, tmp_path, name):
             with in_time(), contextlib.suppress(KdkitError):
                 evaluate(run)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.csv"])
+def test_no_flipped_bit_of_a_figure_goes_unseen(finished, tmp_path, name):
+    """What is read in spite of it is the truth."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    path = run.path / name
+    content, right = path.read_bytes(), (read_figures(run), gather(run.path).rows)
+    unseen, told = 0, []
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 7
+        path.write_bytes(damaged)
+        try:
+            found = read_figures(run), gather(run.path).rows
+        except KdkitError as error:
+            told.append(str(error))
+        else:
+            unseen += 1
+            assert {word: found[0].get(word) for word in right[0]} == right[0]
+            assert found[1] == right[1]
+    assert all(name in error for error in told)
+    assert unseen <= (0 if name == "metrics.csv" else len(content) // 2)
+    said = refused("report", run.path) if name == "metrics.csv" else ""
+    assert not said or "metrics.csv is damaged, or was edited: its checksum is not the one in result.json" in said
 
 
 def test_rows(tmp_path):
