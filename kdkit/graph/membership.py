@@ -44,6 +44,12 @@ class Plan:
         yield from wrong
         if wrong:
             return
+        times = {(m.what, m.peer): m.epoch for m in self.moves(epochs)}
+        for (what, peer), epoch in times.items():
+            if what == "leave" and epoch <= (comes := times.get(("join", peer), -1.0)):
+                told = f"leaves at epoch {epoch:g}, but joins at {comes:g}"
+                yield ("leave", peer, "epoch"), f"{peer} {told}; let it leave later, or drop one of the two"
+                return
         here = set(self.first(trained))
         if not here:
             yield ("join",), f"{', '.join(trained)} all come later; one must be there from the beginning"
@@ -56,12 +62,7 @@ class Plan:
 
     def first(self, trained: Sequence[str]) -> tuple[str, ...]:
         """Who is there at the beginning."""
-
-        def goes_first(peer: str) -> bool:
-            come, go = self.join[peer], self.leave.get(peer)
-            return come is not None and go is not None and go["epoch"] < come["epoch"]
-
-        return tuple(name for name in trained if name not in self.join or goes_first(name))
+        return tuple(name for name in trained if name not in self.join)
 
     def moves(self, epochs: float) -> list[Move]:
         """Every coming and going in order."""

@@ -37,7 +37,7 @@ def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
     found = [p for name, spec in recipe.models.items() for p in _model(recipe, name, spec, above)]
     found += _rates(recipe)
     if recipe.cohort is not None:
-        told = recipe.cohort.problems(recipe.trained, recipe.trainer.max_epochs)
+        told = recipe.cohort.problems(recipe.trained, recipe.trainer)
         found += [recipe.origin.problem(("cohort", *path), text) for path, text in told]
     if recipe.trained:
         return [*found, *_edges(recipe), *_balance(recipe)]

@@ -14,6 +14,7 @@ from kdkit.registry import KdkitError
 if TYPE_CHECKING:
     from kdkit.graph.health import Rule
     from kdkit.graph.membership import Path, Plan
+    from kdkit.recipe.schema import TrainerSpec
 
 
 class JoinSpec(Words):
@@ -95,9 +96,13 @@ class CohortSpec(Words):
         """The health rule, where there is one."""
         return None if self.health is None else self.health.rule()
 
-    def problems(self, trained: list[str], epochs: int) -> Iterator[tuple[Path, str]]:
-        """What does not fit the models or the length of the run."""
+    def problems(self, trained: list[str], trainer: TrainerSpec) -> Iterator[tuple[Path, str]]:
+        """What does not fit the models or the run."""
+        if self.health is not None and trainer.precision == "16-mixed":
+            yield ("health",), "all models of a run in fp16 share one loss scale; say trainer.precision: bf16-mixed"
+        if trainer.place is not None:
+            yield (), "models that come and go, or are watched, are trained on every rank; leave trainer.place out"
         if len(trained) < 2:
             yield (), f"a cohort has at least two trained models, got {', '.join(trained) or 'none'}"
             return
-        yield from self.plan.problems(trained, epochs)
+        yield from self.plan.problems(trained, trainer.max_epochs)

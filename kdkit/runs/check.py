@@ -21,6 +21,7 @@ from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.untouched import untouched
 from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build, source, tuning
+from kdkit.runs.check_cohort import cohort_rows
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.distiller import Distiller
@@ -64,6 +65,9 @@ def check(recipe: Recipe) -> CheckReport:
         steps_per_epoch=steps,
         epochs=recipe.trainer.max_epochs,
         notes=tuple(_notes(recipe, experiment, graph)),
+        cohort=tuple(
+            cohort_rows(experiment.cohort, experiment.health, recipe.trainer.max_epochs, held_out=data.selects)
+        ),
         activation_bytes=round(kept / (2 if recipe.trainer.precision in ("bf16-mixed", "16-mixed") else 1)),
     )
 

@@ -109,6 +109,7 @@ class CheckReport:
         epochs: length of the run.
         activation_bytes: what a step keeps for its backward pass; scaled up from a small batch.
         notes: what is not there yet, and what has no part in it.
+        cohort: who joins and leaves when, and how the sick are treated.
     """
 
     name: str
@@ -122,6 +123,7 @@ class CheckReport:
     epochs: int
     activation_bytes: int
     notes: tuple[str, ...] = ()
+    cohort: tuple[str, ...] = ()
 
     @property
     def macs_per_step(self) -> int:
@@ -143,6 +145,7 @@ class CheckReport:
         banks = f"banks {si(self.bank_bytes)}B, " if self.bank_bytes else ""
         lines = [
             *(f"learns  {row}" for row in self.learning),
+            *(f"cohort  {row}" for row in self.cohort),
             f"data    {self.data}: {self.facts.num_samples:,} images of {shape}, {self.facts.num_classes} classes",
             f"steps   {self.steps_per_epoch:,} of {self.batch_size} images an epoch, {steps:,} in {self.epochs} epochs",
             f"cost    {si(self.macs_per_step)}MACs a step, {si(self.macs_per_step * steps)}MACs in all, about",

@@ -2,11 +2,13 @@
 
 import pytest
 
-from kdkit.recipe import json_schema, loads, resolved
+from kdkit.recipe import RecipeError, json_schema, loads, resolved
 from kdkit.runs import fit as fitting
+from kdkit.runs.check import check
 from kdkit.runs.fit import fit
 from kdkit.runs.folder import RunFolder
 from tests.cli.command import refused
+from tests.runs.test_check_report import text_of
 from tests.train.test_health import poison
 
 RECIPE = """\
@@ -104,6 +106,7 @@ def test_a_run_that_begins_anew_leaves_no_old_snapshot(whole, tmp_path):
         ("{ramp: -1}", "cohort.ramp: must be a time of 0 or more, got -1"),
         ("{health: {patiense: 1}}", "cohort.health.patiense: unknown key 'patiense'; did you mean 'patience'?"),
         ("{health: {z: 0}}", "cohort.health: z must be above 0, got 0"),
+        ("{join: {c: {epoch: 3}}, leave: {c: {epoch: 2}}}", "c leaves at epoch 2, but joins at 3"),
         ("{leave: {a: {epoch: 1}, b: {epoch: 1}, c: {epoch: 1}}}", "nobody is left at epoch 1; the last one stays"),
     ],
 )
@@ -114,6 +117,32 @@ def test_a_wrong_word_is_one_error_with_its_line(tmp_path, words, right):
     assert f"r.yaml:7: {right}" in error or right in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("trainer.precision=16-mixed", "cohort.health: all models of a run in fp16 share one loss scale"),
+        ("trainer.place={a: 0, b: 0, c: 1}", "cohort: models that come and go, or are watched, are trained on"),
+    ],
+)
+def test_what_a_trainer_cannot_do_for_a_cohort_is_said_before_it_runs(override, right):
+    with pytest.raises(RecipeError, match=right):
+        loads(RECIPE, name="r", overrides=[override])
+    loads(RECIPE, name="r", overrides=["trainer.precision=16-mixed", "cohort.health=null"])
+
+
+def test_check_tells_who_comes_and_goes_and_how_the_sick_are_treated():
+    told = check(loads(RECIPE, name="r"))
+    assert told.cohort == (
+        "c joins at epoch 1, its learning rate rises until 2, is listened to wholly from 2",
+        "a leaves at epoch 3, is gone at 4",
+        "health: judged by 32 held-out images, each model after 1 epochs of its own",
+        "health: sick where bad 1 epochs in a row, or not finite; then, one step after the other,",
+        "health: learning rate times 0.3, the last good snapshot, first weights with a new optimiser",
+    )
+    assert f"cohort  {told.cohort[0]}" in text_of(told).splitlines()
+    assert not check(loads(RECIPE[: RECIPE.index("cohort:")], name="r")).cohort
 
 
 def test_a_cohort_has_two_models(tmp_path):

@@ -178,10 +178,15 @@ def test_told_by_hand_is_as_planned():
 
 
 def test_who_left_may_come_back():
-    cohort = kdkit.Cohort(leave={"c": {"epoch": 1}}, join={"c": {"epoch": 2}})
+    cohort = kdkit.Cohort(leave={"c": {"epoch": 1}})
     before = {}
-    look = Each(lambda trainer, made, t: before.setdefault(t, weights(made, "c")))
-    trained(cohort, look, epochs=3)
+
+    def look(trainer, made, t):
+        before[t] = weights(made, "c")
+        if t == 1.75:
+            cohort.join("c")
+
+    trained(cohort, Each(look), epochs=3)
     assert torch.equal(before[0.75], before[1.75])
     assert not torch.equal(before[1.75], before[2.0])
 
@@ -237,6 +242,7 @@ def test_what_was_told_just_before_a_checkpoint_is_in_it(tmp_path):
         ({"ramp": -1}, r"cohort\.ramp: must be a time of 0 or more, got -1"),
         ({"join": {n: {"epoch": 1} for n in "abc"}}, "a, b, c all come later"),
         ({"leave": {n: {"epoch": 1} for n in "abc"}}, "nobody is left at epoch 1"),
+        ({"join": {"c": {"epoch": 1.5}}, "leave": {"c": {"epoch": 0.5}}}, "c leaves at epoch 1, but joins at 1.5;"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(words, said):
@@ -294,7 +300,7 @@ def test_an_ensemble_is_of_those_who_are_there():
     """Without one of three, DML_e is that of the other two; while it comes, it weighs as much as it is present."""
     edge = kdkit.Edge("dml", among=["a", "b", "c"], ensemble="arithmetic")
     pair = kdkit.Edge("dml", among=["a", "b"], ensemble="arithmetic")
-    three = trained(kdkit.Cohort(leave={"c": {"epoch": 1}}, join={"c": {"epoch": 3.75}}), edges=["ce", edge])
+    three = trained(kdkit.Cohort(join={"c": {"epoch": 3.75}}), edges=["ce", edge])
     two = trained(None, names="ab", edges=["ce", pair])
     assert not torch.equal(weights(three, "a"), weights(two, "a"))
     without = trained(kdkit.Cohort(join={"c": None}), edges=["ce", edge])
