@@ -199,8 +199,8 @@ class DataModule(LightningDataModule, ABC):
         """How many views each training image has, or `None` where they cannot be counted."""
         return None if self.augment else 1
 
-    def view_number(self, epoch: int, index: Tensor) -> Tensor:
-        """Which of its views each sample has in one epoch: (B,) in [0, num_views)."""
+    def view_number(self, epoch: int | Tensor, index: Tensor) -> Tensor:
+        """Which of its views each sample has in one epoch, told as to `CropFlip.draw`: (B,) in [0, num_views)."""
         return torch.zeros_like(index)
 
     def identity(self) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class DeviceData(DataModule):
         """162 for the CIFAR protocols: 9 × 9 crops, mirrored or not."""
         return 1 if self.crops is None else self.crops.count
 
-    def view_number(self, epoch: int, index: Tensor) -> Tensor:
+    def view_number(self, epoch: int | Tensor, index: Tensor) -> Tensor:
         """See `DataModule.view_number`."""
         return torch.zeros_like(index) if self.crops is None else self.crops.number(epoch, index)
 

@@ -48,16 +48,15 @@ class CropFlip:
     padding: int
     flip: bool
 
-    def draw(self, epoch: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(top, left, flip) of each sample in one epoch, each (B,)."""
-        top, left, flip = (
-            draws.below(draws.key(self.seed, purpose, epoch), index, high)
-            for purpose, high in (
-                ("top", 2 * self.padding + 1),
-                ("left", 2 * self.padding + 1),
-                ("flip", 2 if self.flip else 1),
-            )
-        )
+    def keys(self, epoch: int) -> list[int]:
+        """What an epoch's (top, left, flip) are drawn by."""
+        return [draws.key(self.seed, purpose, epoch) for purpose in ("top", "left", "flip")]
+
+    def draw(self, epoch: int | Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(top, left, flip) of each sample, each (B,), in an epoch or, by an int32 tensor, in that of these `keys`."""
+        keys = epoch if isinstance(epoch, Tensor) else self.keys(epoch)
+        highs = 2 * self.padding + 1, 2 * self.padding + 1, 2 if self.flip else 1
+        top, left, flip = (draws.below(key, index, high) for key, high in zip(keys, highs, strict=True))
         return top, left, flip.bool()
 
     @property
@@ -65,8 +64,8 @@ class CropFlip:
         """How many views an image has: 162 with 4 pixels of padding and mirroring."""
         return (2 * self.padding + 1) ** 2 * (2 if self.flip else 1)
 
-    def number(self, epoch: int, index: Tensor) -> Tensor:
-        """Which of its views each sample has in one epoch: (B,) in [0, count)."""
+    def number(self, epoch: int | Tensor, index: Tensor) -> Tensor:
+        """Which of its views each sample has in one epoch, told as to `draw`: (B,) in [0, count)."""
         top, left, flip = self.draw(epoch, index)
         offset = top * (2 * self.padding + 1) + left
         return 2 * offset + flip if self.flip else offset
@@ -77,8 +76,8 @@ class CropFlip:
         side = 2 * self.padding + 1
         return crop_flip(images, offset // side, offset % side, flip.bool(), self.padding)
 
-    def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
-        """The views of `images` (B, C, H, W) in one epoch."""
+    def __call__(self, images: Tensor, epoch: int | Tensor, index: Tensor) -> Tensor:
+        """The views of `images` (B, C, H, W) in one epoch, told as to `draw`."""
         return crop_flip(images, *self.draw(epoch, index), self.padding)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from kdkit.graph.graph import Graph
+from kdkit.train.late import hand_out
 
 WORDS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
@@ -29,9 +30,10 @@ class Borrow(pl.Callback):
             trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give them back, and wake what rested in a stage."""
+        """Give them back, wake what rested in a stage, and leave the loader as it was."""
         if isinstance(graph := getattr(pl_module, "graph", None), Graph):
             graph.rest.end()
+        hand_out(trainer, pl_module, late=False)
         if self._taken is not None:
             for word, value in self._taken.items():
                 setattr(trainer, word, value)

@@ -109,8 +109,8 @@ class Memory:
         near = EXACT if precision.startswith(("32", "64")) else ROUNDED
         self.cache = TeacherCache(folder, name, depends, kept, self.samples * self.groups, near=near)
 
-    def rows(self, epoch: int, index: Tensor) -> Tensor:
-        """The row of each sample's view in an epoch: (B,)."""
+    def rows(self, epoch: int | Tensor, index: Tensor) -> Tensor:
+        """The row of each sample's view in an epoch, which `by: views` may be told as to `CropFlip.draw`: (B,)."""
         if self.by == "epochs":
             return index + epoch * self.samples
         number: Tensor = self.datamodule.view_number(epoch, index)
@@ -181,7 +181,7 @@ class Memory:
                 yield self.rows(epoch, index), partial(_given, x)
 
 
-def located(memories: Mapping[str, Memory], epoch: int, data: Batch) -> Batch:
+def located(memories: Mapping[str, Memory], epoch: int | Tensor, data: Batch) -> Batch:
     """A batch with its rows in every cache.
 
     Raises:

@@ -13,10 +13,12 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from kdkit.data.device_loader import LateBatch
 from kdkit.graph.batch import Batch
 from kdkit.models.heads.pca import PCA
 from kdkit.train.branches import Branch, branches, side_by_side
 from kdkit.train.eager import eager
+from kdkit.train.late import hand_out, seen
 from kdkit.train.optim import can_be_recorded
 from kdkit.train.share import calibrating
 
@@ -27,7 +29,8 @@ MOST = 8
 """Recordings that are kept: phases times shapes of a batch (an epoch's last one is smaller)."""
 
 Values = Mapping[str, Tensor]
-Work = Callable[[Batch], Values]
+Given = Batch | LateBatch
+Work = Callable[[Any], Values]
 Record = Callable[[Callable[[], Values]], tuple[Callable[[], None], Values]]
 """Records what a function does without doing it: (what does it, where its results then stand)."""
 
@@ -58,7 +61,7 @@ class _Recording:
     """A step of one phase on batches of one shape."""
 
     ran: int = 0
-    inputs: Batch | None = None
+    inputs: Given | None = None
     start: Callable[[], None] | None = None
     found: Values | None = None
 
@@ -66,7 +69,8 @@ class _Recording:
 class CapturedStep:
     """Runs `work` on batches: as it is at first, then as a recording of it.
 
-    What `work` reads besides the batch must be tensors that are changed in place: schedules, learning rates, banks.
+    What `work` reads besides the batch must be tensors that are changed in place: schedules, learning rates, banks. Of
+    a `LateBatch` it makes the images too.
 
     Args:
         work: one whole step, from the batch to the updated weights; returns what is looked at afterwards.
@@ -82,10 +86,11 @@ class CapturedStep:
         self.recordings: dict[Any, _Recording] = {}
         self.refused = ""
 
-    def __call__(self, phase: float, batch: Batch) -> Values:
+    def __call__(self, phase: float, batch: Given) -> Values:
         """One step in the phase that began at that time."""
         tensors = _tensors(batch)
-        key = phase, tuple((name, value.shape, value.dtype) for name, value in tensors.items())
+        looks = tuple((name, value.shape, value.dtype) for name, value in tensors.items())
+        key = phase, getattr(batch, "loader", None), looks
         if self.refused or (key not in self.recordings and len(self.recordings) >= MOST):
             return self.work(batch)
         mine = self.recordings.setdefault(key, _Recording())
@@ -114,13 +119,19 @@ class CapturedStep:
         return mine.found
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    rows = {f"rows {name}": value for name, value in batch.rows.items()}
-    parts = {"x": batch.x, "labels": batch.labels, "index": batch.index, **rows}
+def _tensors(batch: Given) -> dict[str, Tensor]:
+    parts: dict[str, Any]
+    if isinstance(batch, LateBatch):
+        parts = {"samples": batch.samples, "epoch": batch.epoch}
+    else:
+        rows = {f"rows {name}": value for name, value in batch.rows.items()}
+        parts = {"x": batch.x, "labels": batch.labels, "index": batch.index, **rows}
     return {name: value for name, value in parts.items() if isinstance(value, Tensor)}
 
 
-def _like(batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+def _like(batch: Given, tensors: Mapping[str, Tensor]) -> Given:
+    if isinstance(batch, LateBatch):
+        return LateBatch(batch.loader, tensors["samples"], tensors.get("epoch", batch.epoch))
     rows = {name: tensors[f"rows {name}"] for name in batch.rows}
     return replace(batch, x=tensors["x"], labels=tensors.get("labels"), index=tensors.get("index"), rows=rows)
 
@@ -132,6 +143,12 @@ def recordable(distiller: Any) -> bool:
 
 def speed_up(distiller: Any) -> tuple[Compiled | None, CapturedStep | None]:
     """The compiled lesson and the recorded step of a distiller, as its `compile` asks; `None` for what is left out."""
+    compiled, captured = _speed_up(distiller)
+    hand_out(distiller.trainer, distiller, captured is not None)
+    return compiled, captured
+
+
+def _speed_up(distiller: Any) -> tuple[Compiled | None, CapturedStep | None]:
     graph = distiller.graph
     if calibrating(graph):  # every term is looked at by itself; both begin when that is over
         return None, None
@@ -176,9 +193,9 @@ def backward(loss: Tensor) -> None:
         loss.backward()
 
 
-def whole_step(distiller: Any, data: Batch) -> dict[str, Tensor]:
+def whole_step(distiller: Any, batch: Given) -> dict[str, Tensor]:
     """From a batch to updated weights, without a look at any number; returns the unweighted terms."""
-    graph, optimizers = distiller.graph, distiller.optimizers().optimizer
+    graph, optimizers, data = distiller.graph, distiller.optimizers().optimizer, seen(distiller, batch)
     graph.loss_scale.fill_(1.0)
     learning, compiled = graph.now.updates, distiller.compiled is not None
     groups = [learning] if compiled else branches(graph)
@@ -220,6 +237,7 @@ def _against(distiller: Any) -> str:
         "peers are updated one after the other": distiller.update == "sequential",
         "a model draws random numbers (dropout)": graph.stochastic,
         (alone := eager(graph)): alone,
+        "a cache by epochs is read by the host": any(m.by == "epochs" for m in distiller.memories.values()),
         "a batch holds several inputs": any(node.input is not None for node in graph.nodes.values()),
         f"the optimizer of {', '.join(fixed)} cannot be recorded (sgd, adam and adamw as they are can)": fixed,
         f"{', '.join(watching)} looks at gradients, which a recorded step does not show": watching,

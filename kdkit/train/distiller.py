@@ -25,11 +25,12 @@ from kdkit.models.still import still
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import adapt
 from kdkit.train.borrow import Borrow
-from kdkit.train.caching import Memory, located
+from kdkit.train.caching import Memory
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
+from kdkit.train.late import seen, unread
 from kdkit.train.layout import channels_last, overruns
 from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import FiniteWatch, TermSums
@@ -180,7 +181,7 @@ class Distiller(Evaluation):
             self.compiled, self.captured = speed_up(self)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
             generators.seed(draws.key(self.seed, "step", step, self.global_rank))
-        data = located(self.memories, self.current_epoch, Batch.of(batch))
+        data = batch if self.captured is not None and unread(batch) else seen(self, batch)
         if self.captured is not None:
             self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data, step))
             graph.move_ema(t)
@@ -228,7 +229,7 @@ class Distiller(Evaluation):
             raise KdkitError(f"step {step}: {error}\n  {own_line(error)}".rstrip()) from error
         return graph.weighted(terms) if terms else None, terms
 
-    def _captured_step(self, captured: CapturedStep, data: Batch, step: int) -> None:
+    def _captured_step(self, captured: CapturedStep, data: Any, step: int) -> None:
         found = captured(self.graph.now.start, data)
         self.sums.count(found)
         self.watch.look(found, step)
