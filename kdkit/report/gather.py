@@ -11,6 +11,7 @@ from typing import Any
 
 from kdkit.recipe.syntax import read as read_yaml
 from kdkit.registry import KdkitError
+from kdkit.runs import events
 from kdkit.runs.folder import RunFolder, read_json
 from kdkit.runs.portable import portable
 from kdkit.runs.result import check_metrics, read_figures
@@ -26,7 +27,7 @@ class Told:
         name: of its folder.
         title: of its recipe, as its first line says it.
         recipe: without folders of this machine.
-        rows: metrics by epoch; what is not finite is left out.
+        rows: metrics by epoch; what is not finite, and what is of a model that was not there, is left out.
         result: figures at the end; empty where the run is not finished.
         provenance: versions, commit, machine, seed.
         evaluation: what `kdkit eval` wrote, by what was looked at.
@@ -34,6 +35,7 @@ class Told:
         figures: its pictures by name, as data URIs.
         gradients: what `kdkit fit --diagnose` saw: a row for each epoch, model and loss.
         latency: what `kdkit latency --out RUN/latency.json` wrote.
+        events: who joined, left and was treated in a cohort.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Told:
     figures: dict[str, str]
     latency: dict[str, Any]
     gradients: list[dict[str, str]]
+    events: list[events.Told]
 
 
 def gather(run: Path, compare: Path | None = None) -> Told:
@@ -75,11 +78,12 @@ def gather(run: Path, compare: Path | None = None) -> Told:
     names = [str(name) for name in comparison.get("figures", ()) if isinstance(name, str)]
     figures = {"beliefs": _picture(folder.beliefs)}
     figures |= {Path(name).stem: _picture(compare / Path(name).name) for name in names}
+    happened = events.read_events(folder.cohort)
     return Told(
         name=run.resolve().name,
         title=folder.recipe.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").partition(",")[0],
         recipe=portable(read_yaml(folder.recipe).plain),
-        rows=_rows(folder.metrics),
+        rows=events.without_absent(_rows(folder.metrics), happened),
         result=read_figures(folder) if folder.complete else {},
         provenance=_json(folder.provenance),
         evaluation=_json(run / "eval.json"),
@@ -87,6 +91,7 @@ def gather(run: Path, compare: Path | None = None) -> Told:
         figures={name: uri for name, uri in figures.items() if uri},
         latency=_json(run / "latency.json"),
         gradients=_table(folder.gradients),
+        events=happened,
     )
 
 

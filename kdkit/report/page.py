@@ -16,6 +16,7 @@ from kdkit.report.charts import Chart, charts, gradient_charts
 from kdkit.report.gather import Told, gather
 from kdkit.report.graph_svg import graph_svg
 from kdkit.report.links import arrows, boxes
+from kdkit.runs.events import there
 from kdkit.runs.folder import RunFolder, write_text
 from kdkit.web import document
 
@@ -58,6 +59,8 @@ def page(told: Told) -> str:
     under = {
         name: f"{100 * metrics['top1']:.2f} %" for name, metrics in last.items() if metrics.get("top1") is not None
     }
+    for name, when in there(told.events).items():
+        under[name] = f"{under[name]}, {when}" if name in under else when
     svg = graph_svg(found, taught, under)
     body = "\n".join(
         part
@@ -66,6 +69,7 @@ def page(told: Told) -> str:
             _tiles(told),
             _section("The recipe as a graph", f'<div class="scroll">{svg}</div>\n<p>{GRAPH}</p>'),
             _section("Curves", _charts(drawn) + _numbers(told, drawn)),
+            _cohort(told),
             _tables(told),
             _figures(told),
             _section("How it is made again", _again(told)),
@@ -156,6 +160,12 @@ def _numbers(told: Told, drawn: Sequence[Chart]) -> str:
     columns = [key for key in sorted({k for row in told.rows.values() for k in row}) if key not in ("epoch", "step")]
     rows = [[str(epoch), *(_number(row.get(key)) for key in columns)] for epoch, row in sorted(told.rows.items())]
     return f"<details><summary>Numbers by epoch</summary>{table(['epoch', *columns], rows)}</details>"
+
+
+def _cohort(told: Told) -> str:
+    """Who came, went and was treated."""
+    cells = [[f"{event.epoch:g}", event.model, event.what, event.why] for event in told.events]
+    return _section("Cohort", table(["after epoch", "model", "what", "why"], cells)) if cells else ""
 
 
 def _tables(told: Told) -> str:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from kdkit.runs.events import Told, without_absent
 from kdkit.storage import whole
 
 
-def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str, frozen: Collection[str] = ()) -> None:
+def draw_curves(
+    rows: Mapping[int, Mapping[str, float]],
+    path: Path,
+    title: str,
+    frozen: Collection[str] = (),
+    events: Sequence[Told] = (),
+) -> None:
     """Save a PNG with the mean of each loss term (log scale) and top-1 by epoch.
 
     Args:
@@ -16,11 +24,13 @@ def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str,
         path: the PNG.
         title: what stands above it.
         frozen: nodes that do not change, whose accuracy is a level and no curve.
+        events: who came, went and was treated: upright lines; who is not there has no curve.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    rows = without_absent(rows, events)
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -39,11 +49,21 @@ def draw_curves(rows: Mapping[int, Mapping[str, float]], path: Path, title: str,
         axes.set(xlabel="epoch", xlim=(min(rows) - 0.5, max(rows) + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
+        _mark(axes, events)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
     figure.suptitle(title)
     with whole(path) as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def _mark(axes: Any, events: Sequence[Told]) -> None:
+    """One upright line for each moment at which something happened, with what it was."""
+    for epoch in sorted({event.epoch for event in events}):
+        told = ", ".join(f"{event.model} {event.what}" for event in events if event.epoch == epoch)
+        axes.axvline(epoch, linestyle=":", color="0.5", linewidth=1)
+        place = axes.get_xaxis_transform()
+        axes.text(epoch, 0.98, told, transform=place, rotation=90, ha="right", va="top", fontsize=7, color="0.3")
 
 
 def _columns(rows: Mapping[int, Mapping[str, float]], prefix: str, suffix: str) -> list[str]:

@@ -19,6 +19,7 @@ from kdkit.runs.beginning import Beginning
 from kdkit.runs.cohort import cohort_callbacks
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.depth import draw_depth
+from kdkit.runs.events import read_events
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
@@ -108,7 +109,8 @@ def _fit(
             for name in distiller.graph.models:
                 models.save_weights(distiller.graph.model(name), folder.weights(name), metadata(experiment, name))
             with writing(folder):
-                draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen)
+                happened = read_events(folder.cohort)
+                draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen, happened)
                 draw_depth(rows.rows, folder.beliefs, experiment.name)
                 show_pictures(trainer, folder)
                 found = figures(rows.rows, experiment.nodes)

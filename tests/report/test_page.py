@@ -172,6 +172,20 @@ def test_shares_and_angles_of_gradients_are_drawn(tmp_path):
     assert "gradients.csv of run is damaged" in refused("report", folder)
 
 
+def test_a_cohort_is_told(tmp_path):
+    folder = run(tmp_path / "r", compare=False)
+    (folder / "cohort.csv").write_text('epoch,model,what,why\n12,peer,joins,planned\n40,student,roll back,"<b>"\n')
+    told = gather(folder)
+    assert [e for e, row in told.rows.items() if "val/peer/top1" in row] == list(range(13, 61))
+    made = page(told)
+    assert "<h2>Cohort</h2>" in made
+    assert "<td>roll back</td><td>&lt;b&gt;</td>" in made
+    assert "66.00 %, epochs 12–" in made
+    (folder / "cohort.csv").write_text("epoch,model,what,why\nx,peer,joins,planned\n")
+    with pytest.raises(KdkitError, match=r"cohort\.csv is damaged"):
+        gather(folder)
+
+
 def test_an_unfinished_run_has_a_page_too(tmp_path):
     folder = run(tmp_path / "half", finished=False, compare=False, epochs=7)
     text = write_report(folder).read_text()

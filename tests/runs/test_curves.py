@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdkit.runs.curves import draw_curves
+from kdkit.runs.events import Told, there, without_absent
 
 
 @pytest.fixture
@@ -20,10 +21,10 @@ def drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", keep)
 
-    def draw(epochs, nodes=("student",), loss=1.0):
+    def draw(epochs, nodes=("student",), loss=1.0, events=()):
         rows = {e: {"loss/ce": loss, **{f"val/{n}/top1": 0.1 * e for n in nodes}} for e in range(1, epochs + 1)}
         rows[1]["val/teacher/top1"] = 0.9
-        draw_curves(rows, tmp_path / "curves.png", "r", ["teacher"])
+        draw_curves(rows, tmp_path / "curves.png", "r", ["teacher"], events)
         assert (tmp_path / "curves.png").stat().st_size > 0
         return figures[-1].axes
 
@@ -59,3 +60,23 @@ def test_the_legend_covers_no_curve(drawn):
 @pytest.mark.parametrize(("loss", "scale"), [(1.0, "log"), (-1.0, "linear"), (0.0, "linear"), (math.nan, "log")])
 def test_losses_are_drawn_logarithmically_where_that_is_possible(drawn, loss, scale):
     assert drawn(2, loss=loss)[0].get_yscale() == scale
+
+
+def test_who_is_not_there_has_no_curve_and_what_happened_is_marked(drawn):
+    moves = [(1, "b", "joins"), (3, "a", "leaves"), (3, "b", "roll back"), (4, "a", "gone")]
+    events = [Told(*move, "") for move in moves]
+    for axes in drawn(6, ("a", "b", "c"), events=events):
+        marks = [text.get_text() for text in axes.texts]
+        assert marks == ["b joins", "a leaves, b roll back", "a gone"]
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [1, 3, 4]
+    points = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label() in "abc"}
+    assert points == {"a": [1, 2, 3, 4], "b": [2, 3, 4, 5, 6], "c": [1, 2, 3, 4, 5, 6]}
+    assert there(events) == {"a": "epochs 0–4", "b": "epochs 1–"}
+
+
+def test_who_came_back_was_away_between():
+    events = [Told(2, "a", "gone", ""), Told(3.5, "a", "joins", "")]
+    rows = without_absent({e: {"val/a/top1": 0.1, "loss/ce": 1.0} for e in range(1, 6)}, events)
+    assert [e for e, row in rows.items() if "val/a/top1" in row] == [1, 2, 4, 5]
+    assert all("loss/ce" in row for row in rows.values())
+    assert there(events) == {"a": "epochs 0–2, 3.5–"}
