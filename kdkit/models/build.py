@@ -56,6 +56,10 @@ def build(
         return zoo.SOURCES[source](name, num_classes, pretrained, options)
     if isinstance(backbone := options.get("backbone"), (str, dict)):
         inner = backbone if isinstance(backbone, dict) else {"arch": backbone}
+        if isinstance(apart := inner.get("options"), dict):
+            beside = {word: value for word, value in inner.items() if word != "options"} | apart
+            told = ", ".join(f"{word}: {value}" for word, value in beside.items())
+            raise KdkitError(f"{arch}: a backbone's options stand beside its arch; say backbone: {{{told}}}")
         if "arch" not in inner or inner.keys() & {"num_classes", "pretrained", "base", "allow_custom"}:
             raise KdkitError(f"{arch}: backbone must be a name, or {{arch: NAME}} with its options, got {backbone!r}")
         options["backbone"] = build(

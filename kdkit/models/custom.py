@@ -105,7 +105,10 @@ def _from_package(place: str, folder: Path) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     if not os.path.isfile(path):
-        raise KdkitError(f"{path}: no such file; a path in a recipe is relative to the recipe's folder")
+        raise KdkitError(
+            f"{path}: no such file; a path in a recipe is relative to the recipe's folder, one on the command line to "
+            "the working directory"
+        )
     # Named for path and time: two nodes share one class, an edited file is read anew, and instances can be pickled.
     name = f"kdkit_file_{path.stem}_{draws.key(str(path), path.stat().st_mtime_ns) & 0xFFFFFFFF:08x}"
     if name in sys.modules:

@@ -103,7 +103,7 @@ def _anchored(root: Item, folder: Path) -> Item:
     if losses is not None and isinstance(losses.value, list):
         value["losses"] = Item([_anchor(edge, "loss", folder) for edge in losses.value], losses.mark)
     if models is not None and isinstance(models.value, dict):
-        anchored = {k: _anchor(_anchor(v, "arch", folder), "weights", folder) for k, v in models.value.items()}
+        anchored = {k: _model(v, folder) for k, v in models.value.items()}
         value["models"] = Item(anchored, models.mark)
     data = value.get("data")
     root_of = data.value.get("root") if data is not None and isinstance(data.value, dict) else None
@@ -113,6 +113,17 @@ def _anchored(root: Item, folder: Path) -> Item:
         where = Item(str(data_root(root_of.value).absolute()), root_of.mark)
         value["data"] = Item({**data.value, "root": where}, data.mark)
     return Item(value, root.mark)
+
+
+def _model(item: Item, folder: Path) -> Item:
+    """One model, with the files of a net inside it (`backbone: FILE:NAME`, `backbone: {arch: FILE:NAME}`)."""
+    item = _anchor(_anchor(item, "arch", folder), "weights", folder)
+    options = item.value.get("options") if isinstance(item.value, dict) else None
+    if options is None or not isinstance(options.value, dict) or "backbone" not in options.value:
+        return item
+    inner = _anchor(options.value["backbone"], "arch", folder)
+    options = _anchor(Item({**options.value, "backbone": inner}, options.mark), "backbone", folder)
+    return Item({**item.value, "options": options}, item.mark)
 
 
 def _anchor(item: Item, word: str, folder: Path) -> Item:
@@ -134,7 +145,8 @@ def _anchor(item: Item, word: str, folder: Path) -> Item:
         if os.path.normpath(file).startswith(os.pardir):
             message = f"must lie beside the recipe, got {file}; a file elsewhere is named on the command line, KEY=FILE"
             raise RecipeError([Problem.at(found.mark, word, message)])
-    there = next((base / file for base in places if os.path.exists(base / file)), folder / file)
+    there = next((base / file for base in places if os.path.exists(base / file)), None)
+    there = there or (Path() if found.mark.is_override else folder) / file
     return Item({**item.value, word: Item(f"{there.resolve()}{colon}{name}", found.mark)}, item.mark)
 
 

@@ -52,6 +52,11 @@ def test_of_a_built_in_net_are_known_before_it_is_built(arch, options, message):
     assert refused(arch, options).removeprefix("r.yaml:5: ").startswith(f"models.student.{message}")
 
 
+def test_options_of_a_backbone_have_one_place():
+    told = refused("sid", "{backbone: {arch: resnet8, options: {widths: [4, 4, 8, 8]}}, modules: 2}")
+    assert told.endswith("beside its arch; say backbone: {arch: resnet8, widths: [4, 4, 8, 8]}")
+
+
 @pytest.mark.parametrize("arch", ["resnet8", "timm/test_resnet", "torchvision/resnet18", "my_net.py:Net"])
 def test_num_classes_is_none_of_them(arch, tmp_path):
     (tmp_path / "my_net.py").write_text(NET)

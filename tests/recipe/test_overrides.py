@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kdkit.recipe import Recipe, RecipeError, load, loads
+from kdkit.recipe import Recipe, RecipeError, build, load, loads
+from kdkit.recipe.find import home
+from kdkit.registry import KdkitError
 
 TEXT = """\
 protocol: cifar100_240
@@ -206,3 +208,38 @@ def test_all_wrong_overrides_are_told_together():
         "trainer.max_epochs",
     ]
     assert str(caught.value).startswith("3 problems\n  1. override 'losses.kd.temprature=1'")
+
+
+NETS = """\
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.fc = nn.Linear(3, num_classes)
+"""
+
+
+@pytest.mark.parametrize("word", ["arch", "options.backbone", "options.backbone={arch: FILE}", "weights"])
+def test_files_of_an_override_lie_below_the_working_directory(word, tmp_path, monkeypatch):
+    """Also with a packaged recipe, unless they lie beside the recipe; an error names where one would put them."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    file = "net.pth" if word == "weights" else "net.py:Net"
+    key, _, value = word.partition("=")
+    said = f"models.student.{key}={value.replace('FILE', file) or file}"
+
+    def found(recipe):
+        options = recipe.models["student"].options
+        inner = options["backbone"] if "backbone" in word else getattr(recipe.models["student"], word)
+        return inner["arch"] if isinstance(inner, dict) else inner
+
+    missing = str(tmp_path / "here" / file.partition(":")[0])
+    with pytest.raises(KdkitError) as caught:
+        build(load("sid_cifar100", [said]), weights=None)
+    assert missing in str(caught.value)
+    (tmp_path / "r.yaml").write_text((home() / "sid_cifar100.yaml").read_text())
+    for folder in (tmp_path / "here", tmp_path):  # below the working directory; beside the recipe
+        (folder / file.partition(":")[0]).write_text(NETS)
+        assert found(load(tmp_path / "r.yaml", [said])) == str(folder / file)
+    assert found(load("sid_cifar100", [said])) == str(tmp_path / "here" / file)
