@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import kdkit
 from kdkit.deploy.leaving import Leaving
-from kdkit.recipe.syntax import read as read_yaml
 from kdkit.recipe.write import dump
 from kdkit.runs.folder import read_json
+from kdkit.runs.papers import MEND, read_recipe, reading
 from kdkit.runs.portable import portable
-from kdkit.runs.result import read_figures
+from kdkit.runs.result import read_result
 
 if TYPE_CHECKING:
     from kdkit.deploy.export import Exported
@@ -84,11 +84,11 @@ def _numbers(leaving: Leaving) -> list[str]:
     assert leaving.run is not None
     if not leaving.run.complete:
         return []
-    result = read_figures(leaving.run)
+    result = read_result(leaving.run)
     rows = []
-    for when, which in (("last", "last epoch"), ("best", "best epoch, chosen on the same images")):
-        for node, metrics in result.get(when, {}).items():
-            told = {k: v for k, v in metrics.items() if v is not None and k.startswith("top")}
+    for which, found in (("last epoch", result.last), ("best epoch, chosen on the same images", result.best)):
+        for node, metrics in found.items():
+            told = {k: v for k, v in metrics.items() if k.startswith("top")}
             cells = " | ".join(f"{100 * told[k]:.2f}" if k in told else "" for k in ("top1", "top5"))
             rows.append(f"| {node} | {which} | {cells} |")
     if not rows:
@@ -99,14 +99,15 @@ def _numbers(leaving: Leaving) -> list[str]:
 
 def _recipe(leaving: Leaving) -> str:
     assert leaving.run is not None
-    words = read_yaml(leaving.run.recipe).plain
+    words = read_recipe(leaving.run.recipe, "models", "losses", "data", "trainer").plain
     return f"## Recipe\n\n```yaml\n{dump(portable(words))}```\n"
 
 
 def _provenance(leaving: Leaving) -> str:
     assert leaving.run is not None
-    told = read_json(leaving.run.provenance) if leaving.run.provenance.is_file() else {}
-    versions = ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items() if version)
+    told = read_json(leaving.run.provenance, MEND) if leaving.run.provenance.is_file() else {}
+    with reading(leaving.run.provenance):
+        versions = ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items() if version)
     kept = {"seed": told.get("seed"), "fingerprint": told.get("fingerprint"), "commit": told.get("commit")}
     rest = ", ".join(f"{word} {json.dumps(value)}" for word, value in kept.items() if value is not None)
     return f"## Provenance\n\n{versions}\n\n{rest}\n"

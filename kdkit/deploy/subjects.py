@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from kdkit import data, models
-from kdkit.recipe.syntax import read as read_yaml
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import ENDING
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import read, refuse_code
 
 CLASSES, SIDE = 100, 32  # of kdkit's own nets, which have no width and no size of their own
@@ -73,7 +73,7 @@ def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         raise KdkitError(f"{folder} is not a run's folder; give one that `kdkit fit` wrote, or a model's name")
-    words = read_yaml(recipe).plain
+    words = read_recipe(recipe, "models", "data").plain
     told = words["data"]
     width = None
     if any(not spec.get("num_classes") for spec in words["models"].values()):

@@ -71,6 +71,11 @@ def links(edge: Edge, nodes: Mapping[str, Node], expand: Expand = lambda node, t
     return found
 
 
+def who_teaches_whom(edges: Sequence[Edge], nodes: Mapping[str, Node]) -> dict[str, list[list[Any]]]:
+    """By edge its sources and its target, `[[["teacher.logits"], "student.logits"]]`; plural taps by their word."""
+    return {e.name: [[[*map(str, link.sources)], str(link.target)] for link in links(e, nodes)] for e in edges}
+
+
 def _among(edge: Edge, nodes: Mapping[str, Node], expand: Expand) -> list[Link]:
     peers = list(edge.among or ())
     for peer in peers:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import base64
 import csv
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdkit.recipe.syntax import read as read_yaml
 from kdkit.registry import KdkitError
 from kdkit.runs import events
 from kdkit.runs.folder import RunFolder, read_json
+from kdkit.runs.papers import MEND, read_recipe
 from kdkit.runs.portable import portable
 from kdkit.runs.result import check_metrics, read_figures
 
 Rows = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class Told:
         provenance: versions, commit, machine, seed.
         evaluation: what `kdkit eval` wrote, by what was looked at.
         comparison: the numbers of `kdkit compare`.
-        figures: its pictures by name, as data URIs.
+        figures: its pictures by name.
+        probes: what `kdkit probe` wrote, by data.
         gradients: what `kdkit fit --diagnose` saw: a row for each epoch, model and loss.
         latency: what `kdkit latency --out RUN/latency.json` wrote.
         events: who joined, left and was treated in a cohort.
@@ -46,8 +57,9 @@ class Told:
     provenance: dict[str, Any]
     evaluation: dict[str, Any]
     comparison: dict[str, Any]
-    figures: dict[str, str]
+    figures: dict[str, Picture]
     latency: dict[str, Any]
+    probes: dict[str, Any]
     gradients: list[dict[str, str]]
     events: list[events.Told]
 
@@ -71,32 +83,30 @@ def gather(run: Path, compare: Path | None = None) -> Told:
     compare = compare or run / "compare"
     check_metrics(folder)
     comparison = _json(compare / "compare.json")
-    for word in ("models", "students"):
-        its = comparison.get(word, {})
-        if not isinstance(its, dict) or not all(isinstance(one, dict) for one in its.values()):
-            raise KdkitError(f"{compare / 'compare.json'} is damaged: its {word} are no figures by name")
-    names = [str(name) for name in comparison.get("figures", ()) if isinstance(name, str)]
+    names = [name for name in comparison.get("figures") or () if isinstance(name, str)]
     figures = {"beliefs": _picture(folder.beliefs)}
     figures |= {Path(name).stem: _picture(compare / Path(name).name) for name in names}
     happened = events.read_events(folder.cohort)
+    first = folder.recipe.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     return Told(
         name=run.resolve().name,
-        title=folder.recipe.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").partition(",")[0],
-        recipe=portable(read_yaml(folder.recipe).plain),
+        title=first.lstrip("# ").partition(",")[0],
+        recipe=portable(read_recipe(folder.recipe, "models", "losses", "data", "trainer").plain),
         rows=events.without_absent(_rows(folder.metrics), happened),
         result=read_figures(folder) if folder.complete else {},
         provenance=_json(folder.provenance),
         evaluation=_json(run / "eval.json"),
         comparison=comparison,
-        figures={name: uri for name, uri in figures.items() if uri},
+        figures={name: picture for name, picture in figures.items() if picture},
         latency=_json(run / "latency.json"),
+        probes=_json(folder.probes),
         gradients=_table(folder.gradients),
         events=happened,
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.is_file() else {}
+    return dict(read_json(path, MEND)) if path.is_file() else {}
 
 
 def _table(path: Path) -> list[dict[str, str]]:
@@ -117,7 +127,10 @@ def _rows(path: Path) -> Rows:
     return rows
 
 
-def _picture(path: Path) -> str:
+def _picture(path: Path) -> Picture | None:
     if path.suffix != ".png" or not path.is_file():
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return None
+    content = path.read_bytes()
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
+        raise KdkitError(f"{path} is no picture; `kdkit compare` draws it anew")
+    return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", *struct.unpack(">II", content[16:24]))

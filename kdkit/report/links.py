@@ -13,6 +13,7 @@ from kdkit.graph.links import links
 from kdkit.recipe.named import edge_model
 from kdkit.registry import KdkitError
 
+Noted = Mapping[str, list[tuple[tuple[str, ...], str]]]
 LABELS = "labels"  # where knowledge comes from that no model has
 
 
@@ -59,8 +60,19 @@ def boxes(words: Mapping[str, Any]) -> list[Box]:
     return [_box(name, spec) for name, spec in words["models"].items()]
 
 
-def arrows(words: Mapping[str, Any]) -> list[Arrow]:
-    """The losses of a resolved recipe; one of somebody's own code, which a page never runs, is told by its words."""
+def ends(provenance: Mapping[str, Any]) -> Noted:
+    """Who teaches whom, by loss, as a run noted it."""
+    links = provenance.get("links") or {}
+    return {name: [(tuple(map(str, sources)), str(target)) for sources, target in its] for name, its in links.items()}
+
+
+def arrows(words: Mapping[str, Any], noted: Noted | None = None) -> list[Arrow]:
+    """The losses of a resolved recipe; of somebody's own code, which a page never runs, by what the run noted.
+
+    Args:
+        words: the recipe.
+        noted: as `ends` gives them; runs of older versions have none, and then the recipe's words must do.
+    """
     kinds = {box.name: box for box in boxes(words)}
     nodes = {
         box.name: Node(None, "ema", of=box.of) if box.of else Node(nn.Identity(), box.kind)  # type: ignore[arg-type]
@@ -69,7 +81,7 @@ def arrows(words: Mapping[str, Any]) -> list[Arrow]:
     found = []
     for entry in words["losses"]:
         ((loss, said),) = entry.items()
-        found += _arrows(loss, dict(said or {}), nodes)
+        found += _arrows(loss, dict(said or {}), nodes, noted or {})
     return found
 
 
@@ -81,18 +93,18 @@ def _box(name: str, spec: Mapping[str, Any]) -> Box:
     return Box(name, "frozen" if frozen else "trained", (arch, "frozen" if frozen else "trained"))
 
 
-def _arrows(loss: str, said: dict[str, Any], nodes: Mapping[str, Node]) -> list[Arrow]:
+def _arrows(loss: str, said: dict[str, Any], nodes: Mapping[str, Node], noted: Noted) -> list[Arrow]:
     title = str(said.get("name") or loss.rpartition(":")[2])
     weight, when = _weight(said.get("weight", 1)), _when(said.get("when"))
     try:
         if ":" in loss:
             raise KdkitError(f"{loss} would run")
         edge = edge_model(loss).model_validate({"loss": loss, **said}).edge()
-        ends = [(tuple(map(str, link.sources)), str(link.target)) for link in links(edge, nodes)]
+        pairs = [(tuple(map(str, link.sources)), str(link.target)) for link in links(edge, nodes)]
     except (KdkitError, ValueError, TypeError):
-        ends = _told(said, nodes)
+        pairs = noted.get(title) or _told(said, nodes)
     groups: dict[tuple[tuple[str, ...], str], list[str]] = {}
-    for sources, target in ends:
+    for sources, target in pairs:
         heads = tuple(source.partition(".")[0] for source in sources) or (LABELS,)
         node, _, tap = target.partition(".")
         theirs = sources[0].partition(".")[2] if sources else tap
@@ -115,7 +127,11 @@ def _told(said: Mapping[str, Any], nodes: Mapping[str, Node]) -> list[tuple[tupl
         return [((source,), target) for target in peers for source in peers if source != target]
     targets = named("to") or [name for name, node in nodes.items() if node.kind == "trained"]
     sources = named("from") or [name for name, node in nodes.items() if node.kind == "frozen"][:1]
-    return [(tuple(sources[:1]), target) for target in targets]
+    if said.get("ensemble") or not sources:
+        return [(tuple(sources), target) for target in targets]
+    most = max(len(sources), len(targets))
+    pairs = zip(*(side * most if len(side) == 1 else side for side in (sources, targets)), strict=False)
+    return [((source,), target) for source, target in pairs]
 
 
 def _weight(value: Any) -> str:

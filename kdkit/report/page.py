@@ -11,26 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.recipe.write import READING, dump
-from kdkit.registry import KdkitError
 from kdkit.report.charts import Chart, charts, gradient_charts
+from kdkit.report.figures import figures
 from kdkit.report.gather import Told, gather
 from kdkit.report.graph_svg import graph_svg
-from kdkit.report.links import arrows, boxes
+from kdkit.report.links import arrows, boxes, ends
+from kdkit.report.tables import number, table, tables
 from kdkit.runs.events import there
 from kdkit.runs.folder import RunFolder, write_text
+from kdkit.runs.papers import reading
 from kdkit.web import document
-
-FIGURES = {
-    "beliefs": ("Beliefs by depth", "How the modules' predictions sharpen from the first to the last."),
-    "cka": ("Similarity of layers", "Linear CKA (unbiased) between layers of teacher and student."),
-    "calibration": ("Calibration", "Accuracy against confidence; the nearer to the diagonal, the better."),
-    "entropy": ("How sure they are", "Entropy of the predictions."),
-    "who_is_right": ("Who is right", "Where the two agree, and who is right where they do not."),
-    "logit_correlation": ("Correlations of logits", "Between classes: teacher minus student."),
-    "embeddings": ("Embeddings", "In two dimensions, coloured by class."),
-}
-BROAD = ("who_is_right", "embeddings", "cases")
-PERCENT = ("top", "ece", "agreement", "teacher_in")
 
 
 def write_report(run: Path, path: Path | None = None, compare: Path | None = None) -> Path:
@@ -45,45 +35,47 @@ def write_report(run: Path, path: Path | None = None, compare: Path | None = Non
 
 
 def page(told: Told) -> str:
-    """The whole page; everything that the run says is escaped."""
-    found = boxes(told.recipe)
-    taught = arrows(told.recipe)
-    frozen = [box.name for box in found if box.kind == "frozen"]
-    losses = [arrow.name for arrow in taught]
+    """The whole page; everything that the run says is escaped.
+
+    Raises:
+        KdkitError: a file of the run says what no run says.
+    """
+    name = told.name
+    with reading(f"provenance.json of {name}"):
+        noted, end = ends(told.provenance), (_needs(told), _provenance(told))
+    with reading(f"recipe.yaml of {name}"):
+        found, taught = boxes(told.recipe), arrows(told.recipe, noted)
+        frozen = [box.name for box in found if box.kind == "frozen"]
+        losses = [arrow.name for arrow in taught]
+        again, epochs = _recipe(told), int(told.recipe["trainer"]["max_epochs"])
     drawn = charts(told.rows, frozen, [box.name for box in found], losses)
-    try:
+    with reading(f"gradients.csv of {name}"):
         drawn += gradient_charts(told.gradients, sorted(told.rows), losses)
-    except (KeyError, ValueError) as error:
-        raise KdkitError(f"gradients.csv of {told.name} is damaged ({error})") from None
-    last = _last(told)
-    under = {
-        name: f"{100 * metrics['top1']:.2f} %" for name, metrics in last.items() if metrics.get("top1") is not None
-    }
-    for name, when in there(told.events).items():
-        under[name] = f"{under[name]}, {when}" if name in under else when
-    svg = graph_svg(found, taught, under)
-    body = "\n".join(
-        part
-        for part in (
-            _header(told),
-            _tiles(told),
-            _section("The recipe as a graph", f'<div class="scroll">{svg}</div>\n<p>{GRAPH}</p>'),
-            _section("Curves", _charts(drawn) + _numbers(told, drawn)),
-            _cohort(told),
-            _tables(told),
-            _figures(told),
-            _section("How it is made again", _again(told)),
-            _section("Provenance", _provenance(told)),
-        )
-        if part
+    with reading(f"result.json of {name}"):
+        last = _last(told)
+        top = _header(told, epochs), _tiles(told, last)
+        under = {n: f"{100 * its['top1']:.2f} %" for n, its in last.items() if its.get("top1") is not None}
+    for model, when in there(told.events).items():
+        under[model] = f"{under[model]}, {when}" if model in under else when
+    with reading(f"recipe.yaml and provenance.json of {name}"):
+        svg = graph_svg(found, taught, under)
+    parts = (
+        *top,
+        _section("The recipe as a graph", f'<div class="scroll">{svg}</div>\n<p>{GRAPH}</p>'),
+        _section("Curves", _charts(drawn) + _numbers(told)),
+        _cohort(told),
+        *(_section(*part) for part in tables(told)),
+        figures(told),
+        _section("How it is made again", again + end[0]),
+        _section("Provenance", end[1]),
     )
     data = {"epochs": sorted(told.rows), "charts": [asdict(chart) for chart in drawn]}
     numbers = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
-    body += f'\n<script type="application/json" id="numbers">{numbers}</script>'
+    body = "\n".join(filter(None, parts)) + f'\n<script type="application/json" id="numbers">{numbers}</script>'
     style = _file("uplot/uPlot.min.css") + _file("report.css")
     licence = "/* uPlot's licence:\n" + _file("uplot/LICENSE").replace("*/", "* /") + "*/"
     script = "\n".join((licence, *map(_file, ("before.js", "uplot/uPlot.iife.min.js", "report.js"))))
-    return document(f"{told.name}: report", body, style, script)
+    return document(f"{name}: report", body, style, script)
 
 
 GRAPH = (
@@ -95,8 +87,8 @@ def _file(name: str) -> str:
     return (files("kdkit.report") / name).read_text(encoding="utf-8")
 
 
-def _header(told: Told) -> str:
-    data, epochs = told.recipe["data"], told.recipe["trainer"]["max_epochs"]
+def _header(told: Told, epochs: int) -> str:
+    data = told.recipe["data"]
     done = max(told.rows)
     state = f"{epochs} epochs" if told.result else f"not finished: {done} of {epochs} epochs"
     facts = [str(data.get("name", "")), state, f"seed {told.recipe.get('seed', 0)}"]
@@ -119,9 +111,9 @@ def _last(told: Told) -> Mapping[str, Any]:
     return found
 
 
-def _tiles(told: Told) -> str:
+def _tiles(told: Told, last: Mapping[str, Any]) -> str:
     tiles = []
-    for name, metrics in _last(told).items():
+    for name, metrics in last.items():
         if metrics.get("top1") is None:
             continue
         best = told.result.get("best", {}).get(name, {})
@@ -155,10 +147,10 @@ def _charts(drawn: Sequence[Chart]) -> str:
     return f'<div class="charts">{"".join(parts)}</div>\n{hint}'
 
 
-def _numbers(told: Told, drawn: Sequence[Chart]) -> str:
+def _numbers(told: Told) -> str:
     """The same as a table, for whoever has no script or wants to copy."""
     columns = [key for key in sorted({k for row in told.rows.values() for k in row}) if key not in ("epoch", "step")]
-    rows = [[str(epoch), *(_number(row.get(key)) for key in columns)] for epoch, row in sorted(told.rows.items())]
+    rows = [[str(epoch), *(number(row.get(key)) for key in columns)] for epoch, row in sorted(told.rows.items())]
     return f"<details><summary>Numbers by epoch</summary>{table(['epoch', *columns], rows)}</details>"
 
 
@@ -168,70 +160,23 @@ def _cohort(told: Told) -> str:
     return _section("Cohort", table(["after epoch", "model", "what", "why"], cells)) if cells else ""
 
 
-def _tables(told: Told) -> str:
-    parts = []
-    for looked, models in told.evaluation.items():
-        rows = {name: its for name, its in models.items() if isinstance(its, Mapping)}
-        if rows:
-            parts.append(_section(f"Evaluation: {looked}", _by_name("model", rows)))
-    if told.comparison:
-        models = told.comparison.get("models", {})
-        students = told.comparison.get("students", {})
-        content = (_by_name("model", models) if models else "") + (
-            f"<p>Beside {escape(str(told.comparison.get('teacher', 'the teacher')))}:</p>"
-            + _by_name("student", students)
-            if students
-            else ""
-        )
-        parts.append(_section("Teacher and student", content))
-    if times := told.latency.get("times"):
-        heads = ["model", "mode", "batch", "median ms", "p90 ms", "images/s"]
-        keys = ("name", "mode", "batch", "median_ms", "p90_ms", "images_per_second")
-        cells = [[_number(row.get(key)) for key in keys] for row in times]
-        parts.append(_section(f"Latency on {told.latency.get('device', '')}", table(heads, cells)))
-    return "\n".join(parts)
+def _recipe(told: Told) -> str:
+    folders = told.recipe["data"].get("name") in ("folder", "imagenet")
+    text = f"# recipe.yaml\n{dump(told.recipe)}"
+    return f"<pre>{escape(text)}</pre>\n<pre>kdkit fit recipe.yaml{' data.root=FOLDER' * folders}</pre>\n"
 
 
-def _by_name(head: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a name, one column a number; what is nested is for files."""
-    columns = list(dict.fromkeys(k for its in rows.values() for k, v in its.items() if isinstance(v, (int, float))))
-    cells = [[name, *(_number(_scaled(key, its.get(key))) for key in columns)] for name, its in rows.items()]
-    heads = [f"{key.replace('_', ' ')}{' %' if key.startswith(PERCENT) else ''}" for key in columns]
-    return table([head, *heads], cells)
-
-
-def _scaled(key: str, value: Any) -> Any:
-    return 100 * value if key.startswith(PERCENT) and isinstance(value, (int, float)) else value
-
-
-def _figures(told: Told) -> str:
-    parts = []
-    for name, uri in told.figures.items():
-        title, caption = FIGURES.get(name, (name.replace("_", " "), ""))
-        if name.startswith("cases_"):
-            title, caption = f"Where they differ: {name.removeprefix('cases_')}", "Images, by who is right."
-        broad = ' class="broad"' if name.startswith(BROAD) else ""
-        parts.append(
-            f'<figure{broad}><h3>{escape(title)}</h3><img src="{uri}" alt="{escape(title)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
-    return _section("Figures", f'<div class="figures">{"".join(parts)}</div>') if parts else ""
-
-
-def _again(told: Told) -> str:
+def _needs(told: Told) -> str:
     versions = told.provenance.get("versions", {})
     commit = told.provenance.get("commit")
     needs = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    root = " data.root=FOLDER" if told.recipe["data"].get("name") in ("folder", "imagenet") else ""
     notes = [f"With {needs}{f'; kdkit at commit {commit}' if commit else ''}." if needs else ""]
     if str(commit or "").endswith("+"):
         notes.append("The + says that kdkit's files had changes that were not committed.")
     notes.append(
         f"Files and folders of the machine are left out of the recipe ({', '.join(READING[:1])}, weights, own code)."
     )
-    text = f"# recipe.yaml\n{dump(told.recipe)}"
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes if note)
-    return f"<pre>{escape(text)}</pre>\n<pre>kdkit fit recipe.yaml{root}</pre>\n<ul>{listed}</ul>"
+    return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes if note)}</ul>"
 
 
 def _provenance(told: Told) -> str:
@@ -249,16 +194,3 @@ def _provenance(told: Told) -> str:
     }
     lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items() if v not in (None, ""))
     return f"<dl>{lines}</dl>"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column stays in sight; it scrolls by itself where it is wider than the page."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "" if value is None else str(value)
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"

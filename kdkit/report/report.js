@@ -69,3 +69,6 @@ document.querySelectorAll(".chart").forEach((element, i) => {
 });
 redraw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+document.querySelectorAll("figure img").forEach(picture => {
+  picture.onclick = () => picture.classList.toggle("whole");
+});

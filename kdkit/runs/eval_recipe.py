@@ -13,10 +13,10 @@ from kdkit.data import DATA, data_root
 from kdkit.recipe import Recipe, of_tree
 from kdkit.recipe.errors import Mark
 from kdkit.recipe.syntax import Item, parse_value
-from kdkit.recipe.syntax import read as read_yaml
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import BUILDING, refuse_code
 
 # What a recipe must say although nothing is trained here.
@@ -45,7 +45,7 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
             raise KdkitError(f"{key}: nothing is trained here; only data.… and {ALLOWED[1]} can be changed")
     name, first = next(iter(files.items()))
     path = RunFolder(first.parent).recipe
-    run = read_yaml(path) if path.is_file() else _said({}, first)
+    run = read_recipe(path) if path.is_file() else _said({}, first)
     models = {name: _model(run, name, file, told[name]) for name, file in files.items()}
     data = run.child("data")
     if data is None:

@@ -85,7 +85,7 @@ def score(run: Path | str, overrides: Sequence[str] = (), *, split: str = "test"
         counts[name].update(logits, labels)
         if name in temperatures:
             scaled[name].update(logits.float() / temperatures[name], labels)
-    figures = {name: _in_order(metrics[name].compute()) for name in nets}
+    figures = {name: in_order(metrics[name].compute()) for name in nets}
     for name, temperature in temperatures.items():
         figures[name] |= {"temperature": temperature, "ece_scaled": float(scaled[name].compute())}
     return Evaluation(figures, {name: _by_class(nets[name], counts[name].compute(), data) for name in nets})
@@ -110,7 +110,7 @@ def keep(path: Path, key: str, found: Any) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         write_json(path, {**before, key: found})
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise KdkitError(f"{path} could not be written ({error}); give another place with --out FILE") from None
 
 
@@ -229,7 +229,8 @@ def _temperatures(data: DataModule, nets: Mapping[str, Trained]) -> dict[str, fl
     return {name: fit_temperature(*map(torch.cat, zip(*parts, strict=True))) for name, parts in said.items()}
 
 
-def _in_order(found: Mapping[str, Tensor]) -> dict[str, float]:
+def in_order(found: Mapping[str, Tensor]) -> dict[str, float]:
+    """Accuracies first."""
     return {
         name: float(found[name]) for name in ("top1", "top5", "nll", "brier", "ece", "ece_adaptive") if name in found
     }

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from kdkit import models
 from kdkit.console import tell
 from kdkit.graph.balance import balanced
+from kdkit.graph.links import who_teaches_whom
 from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
 from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
@@ -99,7 +100,7 @@ def _fit(
             _announce(recipe, folder, used)
             if used:
                 drop_damaged(folder, used)
-        make_way = _make_way(recipe, folder, resume=resume, overwrite=overwrite)
+        make_way = _make_way(recipe, folder, distiller, resume=resume, overwrite=overwrite)
         beginning = Beginning(make_way, resumed=used is not None)
         trainer.callbacks.append(beginning)  # type: ignore[attr-defined]
         with own_code(folder), resuming(folder), blaming(recipe), refusals(recipe), quiet():
@@ -129,9 +130,12 @@ def _announce(recipe: Recipe, folder: RunFolder, used: Standing | None) -> None:
     tell(f"{begins}: {epochs} epoch{'s' * (epochs > 1)}, into {folder.path}", sys.stdout)
 
 
-def _make_way(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool) -> Callable[[], None]:
+def _make_way(
+    recipe: Recipe, folder: RunFolder, distiller: Distiller, *, resume: bool, overwrite: bool
+) -> Callable[[], None]:
     """What is done when the run begins: an old one goes, and it is written what this one is."""
     keys = {"seed": recipe.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
+    graph = distiller.graph
     papers, text = {**provenance(), **keys}, resolved(recipe)  # made now: the old run may hold files that it names
 
     if overwrite and (own := [name for name, spec in recipe.models.items() if _within(spec.weights, folder)]):
@@ -141,7 +145,7 @@ def _make_way(recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: boo
     def begin() -> None:
         with writing(folder):
             folder.prepare(resume=resume, overwrite=overwrite)
-            write_json(folder.provenance, papers)
+            write_json(folder.provenance, {**papers, "links": who_teaches_whom(graph.unbound, graph.nodes)})
             write_text(folder.recipe, text)
 
     return begin

@@ -260,8 +260,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+def read_json(path: Path, mend: str = "--overwrite begins the run anew") -> Any:
+    """What `write_json` wrote; `mend` is what there is to do where it is damaged.
 
     Raises:
         KdkitError: it is damaged.
@@ -271,5 +271,5 @@ def read_json(path: Path) -> Any:
         if not isinstance(found, dict):
             raise ValueError("it holds no figures by name")
     except (OSError, ValueError, RecursionError) as error:
-        raise KdkitError(f"{path} cannot be read ({error}); --overwrite begins the run anew") from None
+        raise KdkitError(f"{path} cannot be read ({error}); {mend}") from None
     return found

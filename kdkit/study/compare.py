@@ -22,7 +22,7 @@ from kdkit.metrics import (
 )
 from kdkit.metrics.quality import quality
 from kdkit.registry import KdkitError
-from kdkit.runs.evaluate import batches
+from kdkit.runs.evaluate import batches, in_order
 from kdkit.study.cases import Cases
 from kdkit.study.embeddings import Sample
 from kdkit.study.layers import Layers
@@ -164,7 +164,7 @@ class _Said:
         share, edges = torch.histogram(entropy, bins=ENTROPY_BINS, range=(0.0, most))
         bins = {name: value.tolist() for name, value in reliability(confidence, right, BINS)._asdict().items()}
         return {
-            **{name: float(value) for name, value in self.quality.compute().items()},
+            **in_order(self.quality.compute()),
             "entropy": float(entropy.mean()),
             "reliability": bins,
             "entropies": {"edges": edges.tolist(), "share": (share / len(entropy)).tolist()},

@@ -9,7 +9,7 @@ import pytest
 from kdkit.registry import KdkitError
 from kdkit.report.charts import charts, gradient_charts
 from kdkit.report.gather import gather
-from kdkit.report.links import arrows
+from kdkit.report.links import arrows, ends
 from kdkit.report.page import page, write_report
 from tests.cli.command import kdkit, refused
 from tests.report.making import EVIL, RICH, run
@@ -234,3 +234,52 @@ def test_a_recipe_with_one_model_and_one_loss(tmp_path):
     text = write_report(run(tmp_path / "one", recipe=recipe, compare=False, epochs=1)).read_text()
     assert not read(text).wrong
     assert "ce from labels to net" in text
+
+
+def test_probes_and_sizes_and_what_a_comparison_says_in_numbers(tmp_path):
+    folder = run(tmp_path / "run", epochs=2)
+    its = {"linear": 0.7123, "knn": 0.65, "held_out": 0.7, "decay": 0.001, "features": 64}
+    (folder / "probe.json").write_text(json.dumps({"stl10": {"student": its}}))
+    model = {"name": "student", "arch": "resnet20", "parameters": 278324, "macs": 41e6, "shape": [3, 32, 32]}
+    time = {"name": "student", "mode": "eager", "batch": 1, "median_ms": 2.5, "p90_ms": 3, "peak_bytes": 2_500_000}
+    (folder / "latency.json").write_text(json.dumps({"device": "cpu", "models": [model], "times": [time]}))
+    student = {"agreement": 0.8, "logit_correlation": {"mean": 0.1654, "frobenius": 1.998, "left_out": 0}}
+    student["transfer"] = {"ratio": 0.6774, "low": 0.3478, "high": 0.9355, "reason": "", "alone": "alone"}
+    other = {**student, "transfer": {"ratio": None, "low": None, "high": None, "reason": "too near", "alone": "alone"}}
+    told = {"teacher": "t", "models": {"t": {"top1": 0.9}}, "students": {"s": student, "o": other}}
+    (folder / "compare" / "compare.json").write_text(json.dumps({**told, "figures": ["cka.png"]}))
+    texts = [" ".join(part) for part in read(page(gather(folder))).texts.values()]
+    for part in ("Frozen features on stl10", "71.23", "kNN %", "278,324", "41.0 M", "2.50 MB", "0.1654", "1.998"):
+        assert any(part in text for text in texts), part
+    assert any("0.68 [0.35, 0.94]" in text for text in texts)
+    assert any("Transfer of o: too near" in text for text in texts)
+
+
+def test_what_a_run_noted_of_its_own_losses_is_drawn(tmp_path):
+    """A loss of somebody's own that reads labels alone, or teaches several, is known to the run and not to its page."""
+    recipe = RICH.replace("{weight: 2, to: student}", "{weight: 2}")
+    folder = run(tmp_path / "run", recipe=recipe, epochs=1)
+
+    def drawn():
+        told = gather(folder)
+        found = arrows(told.recipe, ends(told.provenance))
+        return {(a.sources, a.target, a.taps) for a in found if a.name == "CorrelationLoss"}
+
+    assert {(s, t) for s, t, _ in drawn()} == {(("teacher",), "student"), (("teacher",), "peer")}  # a guess
+    papers = json.loads((folder / "provenance.json").read_text())
+    made = [[[], "student.logits"], [["teacher.stage1"], "peer.stage1"], [["teacher.stage2"], "peer.stage2"]]
+    (folder / "provenance.json").write_text(json.dumps({**papers, "links": {"CorrelationLoss": made}}))
+    assert drawn() == {(("labels",), "student", "logits"), (("teacher",), "peer", "2 pairs of taps")}
+    (folder / "provenance.json").write_text(json.dumps({**papers, "links": {"CorrelationLoss": [3]}}))
+    assert "provenance.json of run is damaged" in refused("report", folder)
+
+
+def test_older_runs_pair_the_ends_that_a_recipe_names(tmp_path):
+    own = {"models": {"t1": {"frozen": True}, "t2": {"frozen": True}, "a": {}, "b": {}}}
+
+    def drawn(**said):
+        return {(a.sources, a.target) for a in arrows({**own, "losses": [{"x.py:L": said}]})}
+
+    assert drawn(**{"from": ["t1", "t2"], "to": ["a", "b"]}) == {(("t1",), "a"), (("t2",), "b")}
+    assert drawn(**{"from": ["t1", "t2"], "to": "a"}) == {(("t1",), "a"), (("t2",), "a")}
+    assert drawn(**{"from": ["t1", "t2"], "to": "a", "ensemble": "arithmetic"}) == {(("t1", "t2"), "a")}

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +130,52 @@ def test_headers_of_weights(tmp_path, monkeypatch, verb):
             models.save_weights(net, path, {**told, word: text})
             error = refused(verb[0], str(path), *verb[1:])
             assert "net.safetensors" in error or "image_size" in error
+
+
+@pytest.fixture(scope="module")
+def looked_at(finished):
+    """The finished run, with what each verb leaves in its folder."""
+    run = finished.path
+    (run / "eval.json").write_text('{"test": {"student": {"top1": 0.5}}}')
+    (run / "probe.json").write_text('{"digits": {"student": {"linear": 0.5}}}')
+    (run / "latency.json").write_text('{"device": "cpu", "models": [], "times": [{"name": "s", "batch": 1}]}')
+    (run / "gradients.csv").write_text("epoch,model,loss,norm,share\n1,student,ce,1,0.5\n")
+    (run / "compare").mkdir()
+    (run / "compare" / "compare.json").write_text('{"models": {"s": {"top1": 0.5}}, "students": {}, "figures": []}')
+    return run
+
+
+VERBS = {
+    "eval": ["eval", "run"],
+    "compare": ["compare", "other", "run", "--out", "out"],
+    "probe": ["probe", "run", "--data", "digits", "data.subset=20"],
+    "latency": ["latency", "run", "--batch", "1", "--mode", "eager", "--repeats", "5", "--seconds", "0"],
+    "export": ["export", "run", "--format", "safetensors", "--overwrite"],
+    "report": ["report", "run"],
+}
+SHAPES = [b"", b"[1]", b'{"a": {"b": 3}}']
+SHAPES += [b'{"last": 3, "versions": [], "links": 3, "models": 3, "times": [3], "test": 3}']
+RECIPES = [b"", b"{}", b"models: 3\ndata: 3\n", b"models: {a: 3}\nlosses: [3]\ndata: {}\ntrainer: {}\n", b"\xff\xfe"]
+READ = [*((name, "recipe.yaml") for name in VERBS), ("export", "result.json"), ("export", "provenance.json")]
+PAGE = ["result.json", "provenance.json", "metrics.csv", "gradients.csv", "eval.json", "probe.json", "latency.json"]
+READ += [("report", name) for name in (*PAGE, "compare/compare.json")]
+
+
+@pytest.mark.parametrize(("verb", "name"), READ, ids=[f"{verb}-{name}" for verb, name in READ])
+def test_every_verb_on_a_damaged_run(looked_at, tmp_path, monkeypatch, verb, name):
+    """It works without the file, or says which one is damaged; never a traceback."""
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("kdkit.study.write.write_comparison", lambda found, folder: folder)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(looked_at, tmp_path / "run")
+    (tmp_path / "other").symlink_to(looked_at)
+    whole = (tmp_path / "run" / name).read_bytes()
+    refusals = 0
+    for damaged in (*(RECIPES if name == "recipe.yaml" else SHAPES), *spoilt(whole, 2, 200)):
+        (tmp_path / "run" / name).write_bytes(damaged)
+        with in_time():
+            said = kdkit(*VERBS[verb])
+        assert said.code in (0, 2), said
+        assert said.err.count("error:") == (said.code == 2), said
+        refusals += said.code == 2 and Path(name).name in said.err
+    assert refusals

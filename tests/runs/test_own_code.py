@@ -5,6 +5,8 @@ import torch
 
 from kdkit.recipe import loads
 from kdkit.registry import KdkitError
+from kdkit.report.gather import gather
+from kdkit.report.links import arrows, ends
 from kdkit.runs.fit import fit
 
 CODE = """
@@ -106,3 +108,14 @@ def test_a_value_error_has_its_line_too(tmp_path):
     (tmp_path / "own.py").write_text(CODE.replace("{after}", "1").replace("KeyError", "ValueError"))
     with pytest.raises(KdkitError, match=r'step 0: a word\n  .*own.py:13: raise ValueError\("a word"\)'):
         fit(loads(RECIPE, folder=tmp_path), out=tmp_path / "run")
+
+
+def test_who_teaches_whom_is_noted_for_the_page(tmp_path):
+    """Its page runs none of this code, and yet knows that the loss reads no teacher."""
+    recipe = RECIPE.replace("models: {", "models: {teacher: {arch: resnet8, weights: random}, ")
+    (tmp_path / "own.py").write_text(CODE.replace("{after}", "1000"))
+    run = fit(loads(recipe.replace("max_epochs: 2", "max_epochs: 1"), folder=tmp_path), out=tmp_path / "run").folder
+    (tmp_path / "own.py").unlink()
+    told = gather(run.path)
+    found = {(arrow.name, arrow.sources, arrow.target) for arrow in arrows(told.recipe, ends(told.provenance))}
+    assert found == {("ce", ("labels",), "student"), ("Late", ("labels",), "student")}
