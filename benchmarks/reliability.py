@@ -24,6 +24,12 @@ TESTS = {
     "code": ["tests/cli/test_no_custom_code.py"],
     "storage": ["tests/runs/test_storage.py"],
     "resume": ["tests/runs/test_killed.py"],
+    "load": [
+        "tests/runs/test_soak.py",
+        "tests/runs/test_flat.py",
+        "tests/runs/test_workers.py",
+        "tests/train/test_cohort_soak.py",
+    ],
 }
 BEGIN, END = "<!-- figures: made by benchmarks/reliability.py -->\n", "<!-- /figures -->"
 

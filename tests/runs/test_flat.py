@@ -128,8 +128,7 @@ def test_many_runs_leave_nothing_open(tmp_path):
     assert finish(process) == 0
     (files, threads, children), *others = torch.load(tmp_path / "told.pt")
     more = others[-1][0] - files, others[-1][1] - threads, len(others[-1][2]) - len(children)
-    print(
-        f"\nfigure: {3 * len(others)} runs in a process leave {more[0]} files, {more[1]} threads, {more[2]} processes"
-    )
+    left = f"{more[0]} files, {more[1]} threads and {more[2]} processes"
+    print(f"\nfigure: {3 * len(others)} runs one after another leave {left} behind")
     assert max(more) <= 0, others[-1]
     assert len(children) <= 1, children  # Python's own tracker of resources
