@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +40,27 @@ ORDER = (
 """The verbs in `--help`: what one begins with comes first."""
 
 
+USAGE: Any = typer.BadParameter.__base__
+"""What click says of a command line; typer carries a click of its own, and gives this class no name."""
+
+BRACES = str.maketrans("", "", "{}")  # around what must be given
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """A command line that cannot be read is told as all errors are, with the line that would be right."""
+    try:
+        yield
+    except USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        told = error.format_message().rstrip(".")
+        usage = " ".join(error.ctx.get_usage().split()) if error.ctx else ""
+        line = f"\nusage:{usage.translate(BRACES).partition(':')[2]}; -h explains it" if usage else ""
+        say("error:", "red", f"{told[:1].lower()}{told[1:]}{line}")
+        raise typer.Exit(2) from None
+
+
 class Verbs(TyperGroup):
     """The verbs, and how they fail: what the user can mend is one message and exit code 2."""
 
@@ -45,10 +68,15 @@ class Verbs(TyperGroup):
         """In `ORDER`."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
+    def make_context(self, *args: Any, **words: Any) -> Any:
+        """Read the words before the verb."""
+        with _usage():
+            return super().make_context(*args, **words)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; an exception that is not the user's to mend keeps its traceback."""
         try:
-            with as_before():
+            with as_before(), _usage():
                 return super().invoke(ctx)
         except KdkitError as error:
             say("error:", "red", str(error))

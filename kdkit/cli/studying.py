@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kdkit.cli.app import NoCustomCode, app
+from kdkit.registry import KdkitError
 
 What = "A run's folder, a weights file, a packaged recipe that was run, or timm/NAME with its published weights."
 Data = Annotated[str | None, typer.Option(help="A folder of class folders; left out: the data of the runs.")]
@@ -47,7 +48,7 @@ def compare(
     models = [word for word in students if "=" not in word]
     words = [word for word in students if "=" in word] + ([f"data.root={data}"] if data else [])
     if not models:
-        raise typer.BadParameter("name one student at least", param_hint="STUDENT…")
+        raise KdkitError("name one student at least: kdkit compare TEACHER STUDENT")
     found = look(teacher, models, words, alone=alone, split=split, taps=taps.split(",") if taps else None)
     show(shown(found), sys.stdout)
     first = Path(models[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+from torch import nn
+
 from kdkit.graph.edge import Edge
 from kdkit.graph.schedule import Schedule
 from kdkit.graph.share import Share
@@ -28,21 +30,22 @@ def check_balance(kind: str, edges: Sequence[Edge]) -> None:
             raise KdkitError(f"balance: the weight of {edge.name!r} must be above 0, got {edge.weight}")
 
 
-def balanced(kind: str | None, edges: Sequence[Edge]) -> list[Edge]:
+def balanced(kind: str | None, edges: Sequence[Edge | str | nn.Module]) -> Sequence[Edge | str | nn.Module]:
     """The edges as `equal_share` has them: all but the first that teaches a model get 1 / K as their share.
 
     K is how many there are. A share is measured in the first 100 steps and then stays (`kdkit.graph.share.Share`); the
     first edge keeps its weight, which sets the scale of all.
     """
-    edges = list(edges)
-    if kind is not None:
-        check_balance(kind, edges)
-    if kind != "equal_share":
+    if kind is None or isinstance(edges, str) or not isinstance(edges, Sequence):  # the graph says what is wrong
         return edges
+    known = [edge if isinstance(edge, Edge) else Edge(edge) for edge in edges]
+    check_balance(kind, known)
+    if kind != "equal_share":
+        return known
     found = []
-    for i, edge in enumerate(edges):
+    for i, edge in enumerate(known):
         edge = copy.copy(edge)
         if i:
-            edge.weight = Share(1 / len(edges))
+            edge.weight = Share(1 / len(known))
         found.append(edge)
     return found

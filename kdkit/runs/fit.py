@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 
 from kdkit import models
 from kdkit.console import tell
-from kdkit.graph.balance import balanced
 from kdkit.graph.links import who_teaches_whom
 from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
 from kdkit.registry import KdkitError
@@ -34,7 +33,6 @@ from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
 from kdkit.runs.told import metadata, note_classes
 from kdkit.runs.trainer import make_trainer, quiet, refusals
-from kdkit.train.balance import watch_balance
 from kdkit.train.diagnosis import Diagnosis
 from kdkit.train.distiller import Distiller
 from kdkit.train.profile import StepProfiler
@@ -160,10 +158,11 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
     options = dict(experiment.trainer)
     distiller = Distiller(
         experiment.nodes,
-        balanced(experiment.balance, experiment.edges),
+        experiment.edges,
         optimizer=experiment.optimizer,
         lr=experiment.lr,
         seed=experiment.seed,
+        balance=experiment.balance,
         stages=experiment.stages,
         update=options.pop("update", "simultaneous"),
         place=options.pop("place", None),
@@ -171,7 +170,6 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
     )
-    watch_balance(distiller.graph, experiment.balance)
     trainer = make_trainer(experiment.recipe, options, folder, rows)
     trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]
     return distiller, trainer

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import ranks
-from kdkit.graph.balance import KINDS
+from kdkit.graph.balance import KINDS, balanced
 from kdkit.graph.closing import is_cut
+from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
+from kdkit.graph.node import Node
+from kdkit.graph.stage import Stage
 from kdkit.registry import KdkitError
 from kdkit.train.gradients import gradient, norm
 from kdkit.train.sync import average
@@ -34,6 +37,19 @@ def watch_balance(graph: Graph, kind: str | None) -> None:
         if cut := [name for name in graph.trained if is_cut(graph, name)]:
             raise KdkitError(f"balance: the stages of {cut[0]!r} close their own gradients; leave balance out")
         graph.watchers.append(Balance(str(kind), [edge.name for edge in graph.unbound]))
+
+
+def balanced_graph(
+    nodes: Mapping[str, Node | nn.Module],
+    edges: Sequence[Edge | str | nn.Module],
+    seed: int,
+    stages: Sequence[Stage],
+    kind: str | None,
+) -> Graph:
+    """The graph, whose edges' weights move by themselves where `kind` says how."""
+    graph = Graph(nodes, balanced(kind, edges), seed, stages)
+    watch_balance(graph, kind)
+    return graph
 
 
 class Balance(nn.Module):

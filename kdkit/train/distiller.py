@@ -15,7 +15,6 @@ from kdkit.fault import own_line
 from kdkit.graph.batch import Adapter, Batch
 from kdkit.graph.closing import closing
 from kdkit.graph.edge import Edge
-from kdkit.graph.graph import Graph
 from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.node import Node
 from kdkit.graph.optimizers import check_optimizer
@@ -24,6 +23,7 @@ from kdkit.graph.stage import Stage
 from kdkit.models.still import still
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import adapt
+from kdkit.train.balance import balanced_graph
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
@@ -67,6 +67,7 @@ class Distiller(Evaluation):
         seed: heads, banks and draws follow from it.
         stages: spans in which only some models, or parts of them, learn.
         pcgrad: take conflicts out of the gradients on weights that several taught places share (`kdkit.train.pcgrad`).
+        balance: `equal_share`, `gradnorm` or `uncertainty`: the edges' weights move by themselves.
         place: the rank that trains each model, under `strategy="ddp"`; left out: every rank trains all of them.
 
     Raises:
@@ -87,12 +88,13 @@ class Distiller(Evaluation):
         stages: Sequence[Stage] = (),
         place: Mapping[str, int] | None = None,
         pcgrad: bool = False,
+        balance: str | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         if update not in ("simultaneous", "sequential"):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
-        self.graph = Graph(nodes, edges, seed, stages)
+        self.graph = balanced_graph(nodes, edges, seed, stages, balance)
         check_compile(compile, update, self.graph)
         self.pcgrad = check_pcgrad(pcgrad, compile, self.graph)
         self.place = Everywhere() if place is None else Apart(place, self.graph, update, compile)
@@ -102,13 +104,12 @@ class Distiller(Evaluation):
             check_optimizer(spec)
         self.optimizer_spec = check_optimizer(SGD if optimizer is None else optimizer)
         self.lr = Schedule.parse(STEPS if lr is None else lr)
-        self.update, self.channels_last, self.seed = update, channels_last, seed
+        self.update, self.channels_last, self.seed, self.compiles = update, channels_last, seed, compile
         self.sums, self.watch = TermSums(), FiniteWatch()
         self.scores: Scores | None = None
         self.rates: dict[str, Curve] = {}
         self.borrow = Borrow()
         self.memories: dict[str, Memory] = {}
-        self.compiles = compile
         self.compiled: Any = None
         self.captured: CapturedStep | None = None
         for name in nodes:

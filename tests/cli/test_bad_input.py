@@ -270,3 +270,23 @@ def test_a_folder_that_holds_a_run_is_not_written_over(wrong, tmp_path):
 def test_other_verbs(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fit"], "missing argument 'RECIPE'\nusage: "),
+        (["fitt"], "no such command 'fitt'. Did you mean 'fit'?"),
+        (["--foo"], "no such option: --foo"),
+        (["eval", "x", "--splitt", "y"], "no such option: --splitt (Possible options: --split)"),
+        (["latency", "x", "--batch", "0"], "invalid value for '--batch'"),
+        (["fit", "kd_digits", "--out"], "option '--out' requires an argument"),
+        (["compare", "a", "data.root=b"], "name one student at least: kdkit compare TEACHER STUDENT"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read(words, told):
+    """As all errors look; click's own are a `Usage:` and an `Error:` of two lines."""
+    said = refused(*words)
+    assert said.startswith(f"error: {told}")
+    assert "Error:" not in said
+    assert "{" not in said

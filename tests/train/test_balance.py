@@ -208,6 +208,28 @@ def test_a_recipe_that_balances_and_a_run_that_is_diagnosed(tmp_path, capsys):
         loads(RECIPE.replace("uncertainty", "gradnrm"))
 
 
+@pytest.mark.parametrize("kind", ["gradnorm", "uncertainty", "equal_share"])
+def test_a_distiller_takes_the_same_word(kind):
+    """What a recipe's `balance` does, `balance=` does: the weights move, or are measured, in a plain Trainer's run."""
+    distiller = kdkit.Distiller(pair(), ["ce", kdkit.Edge("kd", weight=0.5)], balance=kind)
+    moves = [watcher.kind for watcher in distiller.graph.watchers]
+    assert moves == ([] if kind == "equal_share" else [kind])
+    assert isinstance(distiller.graph.unbound[1].weight, Share) == (kind == "equal_share")
+    fit(distiller, epochs=1)
+    weight = float(distiller.graph.edges["kd"].weight)
+    assert weight > 0
+    assert weight != 0.5
+
+
+def test_words_that_a_distiller_cannot_balance_by():
+    with pytest.raises(KdkitError, match="balance must be one of equal_share, gradnorm, uncertainty, got 'gradnrm'"):
+        kdkit.Distiller(pair(), ["ce", "kd"], balance="gradnrm")
+    with pytest.raises(KdkitError, match="there is one"):
+        kdkit.Distiller(pair(), ["ce"], balance="gradnorm")
+    with pytest.raises(KdkitError, match="losses must be a list"):
+        kdkit.Distiller(pair(), "ce", balance="gradnorm")
+
+
 def test_isolated_stages_are_refused():
     net = build("sid", num_classes=5, backbone="resnet8", modules=1, isolate=["layer1"])
     distiller = kdkit.Distiller({"student": net}, ["sid", "ce"], **STILL)
