@@ -46,6 +46,6 @@ def balanced(kind: str | None, edges: Sequence[Edge | str | nn.Module]) -> Seque
     for i, edge in enumerate(known):
         edge = copy.copy(edge)
         if i:
-            edge.weight = Share(1 / len(known))
+            edge.weight = Share(1 / len(known), "balance: equal_share")
         found.append(edge)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,11 +29,16 @@ class Share:
     large the batch is, the same share is the same pull on the model. Both sides are means over the first steps in which
     the edge takes part; what they come to then stays.
 
+    Attributes:
+        value: between 0 and 1.
+        why: who asked for it, where no weight of the edge's own did.
+
     Raises:
         KdkitError: not between 0 and 1.
     """
 
     value: float
+    why: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
@@ -50,7 +55,7 @@ class Share:
         return Schedule.parse(spec)
 
     def __str__(self) -> str:
-        return f"share {self.value:g}"
+        return f"share {self.value:g}{f' ({self.why})' if self.why else ''}"
 
 
 class Calibration(nn.Module):
@@ -116,8 +121,8 @@ def _check(edge: BoundEdge, rivals: Sequence[BoundEdge], began: bool) -> None:
         if other.name in shares and other.targets != edge.targets:
             sides = (", ".join(sorted(some.targets)) for some in (edge, other))
             raise KdkitError(
-                f"edges {edge.name!r} and {other.name!r}: shares are of one whole; these teach {' and '.join(sides)}; "
-                "let them teach the same models, or none in common"
+                f"edges {edge.name!r} and {other.name!r}, {edge.edge.weight}: shares are of one whole; these teach "
+                f"{' and '.join(sides)}; let them teach the same models, or none in common"
             )
     if sum(shares.values()) >= 1 - 1e-9:
         told = " + ".join(f"{value:g} ({name})" for name, value in shares.items())

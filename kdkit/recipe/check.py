@@ -123,6 +123,12 @@ def _balance(recipe: Recipe) -> Found:
             check_balance(recipe.balance, [edge.edge() for edge in recipe.losses])
         except KdkitError as error:
             yield recipe.origin.problem(("balance",), str(error).removeprefix("balance: "))
+        if recipe.balance != "equal_share" and recipe.trainer.update == "sequential" and len(recipe.trained) > 1:
+            message = f"{recipe.balance} weighs all terms of a step together; leave `update: sequential` out"
+            yield recipe.origin.problem(("balance",), message)
+        if recipe.balance == "gradnorm" and recipe.cohort is not None:
+            message = "gradnorm compares each loss with its first value, which changes with who takes part; leave"
+            yield recipe.origin.problem(("balance",), f"{message} balance or cohort out")
 
 
 def _edges(recipe: Recipe) -> Found:

@@ -121,6 +121,7 @@ def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> D
         lr=experiment.lr,
         seed=experiment.seed,
         stages=experiment.stages,
+        balance=experiment.balance,
     )
     distiller.graph.bind(batch, facts, epochs)
     specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}

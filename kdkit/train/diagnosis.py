@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.graph.graph import Graph
+from kdkit.registry import KdkitError
 from kdkit.train.gradients import dot, gradient
 
 PER_EPOCH = 10
@@ -110,11 +111,21 @@ class Diagnosis(pl.Callback):
         self.path, self.tell, self.write = path, tell, write
         self.rows: list[Row] = []
         self.angles: Angles | None = None
+        self._loaded: Mapping[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse what is not seen from one rank."""
+        if pl_module.place.apart and trainer.world_size > 1:
+            raise KdkitError("--diagnose: sees the models of one rank, and `place` spreads them; leave one of them out")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin; a run that goes on keeps the rows of the epochs that are over."""
         graph: Graph = pl_module.graph  # type: ignore[assignment]
         self.angles = Angles(max(1, int(trainer.num_training_batches) // PER_EPOCH)).to(pl_module.device)
+        if self._loaded is not None:  # in the middle of an epoch
+            self.angles.steps = self._loaded["steps"]
+            self.angles.sums = {tuple(key): (its.to(pl_module.device), n) for key, its, n in self._loaded["sums"]}
+            self._loaded = None
         graph.watchers.append(self.angles)
         if trainer.current_epoch and self.path.is_file():
             rows = csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8")))
@@ -139,6 +150,16 @@ class Diagnosis(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Leave no trace in the graph."""
         pl_module.graph.watchers = nn.ModuleList(w for w in pl_module.graph.watchers if w is not self.angles)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen of the epoch so far."""
+        if self.angles is None:
+            return {}
+        return {"steps": self.angles.steps, "sums": [(list(key), *its) for key, its in self.angles.sums.items()]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._loaded = state_dict or None
 
 
 def _line(pulls: list[Pull]) -> str:

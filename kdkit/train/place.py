@@ -108,6 +108,8 @@ class Apart(Everywhere):
             raise KdkitError(
                 f"place: rank {most} needs {most + 1} processes, got {world}; say devices and strategy: ddp"
             )
+        if str(distiller.trainer.precision).startswith("16"):
+            raise KdkitError("place: in fp16 every rank would have a loss scale of its own; say precision: bf16-mixed")
         if any(isinstance(watcher, Balance) for watcher in distiller.graph.watchers):
             raise KdkitError("place: balance weighs losses whose terms lie on several ranks; leave one of them out")
         module = getattr(distiller.trainer, "datamodule", None)

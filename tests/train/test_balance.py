@@ -2,22 +2,26 @@
 
 import copy
 import csv
+from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import kdkit
+from kdkit import data
 from kdkit.graph.balance import balanced
 from kdkit.graph.share import Share
 from kdkit.models import build
 from kdkit.recipe import RecipeError, fingerprint, loads, resolved
 from kdkit.registry import KdkitError
+from kdkit.runs.check import check
 from kdkit.runs.fit import fit as run_recipe
 from kdkit.train import balance
 from kdkit.train.balance import Balance, watch_balance
 from kdkit.train.diagnosis import Diagnosis
 from kdkit.train.share import begin_step, calibrating, measure, weights
-from tests.nets import loader
+from tests.nets import loader, net
 from tests.train.running import fit, pair, trainer
 
 STILL = {"lr": 0.0, "optimizer": {"name": "sgd"}}
@@ -151,13 +155,13 @@ def test_the_diagnosis_is_plain_autograds(tmp_path):
     distiller, said = kdkit.Distiller(pair(), EDGES, **STILL), []
     path = tmp_path / "gradients.csv"
     batches = list(loader())
-    data = torch.utils.data.DataLoader(batches[:1], batch_size=None)
+    one = torch.utils.data.DataLoader(batches[:1], batch_size=None)
     watching = Diagnosis(path, said.append, lambda path, text: path.write_text(text))
     distiller.student.eval()
     distiller.graph._asleep = list(distiller.student.modules())  # statistics of the batch move nothing
     run = trainer(epochs=2)
     run.callbacks.append(watching)
-    run.fit(distiller, data)
+    run.fit(distiller, one)
     assert len(distiller.graph.watchers) == 0
     batch = kdkit.train.distiller.Batch.of(batches[0])
     graph = distiller.graph.eval()
@@ -235,3 +239,67 @@ def test_isolated_stages_are_refused():
     distiller = kdkit.Distiller({"student": net}, ["sid", "ce"], **STILL)
     with pytest.raises(KdkitError, match="balance: the stages of 'student' close their own gradients"):
         watch_balance(distiller.graph, "gradnorm")
+
+
+@pytest.mark.parametrize("update", ["simultaneous", "sequential"])
+def test_a_diagnosis_goes_on_in_the_middle_of_an_epoch(tmp_path, update):
+    def run(name, stop=None, path=None):
+        class Keep(pl.Callback):
+            def on_train_batch_end(self, trainer, made, outputs, batch, i):
+                if (trainer.current_epoch, i) == stop:
+                    trainer.save_checkpoint(tmp_path / "at.ckpt")
+                    raise KeyboardInterrupt
+
+        nodes = {name: net(4, seed=i, classes=10) for i, name in enumerate("ab")}
+        edges = ["ce", kdkit.Edge("dml", among=["a", "b"])]
+        words = {"lr": 0.05, "update": update}
+        watching = Diagnosis(tmp_path / name, lambda line: None, lambda path, text: path.write_text(text))
+        going = trainer(epochs=3, callbacks=[watching, Keep()])
+        batches = data.build("digits", image_size=8, subset=96, batch_size=4)
+        going.fit(kdkit.Distiller(nodes, edges, **words), batches, ckpt_path=path, weights_only=True)
+        return (tmp_path / name).read_text() if (tmp_path / name).is_file() else ""
+
+    straight = run("whole.csv")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run("cut.csv", stop=(1, 10))
+    assert run("cut.csv", path=tmp_path / "at.ckpt") == straight
+
+
+def test_what_a_diagnosis_on_one_rank_does_not_see_is_refused():
+    watching = Diagnosis(None, None, None)
+    apart = SimpleNamespace(place=SimpleNamespace(apart=True))
+    watching.setup(SimpleNamespace(world_size=1), apart, "fit")
+    with pytest.raises(KdkitError, match="--diagnose: sees the models of one rank, and `place` spreads them"):
+        watching.setup(SimpleNamespace(world_size=2), apart, "fit")
+
+
+PEERS = """\
+data: {name: digits, image_size: 8, batch_size: 64}
+models: {a: {arch: resnet8}, b: {arch: resnet8}, c: {arch: resnet8}}
+losses: [ce, dml: {among: [a, b, c]}]
+optimizer: {name: sgd}
+lr: 0.1
+trainer: {max_epochs: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.update=sequential", "balance=uncertainty"], "weighs all terms of a step together; leave `update"),
+        (["trainer.update=sequential", "balance=gradnorm"], "weighs all terms of a step together; leave `update"),
+        (["cohort={join: {c: {epoch: 1}}}", "balance=gradnorm"], "its first value, which changes with who takes part"),
+    ],
+)
+def test_what_peers_cannot_be_balanced_by(words, said):
+    with pytest.raises(RecipeError, match=said):
+        loads(PEERS, overrides=words)
+    loads(PEERS, overrides=[words[0], "balance=equal_share"])
+
+
+def test_equal_shares_that_do_not_fit_are_told_as_such_before_training():
+    text = PEERS.replace("[ce, dml", "[ce: {to: a}, ce: {name: other, to: b}, dml") + "balance: equal_share\n"
+    with pytest.raises(KdkitError, match=r"'other' and 'dml', share 0.333333 \(balance: equal_share\): shares are of"):
+        check(loads(text))
+    told = check(loads(PEERS + "balance: equal_share"))
+    assert "share 0.5 (balance: equal_share)" in {row.weight for row in told.edges}

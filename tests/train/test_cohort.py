@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -318,3 +319,18 @@ def test_an_ensemble_is_of_those_who_are_there():
         assert float(audience(bound.factors, outputs)[i]) == min(1.0, sum(weigh[n] for n in members))
     z["b"].fill_(float("nan"))
     assert all(bound._teacher(call.links[0], outputs).isfinite().all() for call in bound.calls)
+
+
+def test_compiled_steps_see_who_comes_and_goes(monkeypatch):
+    """Traced anew for each phase; what is traced is run as it is, so that every bit can be compared."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    found = []
+    for compiled in (False, True):
+        cohort = kdkit.Cohort(join={"c": {"epoch": 1}}, leave={"a": {"epoch": 2}}, ramp=1)
+        nodes = {name: net(4, seed=i) for i, name in enumerate("abc")}
+        edges = ["ce", kdkit.Edge("dml", among=list("abc"))]
+        distiller = kdkit.Distiller(nodes, edges, lr=0.05, compile=compiled)
+        fit(distiller, loader(), epochs=4, callbacks=[cohort, kdkit.Health(cohort, warmup=1, probe=32)])
+        assert [event.what for event in cohort.events] == ["joins", "leaves", "gone"]
+        found.append(distiller)
+    assert all(torch.equal(weights(found[0], name), weights(found[1], name)) for name in "abc")

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Subset
 import kdkit
 from tests.nets import Blobs, Net
 from tests.train.ranks import join
+from tests.train.test_pcgrad import LOSSES, MUTUAL
+from tests.train.test_pcgrad import made as two_heads
 
 EPOCHS, BATCH = 2, 8
 
@@ -24,6 +26,10 @@ class Doubled(Blobs):
 
 
 def make(method):
+    if method == "pcgrad":
+        model = two_heads()
+        model.bn1, model.bn2 = torch.nn.Identity(), torch.nn.Identity()
+        return kdkit.Distiller({"net": model}, LOSSES + MUTUAL, lr=0.05, pcgrad=True, channels_last=False).double()
     torch.manual_seed(1)
     teacher, student, peer = (Net(w).double().eval() for w in (12, 8, 8))
     for net in (student, peer):  # batch statistics see only their own rank's half, so the norm is left out here
@@ -93,7 +99,7 @@ def rank_main(rank, store, folder):
     dist.destroy_process_group()
 
 
-METHODS = ("kd", "crd", "gathered", "late", "dml", "share", "cohort")
+METHODS = ("kd", "crd", "gathered", "late", "dml", "share", "cohort", "pcgrad")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Peers that are trained on ranks of their own do what one process does with all of them: two gloo ranks, float64."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -32,6 +33,8 @@ def make(place=None, **options):
         kdkit.Edge("cosine", among=PEERS, head="linear", weight=0.1),
         kdkit.Edge("kd", source="teacher", target="b", weight=0.2),
         kdkit.Edge("kd", name="slow", source="mean", target="a", weight=0.3),
+        kdkit.Edge("crd", source="teacher", target="b", weight=0.1, num_negatives=8, embed_dim=4),
+        kdkit.Edge("crd", name="back", source="b", target="a", weight=0.1, num_negatives=8, embed_dim=4),
     ]
     nodes["mean"] = kdkit.graph.ema("b", 0.8)
     return kdkit.Distiller(nodes, edges, lr=0.05, place=place, channels_last=False, **options)
@@ -165,6 +168,14 @@ def test_weights_that_move_by_themselves_are_refused():
     watch_balance(made.graph, "uncertainty")
     with pytest.raises(KdkitError, match="place: balance weighs losses whose terms lie on several ranks"):
         plain(made)
+
+
+def test_fp16_is_refused():
+    nodes = {"a": net(4, seed=1), "b": net(8, seed=2)}
+    made = kdkit.Distiller(nodes, ["ce", kdkit.Edge("dml", among=PEERS)], place={"a": 0, "b": 0}, lr=0.05)
+    made.trainer = SimpleNamespace(world_size=1, precision="16-mixed")
+    with pytest.raises(KdkitError, match="place: in fp16 every rank would have a loss scale of its own"):
+        made.place.begin(made)
 
 
 def test_a_cohort_that_changes_is_refused():
