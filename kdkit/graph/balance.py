@@ -30,6 +30,23 @@ def check_balance(kind: str, edges: Sequence[Edge]) -> None:
             raise KdkitError(f"balance: the weight of {edge.name!r} must be above 0, got {edge.weight}")
 
 
+def check_company(kind: str | None, *, turns: int = 1, cohort: bool = False) -> None:
+    """Raise `KdkitError` where weights cannot be moved so beside what a run does.
+
+    Args:
+        kind: how; `equal_share` measures each turn, and among those who take part.
+        turns: of a step.
+        cohort: whether models come and go, or are watched.
+    """
+    if kind in ("gradnorm", "uncertainty") and turns > 1:
+        raise KdkitError(f"balance: {kind} weighs all terms of a step together; leave `update: sequential` out")
+    if kind == "gradnorm" and cohort:
+        raise KdkitError(
+            "balance: gradnorm compares each loss with its first value, which changes with who takes part; leave "
+            "balance or cohort out"
+        )
+
+
 def balanced(kind: str | None, edges: Sequence[Edge | str | nn.Module]) -> Sequence[Edge | str | nn.Module]:
     """The edges as `equal_share` has them: all but the first that teaches a model get 1 / K as their share.
 

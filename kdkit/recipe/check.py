@@ -116,19 +116,15 @@ def _rates(recipe: Recipe) -> Found:
 
 
 def _balance(recipe: Recipe) -> Found:
-    from kdkit.graph.balance import check_balance
+    from kdkit.graph.balance import check_balance, check_company
 
     if recipe.balance is not None:
         try:
             check_balance(recipe.balance, [edge.edge() for edge in recipe.losses])
+            turns = len(recipe.trained) if recipe.trainer.update == "sequential" else 1
+            check_company(recipe.balance, turns=turns, cohort=recipe.cohort is not None)
         except KdkitError as error:
             yield recipe.origin.problem(("balance",), str(error).removeprefix("balance: "))
-        if recipe.balance != "equal_share" and recipe.trainer.update == "sequential" and len(recipe.trained) > 1:
-            message = f"{recipe.balance} weighs all terms of a step together; leave `update: sequential` out"
-            yield recipe.origin.problem(("balance",), message)
-        if recipe.balance == "gradnorm" and recipe.cohort is not None:
-            message = "gradnorm compares each loss with its first value, which changes with who takes part; leave"
-            yield recipe.origin.problem(("balance",), f"{message} balance or cohort out")
 
 
 def _edges(recipe: Recipe) -> Found:

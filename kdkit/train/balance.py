@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import ranks
-from kdkit.graph.balance import KINDS, balanced
+from kdkit.graph.balance import KINDS, balanced, check_company
 from kdkit.graph.closing import is_cut
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
@@ -45,9 +45,11 @@ def balanced_graph(
     seed: int,
     stages: Sequence[Stage],
     kind: str | None,
+    update: str,
 ) -> Graph:
     """The graph, whose edges' weights move by themselves where `kind` says how."""
     graph = Graph(nodes, balanced(kind, edges), seed, stages)
+    check_company(kind, turns=len(graph.trained) if update == "sequential" else 1)
     watch_balance(graph, kind)
     return graph
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from kdkit.graph.balance import check_company
 from kdkit.graph.cohort import Event, Roster
 from kdkit.graph.membership import Change, Move, Plan, in_epochs
 from kdkit.graph.schedule import Curve
@@ -90,6 +91,8 @@ class Cohort(pl.Callback):
         """Refuse what does not go together."""
         if stage == "fit" and pl_module.place.apart:
             raise KdkitError("cohort: models that come and go are trained on every rank; leave `place` out")
+        for watcher in pl_module.graph.watchers if stage == "fit" else ():
+            check_company(getattr(watcher, "kind", None), cohort=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Take the bound graph over."""

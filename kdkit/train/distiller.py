@@ -94,7 +94,7 @@ class Distiller(Evaluation):
         self.automatic_optimization = False
         if update not in ("simultaneous", "sequential"):
             raise KdkitError(f"update must be 'simultaneous' or 'sequential', got {update!r}")
-        self.graph = balanced_graph(nodes, edges, seed, stages, balance)
+        self.graph = balanced_graph(nodes, edges, seed, stages, balance, update)
         check_compile(compile, update, self.graph)
         self.pcgrad = check_pcgrad(pcgrad, compile, self.graph)
         self.place = Everywhere() if place is None else Apart(place, self.graph, update, compile)

@@ -297,6 +297,15 @@ def test_what_peers_cannot_be_balanced_by(words, said):
     loads(PEERS, overrides=[words[0], "balance=equal_share"])
 
 
+def test_the_same_from_python():
+    nodes = {name: net(4, seed=i) for i, name in enumerate("ab")}
+    edges = ["ce", kdkit.Edge("dml", among=["a", "b"])]
+    with pytest.raises(KdkitError, match="balance: uncertainty weighs all terms of a step together"):
+        kdkit.Distiller(nodes, edges, balance="uncertainty", update="sequential")
+    with pytest.raises(KdkitError, match="its first value, which changes with who takes part"):
+        fit(kdkit.Distiller(nodes, edges, balance="gradnorm", lr=0.1), callbacks=[kdkit.Cohort()])
+
+
 def test_equal_shares_that_do_not_fit_are_told_as_such_before_training():
     text = PEERS.replace("[ce, dml", "[ce: {to: a}, ce: {name: other, to: b}, dml") + "balance: equal_share\n"
     with pytest.raises(KdkitError, match=r"'other' and 'dml', share 0.333333 \(balance: equal_share\): shares are of"):
