@@ -97,13 +97,33 @@ def _look(distiller: Distiller, nodes: Iterable[str]) -> _Seen:
 def _coordinate(distiller: Distiller, edge: BoundEdge, seen: _Seen) -> dict[str, float]:
     if (standing := edge.coordination) is None:
         return {}
-    pairs = sorted({(pair(call)[0][0], call.target) for call in _made(edge).values()})
+    pairs = _pairs(edge)
     standing.add({name: seen.nll(name) for one in pairs for name in one})
     weights = standing.weights(pairs)
+    _share_out(distiller, edge, pairs, weights)
+    return {f"weight/{edge.name}/{one}_to_{other}": weight for (one, other), weight in weights.items()}
+
+
+def without_who_left(distiller: Distiller) -> None:
+    """In the middle of an epoch: those who stay share the weights of who is gone, by what is known of them."""
+    for edge in distiller.graph.bound:
+        if (standing := edge.coordination) is not None:
+            known = {name for name, nll in zip(standing.peers, standing.nll.tolist(), strict=True) if nll == nll}
+            pairs = [one for one in _pairs(edge) if known.issuperset(one)]
+            _share_out(distiller, edge, pairs, standing.weights(pairs))
+
+
+def _pairs(edge: BoundEdge) -> list[tuple[str, str]]:
+    """Who teaches whom now."""
+    return sorted({(pair(call)[0][0], call.target) for call in _made(edge).values()})
+
+
+def _share_out(
+    distiller: Distiller, edge: BoundEdge, pairs: list[tuple[str, str]], weights: Mapping[tuple[str, str], float]
+) -> None:
     for (teacher, learner), weight in weights.items():
         teachers = sum(other == learner for _, other in pairs)  # whose mean the edge takes
         set_factor(distiller.graph, edge.name, weight * teachers, sources=teacher, target=learner)
-    return {f"weight/{edge.name}/{one}_to_{other}": weight for (one, other), weight in weights.items()}
 
 
 def _control(edge: BoundEdge, word: str, control: Control, seen: _Seen) -> dict[str, float]:

@@ -14,6 +14,7 @@ from kdkit.graph.cohort import Event, Roster
 from kdkit.graph.membership import Change, Move, Plan, in_epochs
 from kdkit.graph.schedule import Curve
 from kdkit.registry import KdkitError
+from kdkit.train.adapt import without_who_left
 from kdkit.train.captured import speed_up
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,8 @@ class Cohort(pl.Callback):
                 optimizer = pl_module.optimizers().optimizer.of[event.peer]
                 optimizer.zero_grad()
                 optimizer.state.clear()
+        if any(event.what == "gone" for event in happened):
+            without_who_left(pl_module)
         if happened and (pl_module.captured is not None or pl_module.compiled is not None):
             pl_module.compiled, pl_module.captured = speed_up(pl_module)
 

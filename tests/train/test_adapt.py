@@ -11,7 +11,7 @@ import kdkit
 from kdkit import data
 from kdkit.graph.control import Climb, Control, entropy, towards
 from kdkit.graph.coordinate import Coordination, Standing
-from kdkit.graph.factors import factors
+from kdkit.graph.factors import factors, pair
 from kdkit.recipe import RecipeError, loads
 from kdkit.registry import KdkitError
 from tests.nets import loader, net
@@ -122,6 +122,36 @@ def test_factors_and_the_log_are_the_weights():
         assert factor == pytest.approx(2 * float(logged), rel=1e-5)
     assert sum(found.values()) / 2 == pytest.approx(3, rel=1e-5)
     assert len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize(("leaves", "word"), [(0.5, 0.125), (1.5, 1.5)])  # below 1: a share of the four epochs
+def test_who_leaves_in_the_middle_of_an_epoch_leaves_its_weight_to_the_others(leaves, word):
+    """What each one is told is one mean over its teachers before and after; before the first look all count alike."""
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, run, module, outputs, batch, i):
+            edge = module.graph.edges["dml"]
+            told = edge.audience(edge.factors, {}) / 2
+            known = module.graph.edges["dml"].coordination.nll
+            found = {PAIRS[j]: float(v) for j, v in enumerate(told) if j not in edge.audience.idle}
+            seen[run.current_epoch + i / run.num_training_batches] = found, known.tolist()
+
+    cohort = kdkit.Cohort(leave={"c": {"epoch": word}})
+    coordinated = made(coordinate=True)
+    run = fit(coordinated, digits(val_split=0.2), epochs=4, callbacks=[cohort, Look()])
+    pairs = [(pair(call)[0][0], call.target) for call in coordinated.graph.edges["dml"].calls]
+    assert pairs == PAIRS
+    after, known = seen[max(t for t in seen if t < math.ceil(leaves))]
+    if leaves < 1:
+        assert after == pytest.approx({("a", "b"): 1.0, ("b", "a"): 1.0})
+    else:
+        assert after == pytest.approx(standing(dict(zip("abc", known, strict=True))).weights([("a", "b"), ("b", "a")]))
+        before, _ = seen[1.0]
+        assert len(before) == 6
+        assert sum(before.values()) == pytest.approx(3)
+        assert sum(after.values()) == pytest.approx(2)
+    assert run.callback_metrics["weight/dml/a_to_b"] != 1
 
 
 def test_what_is_seen_are_the_held_out_images_and_never_the_test_set(monkeypatch):
