@@ -30,6 +30,7 @@ TESTS = {
         "tests/runs/test_workers.py",
         "tests/train/test_cohort_soak.py",
     ],
+    "supply": ["tests/test_supply_chain.py"],
 }
 BEGIN, END = "<!-- figures: made by benchmarks/reliability.py -->\n", "<!-- /figures -->"
 
