@@ -14,8 +14,10 @@ from pytorch_lightning import LightningDataModule
 from kdkit import cli, models
 from kdkit.bench.expand import expand
 from kdkit.bench.suite import load_suite
+from kdkit.graph.batch import Batch
 from kdkit.recipe import load, loads, packaged
 from kdkit.runs.check import check
+from kdkit.train.repro import save
 from tests.cli.command import kdkit
 from tests.nets import loader, net
 from tests.recipe.test_start import photos
@@ -89,6 +91,10 @@ def test_python_runs(text, monkeypatch, tmp_path):
         "student": net(4, seed=1),
         "datamodule": Data(),
     }
+    if "nonfinite" in text:
+        facts = {"step": 123, "epoch": 1, "values": {"loss ce": torch.nan}}
+        where = re.search('torch.load."(.*?)"', text)[1]
+        save(Path(where), facts, Batch(torch.randn(4, 3, 8, 8), None, torch.arange(4)), {"student": mine["student"]})
     names = dict(mine)
     exec(compile(text, "snippet", "exec"), names)
     if "loss" in names:

@@ -75,7 +75,7 @@ class Roster:
 
     def __init__(self, graph: Graph, plan: Plan, *, watch: bool = False) -> None:
         check_plan(plan, graph.trained, graph.epochs)
-        self.epochs, self.ramp = graph.epochs, in_epochs(plan.ramp, graph.epochs)
+        self.epochs, self.ramp, self.watch = graph.epochs, in_epochs(plan.ramp, graph.epochs), watch
         first = plan.first(graph.trained)
         self.peers = {name: Peer(name in first) for name in graph.trained}
         self.events: list[Event] = []

@@ -129,6 +129,8 @@ class TrainerSpec(Words):
         max_epochs: length of the run; schedules are in proportion to it.
         update: all models learn at once, or one after the other.
         pcgrad: take conflicts out of gradients on weights that several taught places share.
+        on_nonfinite: what a loss or a gradient that is NaN or infinite does: `stop` the run, `skip` the step, or
+            `rollback` to a snapshot of the epoch.
         place: the rank that trains each model; left out: every rank trains all of them.
         channels_last: memory format of images.
         compile: compile the step, and on a GPU record it as one CUDA graph; `auto`: the latter alone.
@@ -151,6 +153,7 @@ class TrainerSpec(Words):
     deterministic: Flag | Literal["warn"] = False
     update: Literal["simultaneous", "sequential"] = "simultaneous"
     pcgrad: Flag = False
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     place: dict[Word, Annotated[int, Field(strict=True, ge=0)]] | None = None
     channels_last: Flag = True
     compile: Flag | Literal["auto"] = False

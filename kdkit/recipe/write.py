@@ -13,8 +13,9 @@ from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
 
-# Where and how fast a recipe runs, which is no part of what comes out.
-MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile", "deterministic", "logger")
+# Where and how fast a recipe runs, and what becomes of a run that would fail: no part of what comes out.
+MACHINE: tuple[str, ...] = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile")
+MACHINE += ("deterministic", "logger", "on_nonfinite")
 READING = ("root", "download", "num_workers", "eval_batch_size")
 
 

@@ -169,7 +169,9 @@ def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tup
         pcgrad=options.pop("pcgrad", False),
         channels_last=options.pop("channels_last", True),
         compile=options.pop("compile", False),
+        on_nonfinite=options.pop("on_nonfinite", "stop"),
     )
+    distiller.watch.folder = folder.nonfinite
     trainer = make_trainer(experiment.recipe, options, folder, rows)
     trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]
     return distiller, trainer

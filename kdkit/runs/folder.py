@@ -108,6 +108,11 @@ class RunFolder:
         return self.path / "snapshots"
 
     @property
+    def nonfinite(self) -> Path:
+        """The folder of batches whose loss was not finite."""
+        return self.path / "nonfinite"
+
+    @property
     def trace(self) -> Path:
         """A Chrome trace of some steps, where that was asked for."""
         return self.path / "trace.json.gz"
@@ -171,7 +176,7 @@ class RunFolder:
         if not (resume and self.begun):
             for path in list(self._own()):
                 path.unlink(missing_ok=True)
-            for empty in (self.checkpoint.parent, self.snapshots):
+            for empty in (self.checkpoint.parent, self.snapshots, self.nonfinite):
                 if empty.is_dir() and not any(empty.iterdir()):
                     empty.rmdir()
 
@@ -190,7 +195,8 @@ class RunFolder:
         yield from (path for path in self.path.glob(f"{OURS}*") if path != self.lock)
         yield from self.tensorboard.glob("events.out.tfevents.*")
         yield from (self.previous, *self.checkpoint.parent.glob(f"{OURS}*"))
-        yield from (path for kind in ("*.pt", f"{OURS}*") for path in self.snapshots.glob(kind))
+        for where in (self.snapshots, self.nonfinite):
+            yield from (path for kind in ("*.pt", f"{OURS}*") for path in where.glob(kind))
         yield from (
             self.result,
             self.evaluation,

@@ -195,6 +195,13 @@ def backward(loss: Tensor) -> None:
 
 def whole_step(distiller: Any, batch: Given) -> dict[str, Tensor]:
     """From a batch to updated weights, without a look at any number; returns the unweighted terms."""
+    with distiller.watch.recorded(distiller):
+        terms = distiller.watch.judged(_whole_step(distiller, batch))
+        distiller.sums.add_values(terms)
+    return dict(terms)
+
+
+def _whole_step(distiller: Any, batch: Given) -> dict[str, Tensor]:
     graph, optimizers, data = distiller.graph, distiller.optimizers().optimizer, seen(distiller, batch)
     graph.loss_scale.fill_(1.0)
     learning, compiled = graph.now.updates, distiller.compiled is not None
@@ -212,6 +219,7 @@ def whole_step(distiller: Any, batch: Given) -> dict[str, Tensor]:
         if loss is not None:
             backward(loss)
             optimizers.active = group
+            distiller.watch.norms.add(optimizers)
             distiller.clip(optimizers)
             optimizers.move()
             optimizers.zero_grad()
@@ -221,7 +229,6 @@ def whole_step(distiller: Any, batch: Given) -> dict[str, Tensor]:
     terms: dict[str, Tensor] = {}
     for name, value in ((name, value.detach()) for values in said.values() for name, value in values.items()):
         terms[name] = terms[name] + value if name in terms else value
-    distiller.sums.add_values(terms)
     return terms
 
 

@@ -27,13 +27,16 @@ from kdkit.train.balance import balanced_graph
 from kdkit.train.borrow import Borrow
 from kdkit.train.caching import Memory
 from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
+from kdkit.train.checkpoint import add_to, take_from
 from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_validation, example_batch, facts_of
+from kdkit.train.finite import FiniteWatch
 from kdkit.train.late import seen, unread
 from kdkit.train.layout import channels_last, overruns
 from kdkit.train.length import run_epochs, steps_per_epoch
-from kdkit.train.meters import FiniteWatch, TermSums
+from kdkit.train.meters import TermSums, look_at_weights
+from kdkit.train.norms import scale_of
 from kdkit.train.optim import NodeOptimizers, build_optimizer, grouped, rate
 from kdkit.train.pcgrad import backward_projected, check_pcgrad, tasks_of
 from kdkit.train.place import Apart, Everywhere
@@ -68,6 +71,7 @@ class Distiller(Evaluation):
         stages: spans in which only some models, or parts of them, learn.
         pcgrad: take conflicts out of the gradients on weights that several taught places share (`kdkit.train.pcgrad`).
         balance: `equal_share`, `gradnorm` or `uncertainty`: the edges' weights move by themselves.
+        on_nonfinite: what a term or a gradient that is not finite does: `stop`, `skip`, `rollback` (`FiniteWatch`).
         place: the rank that trains each model, under `strategy="ddp"`; left out: every rank trains all of them.
 
     Raises:
@@ -89,6 +93,7 @@ class Distiller(Evaluation):
         place: Mapping[str, int] | None = None,
         pcgrad: bool = False,
         balance: str | None = None,
+        on_nonfinite: str = "stop",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -105,10 +110,9 @@ class Distiller(Evaluation):
         self.optimizer_spec = check_optimizer(SGD if optimizer is None else optimizer)
         self.lr = Schedule.parse(STEPS if lr is None else lr)
         self.update, self.channels_last, self.seed, self.compiles = update, channels_last, seed, compile
-        self.sums, self.watch = TermSums(), FiniteWatch()
+        self.sums, self.watch, self.borrow = TermSums(), FiniteWatch(on_nonfinite), Borrow()
         self.scores: Scores | None = None
         self.rates: dict[str, Curve] = {}
-        self.borrow = Borrow()
         self.memories: dict[str, Memory] = {}
         self.compiled: Any = None
         self.captured: CapturedStep | None = None
@@ -169,6 +173,7 @@ class Distiller(Evaluation):
     def on_train_start(self) -> None:
         """Caches are filled, steps compiled and recorded, where that is asked for."""
         steps_per_epoch(self.trainer)
+        self.watch.begin(self)
         for memory in self.memories.values():
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)
         self.compiled, self.captured = speed_up(self)
@@ -183,25 +188,26 @@ class Distiller(Evaluation):
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
             generators.seed(draws.key(self.seed, "step", step, self.global_rank))
         data = batch if self.captured is not None and unread(batch) else seen(self, batch)
-        if self.captured is not None:
-            self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data, step))
-            graph.move_ema(t)
-            return
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        graph.loss_scale.fill_(1 / accumulate)
-        if scaler is not None and scaler._scale is not None:
-            graph.loss_scale.mul_(scaler._scale)
+        with self.watch.step(self, data, step, batch_idx):
+            if self.captured is not None:
+                self._update(graph.now.updates, t, whole=partial(self._captured_step, self.captured, data))
+                graph.move_ema(t)
+            else:
+                self._plain_step(data, step, t, due=(batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last)
+
+    def _plain_step(self, data: Batch, step: int, t: float, *, due: bool) -> None:
+        graph, accumulate = self.graph, self.borrow.accumulate
+        graph.loss_scale.fill_(1 / accumulate).mul_(scale_of(self))
         with closing(graph, data, lambda loss: self._backward(loss / accumulate)):
             outputs = self.place.outputs(graph, data, cached=self.compiled is not None)
         nodes = self.place.turn(graph.now.updates)
         turns = [nodes] if self.update == "simultaneous" else [(name,) for name in nodes]
-        due = (batch_idx + 1) % accumulate == 0 or batch_idx + 1 == last
         whole: dict[str, Tensor] = {}
         for turn in turns:
             with self.place.alone(), tasks_of(self) as tasks:
                 loss, terms = self.lesson(turn, outputs, data, step)
+            self.watch.look(terms, step)
             if loss is not None:
-                self.watch.look(terms, step)
                 if self.pcgrad:
                     backward_projected(self, tasks, step)
                 else:
@@ -211,8 +217,8 @@ class Distiller(Evaluation):
                 self._update(turn, t)
             if turn is not turns[-1]:
                 self._refresh(turn[0], data, outputs)
-        self.sums.add(self.place.told(graph, whole))
-        if due:
+        self.sums.add(self.place.told(graph, self.watch.judged(whole)))
+        if due and not self.watch.spoilt:
             graph.move_ema(t)
 
     def lesson(self, turn: tuple[str, ...], outputs: Any, data: Batch, step: int) -> tuple[Tensor | None, Any]:
@@ -230,10 +236,9 @@ class Distiller(Evaluation):
             raise KdkitError(f"step {step}: {error}\n  {own_line(error)}".rstrip()) from error
         return graph.weighted(terms) if terms else None, terms
 
-    def _captured_step(self, captured: CapturedStep, data: Any, step: int) -> None:
-        found = captured(self.graph.now.start, data)
-        self.sums.count(found)
-        self.watch.look(found, step)
+    def _captured_step(self, captured: CapturedStep, data: Any) -> None:
+        self.watch.terms = captured(self.graph.now.start, data)
+        self.sums.count(self.watch.terms)
 
     def _backward(self, loss: Tensor) -> None:
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
@@ -250,7 +255,10 @@ class Distiller(Evaluation):
         try:
             if moved or whole or self.place.apart:
                 self.place.average(moved)
-                optimizer.step()
+                if whole is None:
+                    self.watch.look_at_gradients(raw)
+                if not self.watch.spoilt:
+                    optimizer.step()
                 optimizer.zero_grad()
         finally:
             raw.active, raw.instead = tuple(raw.of), None
@@ -275,26 +283,18 @@ class Distiller(Evaluation):
         """Means of terms, learning rates, weights that are shares; what is not finite is never checkpointed."""
         self.watch.drain()
         self.place.settle(self.graph)
-        self.watch.look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)
+        look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)
         means = {f"loss/{name}": value for name, value in self.sums.means().items()}
         rates = {f"lr/{name}": curve(self.current_epoch) for name, curve in self.rates.items()}
-        self.log_dict({**means, **rates, **weights(self.graph), **adapt(self)}, sync_dist=True)
+        self.log_dict({**means, **rates, **self.watch.end(), **weights(self.graph), **adapt(self)}, sync_dist=True)
         self.sums.clear()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The running means go with it, and who still has to be scored."""
-        wanted = self.scores.wanted if self.scores else None
-        self.place.save(self, checkpoint)
-        checkpoint["kdkit"] = {"sums": self.sums.state_dict(), "wanted": wanted}
+        """The running means go with it, and what is remembered of numbers that were not finite."""
+        add_to(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on in the middle of an epoch; outside fit, what only training needs is left in the file."""
-        if not self.graph.phases:
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("graph.edges.")}
-            return
-        self.sums.load_state_dict(checkpoint["kdkit"]["sums"], self.device)
-        if self.scores and checkpoint["kdkit"]["wanted"] is not None:
-            self.scores.wanted = checkpoint["kdkit"]["wanted"]
+        take_from(checkpoint, self)

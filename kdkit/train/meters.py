@@ -1,4 +1,4 @@
-"""What training says of itself: sums on the device, read once an epoch, and a watch for values that are not finite."""
+"""What training says of itself: sums on the device, read once an epoch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ class NonFiniteLossError(KdkitError):
 
 
 class TermSums:
-    """Mean of each loss term over an epoch, without a read per step; saved with the checkpoint."""
+    """Mean of each loss term over an epoch, without a read per step; saved with the checkpoint.
+
+    Attributes:
+        good: whether the step counts, where only the device knows.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.missed: dict[str, Tensor] = {}
+        self.good: Tensor | None = None
 
     @torch.no_grad()
     def add(self, terms: Mapping[str, Tensor]) -> None:
@@ -31,10 +37,17 @@ class TermSums:
     @torch.no_grad()
     def add_values(self, terms: Mapping[str, Tensor]) -> None:
         """The part of `add` that the device does, in place."""
+        good = self.good
         for name, value in terms.items():
-            if name not in self.sums or self.sums[name].device != value.device:  # a checkpoint is read before the move
-                self.sums[name] = self.sums.get(name, torch.zeros(())).to(value.device)
-            self.sums[name].add_(value.detach().float())
+            held = (self.sums,) if good is None else (self.sums, self.missed)
+            for sums in held:  # a checkpoint is read before the move
+                if name not in sums or sums[name].device != value.device:
+                    sums[name] = sums.get(name, torch.zeros(())).to(value.device)
+            if good is None:
+                self.sums[name].add_(value.detach().float())
+            else:
+                self.sums[name].add_(torch.where(good, value.detach().float(), 0.0))
+                self.missed[name].add_((~good).float())
 
     def count(self, names: Iterable[str]) -> None:
         """The part of `add` that the host does."""
@@ -43,82 +56,35 @@ class TermSums:
 
     def means(self) -> dict[str, Tensor]:
         """Mean of each term since the last `clear`."""
-        return {name: self.sums[name] / count for name, count in self.counts.items()}
+        return {name: self.sums[name] / (count - self.missed.get(name, 0)) for name, count in self.counts.items()}
 
     def clear(self) -> None:
         """Begin anew."""
-        for total in self.sums.values():
+        for total in (*self.sums.values(), *self.missed.values()):
             total.zero_()
         self.counts.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and counts of what came since the last `clear`."""
-        return {"sums": {name: self.sums[name] for name in self.counts}, "counts": dict(self.counts)}
+        sums = {name: self.sums[name] for name in self.counts}
+        return {"sums": sums, "counts": dict(self.counts), "missed": dict(self.missed)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a checkpoint."""
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])
+        self.missed = {name: value.to(device) for name, value in state.get("missed", {}).items()}
 
 
-class FiniteWatch:
-    """Stops training at the first term that is not finite, naming it.
+def look_at_weights(models: Mapping[str, nn.Module], epoch: int) -> None:
+    """Look at every weight, once an epoch: a finite loss can have an update that is not.
 
-    On the CPU the values are looked at before the update. An accelerator is not made to wait: its flags are copied in
-    the background and looked at when they have arrived, a step or two later.
+    Raises:
+        NonFiniteLossError: a weight is NaN or infinite.
     """
-
-    def __init__(self) -> None:
-        self._pending: tuple[torch.cuda.Event, Tensor, list[str], int] | None = None
-
-    def look(self, terms: Mapping[str, Tensor], step: int) -> None:
-        """Look at one step's terms.
-
-        Raises:
-            NonFiniteLossError: a term is NaN or infinite.
-        """
-        if not terms:
-            return
-        flags = torch.stack([value.detach().isfinite() for value in terms.values()])
-        if flags.device.type != "cuda":
-            self._judge(flags, list(terms), step)
-            return
-        if self._pending is not None and self._pending[0].query():
-            self._judge(*self._pending[1:])
-            self._pending = None
-        if self._pending is None:
-            here = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-            here.copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending = (event, here, list(terms), step)
-
-    def drain(self) -> None:
-        """Wait for flags that are still on their way; once an epoch, before its checkpoint is written."""
-        if self._pending is not None:
-            self._pending[0].synchronize()
-            pending, self._pending = self._pending, None
-            self._judge(*pending[1:])
-
-    @staticmethod
-    def look_at_weights(models: Mapping[str, nn.Module], epoch: int) -> None:
-        """Look at every weight, once an epoch: a finite loss can have a gradient that is not.
-
-        Raises:
-            NonFiniteLossError: a weight is NaN or infinite.
-        """
-        for name, model in models.items():
-            if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-                raise NonFiniteLossError(
-                    f"the weights of {name!r} are not finite after epoch {epoch + 1}, though every loss was; "
-                    "training has stopped, and no checkpoint holds them"
-                )
-
-    @staticmethod
-    def _judge(flags: Tensor, names: list[str], step: int) -> None:
-        if not bool(flags.all()):
-            bad = ", ".join(name for name, fine in zip(names, flags.tolist(), strict=True) if not fine)
+    for name, model in models.items():
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise NonFiniteLossError(
-                f"the loss {bad} is not finite at step {step}; training has stopped before any checkpoint of it. "
-                "A lower learning rate, a warm-up or trainer.gradient_clip_val usually helps"
+                f"the weights of {name!r} are not finite after epoch {epoch + 1}, though every loss was; "
+                "training has stopped, and no checkpoint holds them"
             )

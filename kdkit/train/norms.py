@@ -1,0 +1,103 @@
+"""How long gradients are: mean and largest by epoch and model, kept on the device; and what sticks out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdkit import ranks
+from kdkit.train.optim import NodeOptimizers
+
+log = logging.getLogger(__name__)
+
+SPIKE = 10.0
+"""So many times the median of the former epochs' largest norms is a spike."""
+
+FORMER = 20
+
+
+def scale_of(distiller: Any) -> Tensor | float:
+    """What fp16 multiplies the loss with, on the device; the number 1 in other precisions."""
+    found: Tensor | None = getattr(getattr(distiller.trainer.precision_plugin, "scaler", None), "_scale", None)
+    return 1.0 if found is None else found
+
+
+class GradientNorms:
+    """‖∂loss/∂θ‖ of every trained node, with the heads that learn beside it, over all ranks and before clipping.
+
+    What is not finite (fp16 overflows now and then, and its scaler leaves such a step out) is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.stats: dict[str, Tensor] = {}  # sum, how many, largest
+        self.last: dict[str, Tensor] = {}
+        self.former: dict[str, list[float]] = {}
+
+    @torch.no_grad()
+    def add(self, optimizers: NodeOptimizers, scale: Tensor | float = 1.0) -> dict[str, Tensor]:
+        """Look at the active nodes' gradients, which are `scale` times too long; their norms."""
+        found = {}
+        for name in optimizers.active:
+            groups = optimizers.of[name].param_groups
+            grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            if not grads:
+                continue
+            parts = [part.float() for part in torch._foreach_norm(grads)]
+            length: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+            found[name] = length / scale
+            if name not in self.stats:
+                self.stats[name] = torch.zeros(3, device=length.device)
+            self.last.setdefault(name, torch.zeros_like(length)).copy_(found[name])  # where every recording finds it
+            fine = found[name].isfinite()
+            value = torch.where(fine, found[name], 0.0)
+            stats = self.stats[name]
+            stats[:2].add_(torch.stack([value, fine.to(value.dtype)]))
+            stats[2:].clamp_(min=value)
+        return found
+
+    def end(self, distiller: Any) -> dict[str, float]:
+        """What is logged of an epoch; a spike is told."""
+        names = list(distiller.graph.trained)
+        rows = [self.stats.get(name, torch.zeros(3)).to(distiller.device) for name in names]
+        whole = torch.stack(rows)
+        if distiller.place.apart and ranks.count() > 1:
+            dist.all_reduce(whole)
+        scale = scale_of(distiller)
+        found = {"scale/loss": float(scale)} if isinstance(scale, Tensor) else {}
+        for name, (total, count, largest) in zip(names, whole.tolist(), strict=True):
+            if count:
+                found |= {f"gradient/{name}/mean": total / count, f"gradient/{name}/max": largest}
+                found |= self._spike(name, largest, distiller.current_epoch + 1)
+        for stats in self.stats.values():
+            stats.zero_()
+        return found
+
+    def _spike(self, name: str, largest: float, epoch: int) -> dict[str, float]:
+        former = self.former.setdefault(name, [])
+        usual = median(former) if former else 0.0
+        former.append(largest)
+        del former[:-FORMER]
+        if not usual:
+            return {}
+        if (times := largest / usual) > SPIKE:
+            log.warning(
+                "warning: epoch %d: a gradient of %s had the norm %.3g, %.0f times the usual largest (%.3g); a lower "
+                "learning rate, a warm-up or trainer.gradient_clip_val usually helps",
+                *(epoch, name, largest, times, usual),
+            )
+        return {f"gradient/{name}/spike": times}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch so far, and what former ones came to."""
+        return {"stats": dict(self.stats), "former": {name: list(its) for name, its in self.former.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a checkpoint."""
+        self.stats = {name: value.to(device) for name, value in state["stats"].items()}
+        self.former = {name: list(its) for name, its in state["former"].items()}
