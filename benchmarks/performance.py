@@ -6,21 +6,16 @@ A test fails where the page is stale. Of rows about the same thing the last one 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+from benchmarks.bars import Quartiles, Row, Rows, bars, select, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = [ROOT / "benchmarks" / "results" / f"speed_{name}.jsonl" for name in ("losses", "step", "scaling")]
+FILES = [ROOT / "benchmarks" / "results" / f"speed_{name}.jsonl" for name in ("losses", "step", "data", "scaling")]
 PAGE = ROOT / "docs" / "performance.md"
 PEERS = ("by hand", "repdistiller", "torchdistill")
 NOT_RUN = "Not yet run."
-
-Row = dict[str, Any]
-Rows = Sequence[Row]
-Quartiles = list[float]
-Figure = Callable[[Rows], Quartiles | None]
 
 INTRODUCTION = """# Performance
 
@@ -35,8 +30,12 @@ $ python -m benchmarks.losses --torchdistill SITE --repdistiller RepDistiller --
     --out benchmarks/results/speed_losses.jsonl
 $ python -m benchmarks.step --torchdistill SITE --repdistiller RepDistiller \\
     --out benchmarks/results/speed_step.jsonl
-$ python -m benchmarks.step --epoch --rounds 1 --methods kd crd --teacher live --repdistiller RepDistiller \\
+$ python -m benchmarks.step --epoch --images 1280 --rounds 3 --methods kd crd --repdistiller RepDistiller \\
     --out benchmarks/results/speed_step.jsonl
+$ python -m benchmarks.step --epoch --rounds 3 --methods kd crd --device cuda --repdistiller RepDistiller \\
+    --out benchmarks/results/speed_step.jsonl
+$ python -m benchmarks.data --roots tiny-imagenet-20 imagenet-1k-samples --sizes 64 224 \\
+    --out benchmarks/results/speed_data.jsonl
 $ python -m benchmarks.scaling --out benchmarks/results/speed_scaling.jsonl
 ```
 
@@ -57,6 +56,15 @@ loop, torchdistill's the box and loop of its examples, both fp32; torchdistill's
 sets of its own. The columns tell how many times kdkit's time each takes. A *cached* teacher is kdkit's alone: all
 others run theirs.
 """
+DATA = """## Images
+
+How many images a second the loaders hand out, batch 64. *resident*: CIFAR's shape, out of memory, random crops and
+flips where the images live. The rest are JPEGs in a folder, random crops and flips: parts of the work on one core, then
+through the loaders with so many worker processes. *To a device* is the host's share of it where an accelerator trains:
+kdkit sends uint8 and normalises there. *Cores*: an accelerator that trains on 1,000 images a second wants so many
+of these. *torchvision*: how many times kdkit's time the usual `DataLoader` of `RandomResizedCrop`, `ToTensor` and
+`Normalize` takes for the same images.
+"""
 SCALING = """## As the work grows
 
 kdkit alone. *Peak* is what a loss holds at most beyond what lies there between calls; a step's memory is not measured.
@@ -68,7 +76,20 @@ kdkit alone. *Peak* is what a loss holds at most beyond what lies there between 
 
 def load(files: Iterable[Path]) -> list[Row]:
     """All rows that count."""
-    words = ["bench", "device", "loss", "batch", "shape", "contender", "method", "teacher", "axis", "value", "what"]
+    words = [
+        "bench",
+        "device",
+        "loss",
+        "batch",
+        "shape",
+        "contender",
+        "method",
+        "teacher",
+        "axis",
+        "value",
+        "what",
+        "workers",
+    ]
     found: dict[str, Row] = {}
     for path in files:
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -76,124 +97,6 @@ def load(files: Iterable[Path]) -> list[Row]:
             if "quick" not in row:
                 found[repr([row.get(word) for word in words])] = row
     return list(found.values())
-
-
-def select(rows: Iterable[Row], **words: Any) -> list[Row]:
-    """Rows that say this."""
-    return [row for row in rows if all(row.get(word) == value for word, value in words.items())]
-
-
-# -- figures of the bars: quartiles, or None where the rows do not tell --------------------------------------------
-
-
-def ratio(than: str, **words: Any) -> Figure:
-    """Another's time to kdkit's, in the one row that these words mean."""
-
-    def figure(rows: Rows) -> Quartiles | None:
-        return next((row["faster"][than] for row in select(rows, **words) if than in row.get("faster", {})), None)
-
-    return figure
-
-
-def memory(rows: Rows) -> Quartiles | None:
-    """Kdkit's peak to RepDistiller's in the CRD loss, fp32 banks."""
-    crd = select(rows, bench="losses", loss="crd", batch=64, device="cpu")
-    ours, theirs = (select(crd, contender=name) for name in ("kdkit sampled float32", "repdistiller"))
-    return [ours[0]["peak_mb"] / theirs[0]["peak_mb"]] * 3 if ours and theirs else None
-
-
-def by_hand(device: str) -> Figure:
-    """Kdkit's time to that of a loop by hand, where it is worst."""
-
-    def figure(rows: Rows) -> Quartiles | None:
-        steps = select(rows, bench="step", device=device, teacher="live", contender="kdkit")
-        found = [[1 / value for value in reversed(row["faster"]["by hand"])] for row in steps]
-        return max(found, key=lambda quartiles: quartiles[1], default=None)
-
-    return figure
-
-
-def imagenet(rows: Rows) -> Quartiles | None:
-    """GB beyond the banks, at most, of the CRD loss."""
-    found = [row["peak_mb"] * 2**20 / 1e9 for row in select(rows, axis="samples", value=1_281_167, device="cpu")]
-    return [max(found)] * 3 if found else None
-
-
-def minutes(teacher: str) -> Figure:
-    """240 epochs of the CRD run, from one."""
-
-    def figure(rows: Rows) -> Quartiles | None:
-        words = {"bench": "epoch", "method": "crd", "teacher": teacher, "device": "cuda", "contender": "kdkit"}
-        found = select(rows, **words)
-        return [240 * ms * found[0]["steps"] / 6e4 for ms in found[0]["ms"]] if found else None
-
-    return figure
-
-
-def eight(rows: Rows) -> Quartiles | None:
-    """Students trained a second, eight in one process to one."""
-    times = [row["ms"][1] for n in (1, 8) for row in select(rows, axis="students", value=n, device="cuda")]
-    return [8 * times[0] / times[1]] * 3 if len(times) == 2 else None
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What is asked for: at least, or at most, this figure."""
-
-    what: str
-    where: str
-    limit: float
-    figure: Figure
-    least: bool = True
-    unit: str = "×"
-
-    def line(self, rows: Rows) -> str:
-        """Of the table."""
-        found = self.figure(rows)
-        head = f"| {self.what} | {self.where} | {'≥' if self.least else '≤'} {self.limit:g}{self.unit} | "
-        if found is None:
-            return head + "not yet run | |"
-        met = found[1] >= self.limit if self.least else found[1] <= self.limit
-        return head + f"{spread(found, self.unit)} | {'yes' if met else '**no**'} |"
-
-
-def bars() -> list[Bar]:
-    """All of them."""
-    loss: Row = {"bench": "losses", "device": "cpu"}
-    crd = {"sampled float32": 15, "sampled bfloat16": 20, "shared float32": 30, "shared bfloat16": 40}
-    found = [
-        Bar(
-            f"CRD loss, {variant} banks: RepDistiller's time to kdkit's",
-            "CPU, B = 64",
-            limit,
-            ratio("repdistiller", **loss, loss="crd", batch=64, contender=f"kdkit {variant}"),
-        )
-        for variant, limit in crd.items()
-    ]
-    angle = ratio("plain torch", **loss, loss="rkd_angle", batch=128, shape="512", contender="kdkit")
-    nst = ratio("plain torch", **loss, loss="nst", batch=64, shape="64x32x32", contender="kdkit")
-    found += [
-        Bar("CRD loss, sampled float32 banks: memory to RepDistiller's", "CPU, B = 64", 0.1, memory, least=False),
-        Bar("RKD angle: the broadcast form's time to kdkit's", "CPU, B = 128, D = 512", 15, angle),
-        Bar("NST: the broadcast form's time to kdkit's", "CPU, 64×64×32²", 30, nst),
-    ]
-    for method, *limits in (("kd", 2.2, 4.4), ("crd", 6, 9), ("crd shared", 8, 13)):
-        for teacher, limit in zip(("live", "cached"), limits, strict=True):
-            words = {"bench": "step", "device": "cpu", "method": method, "teacher": teacher, "contender": "kdkit"}
-            what = f"step, {method}, {teacher} teacher: RepDistiller's time to kdkit's"
-            found.append(Bar(what, "CPU, one run", limit, ratio("repdistiller", **words)))
-    theirs = ratio("repdistiller", bench="epoch", method="crd", device="cuda", teacher="live", contender="kdkit")
-    run = "crd, 240 epochs without evaluation, {} teacher"
-    return [
-        *found,
-        Bar("step: kdkit's time to a loop by hand, worst method", "CPU", 1.03, by_hand("cpu"), least=False),
-        Bar("step: kdkit's time to a loop by hand, worst method", "GPU", 1.03, by_hand("cuda"), least=False),
-        Bar("CRD loss, n = 1,281,167, B = 256: most beyond the banks", "CPU", 1.5, imagenet, least=False, unit=" GB"),
-        Bar(run.format("live"), "H200", 5, minutes("live"), least=False, unit=" min"),
-        Bar(run.format("cached"), "H200", 4, minutes("cached"), least=False, unit=" min"),
-        Bar("epoch, crd: RepDistiller's time to kdkit's", "H200", 10, theirs),
-        Bar("eight students at once: throughput to one's", "H200", 3, eight),
-    ]
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -206,7 +109,7 @@ def page(rows: Rows) -> str:
     for device in ("cpu", "cuda"):
         here = select(rows, device=device)
         name = "CPU" if device == "cpu" else "GPU"
-        for text, make in ((LOSSES, losses), (STEPS, steps), (SCALING, scaling)):
+        for text, make in ((LOSSES, losses), (STEPS, steps), (DATA, images), (SCALING, scaling)):
             title, _, body = text.partition("\n\n")
             parts.append(f"{title}: {name}\n\n{body + chr(10) if device == 'cpu' else ''}{make(here)}\n")
     return "\n".join(parts)
@@ -248,11 +151,31 @@ def steps(rows: Rows) -> str:
         for row in select(rows, bench=bench, contender="kdkit"):
             faster = row["faster"]
             peers = [spread(faster[peer]) if peer in faster else "" for peer in PEERS]
+            part = f", its first {row['images']:,} images" if "images" in row else ""
             total = f"{spread([ms * row['steps'] / 1e3 for ms in row['ms']], '')} s" if bench == "epoch" else ""
-            cells = [bench, row["method"], row["teacher"], spread(row["ms"], ""), total, *peers]
+            cells = [bench + part, row["method"], row["teacher"], spread(row["ms"], ""), total, *peers]
             lines.append(f"| {' | '.join(cells)} |")
-    heads = ["what", "method", "teacher", "ms a step", "epoch", *PEERS]
+    heads = ["what", "method", "teacher", "ms a step", "in all", *PEERS]
     return table(heads, lines) if lines else NOT_RUN
+
+
+def images(rows: Rows) -> str:
+    """A line for each part and loader."""
+    lines, lost = [], []
+    for row in select(rows, bench="data", contender="kdkit"):
+        rate = [1e3 / ms for ms in reversed(row["ms"])]
+        cores = f"{row['ms'][1]:.2g}" if row["what"].startswith(("decode", "to a device")) else ""
+        told = ", ".join(f"{who.removeprefix('torchvision, ')} {spread(f)}" for who, f in row["faster"].items())
+        told = told.removeprefix("torchvision ")
+        what = [row["shape"], row["what"], str(row.get("workers", ""))]
+        lines.append(f"| {' | '.join([*what, spread(rate, ''), cores, told])} |")
+        lost += [
+            f"- {', '.join(what[:2])}: {who} takes {f[1]:.2f} of its time"
+            for who, f in row["faster"].items()
+            if f[1] < 1
+        ]
+    heads = ["images", "what", "workers", "images a second", "cores", "torchvision"]
+    return f"{table(heads, lines)}\n\nWhere kdkit loses:\n\n" + ("\n".join(lost) or "- nowhere") if lines else NOT_RUN
 
 
 def scaling(rows: Rows) -> str:
@@ -268,12 +191,6 @@ def scaling(rows: Rows) -> str:
 def table(heads: Sequence[str], lines: Sequence[str]) -> str:
     """In Markdown."""
     return "\n".join([f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *lines])
-
-
-def spread(quartiles: Quartiles, unit: str = "×") -> str:
-    """The median and, where they differ, the quartiles."""
-    low, middle, high = (f"{value:.3g}" for value in quartiles)
-    return f"{middle}{unit}" + (f" ({low}–{high})" if low != high else "")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ update of the student is from kdkit's; for the peers, how far their first loss i
 With --teacher cached kdkit reads what its teacher says from a cache that the warm-up has filled (an epoch: its first
 round, so take three); all others run it, and so does `at`, whose maps are too many to keep.
 
-An epoch is 50,000 images with random crops and flips, made by kdkit's loader for everybody; `ms` is still a step's.
+An epoch is 50,000 images with random crops and flips, made by kdkit's loader for everybody, and where kdkit records its
+steps within them; `ms` is still a step's. `--images` takes the first ones of an epoch, as a CPU may.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import torch
 import kdkit
 from benchmarks import timing
 from benchmarks.loops import Batch, Block, HandLoop, Loop, TheirLoop, TorchdistillLoop
+from kdkit.data.device_loader import DeviceLoader
 from kdkit.data.fake import FakeData
 from kdkit.models import build
 from kdkit.registry import KdkitError
@@ -105,38 +107,40 @@ class Turns(FakeData):
         return _TurnLoader(self, super().train_dataloader())
 
 
-class _TurnLoader:
-    def __init__(self, data: Turns, source: Any) -> None:
-        self.data, self.source = data, source
+class _TurnLoader(DeviceLoader):
+    def __init__(self, data: Turns, source: DeviceLoader) -> None:
+        vars(self).update(vars(source))
+        self.data, self.source = data, source  # which makes images at once, also where this one does not
 
     def __len__(self) -> int:
         size = self.data.size
         return size.warm + size.block * size.rounds + 1  # the last one only ends the time of the one before
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Sequence[torch.Tensor]]:
         data, size = self.data, self.data.size
-        batches = list(itertools.islice(self.source, size.warm))
-        yield batches[0]
+        batches: list[Any] = list(itertools.islice(self.source, size.warm))
+        first = list(itertools.islice(super().__iter__(), size.warm)) if size.fresh else batches
+        yield first[0]
         data.stepped(batches[0])
-        yield from batches[1:]
+        yield from first[1:]
         prepared = {name: [loop.prepare(batch) for batch in batches] for name, loop in data.others.items()}
         for name, loop in data.others.items():
             loop.run(Block(prepared[name][1:], len(batches) - 1))
         data.times = {"kdkit": [], **{name: [] for name in data.others}}
         for _ in range(size.rounds):
             for name, loop in data.others.items():
-                block = Block(self.block(prepared[name], loop.prepare), size.block)
+                block = Block(self.block(prepared[name], map(loop.prepare, self.source)), size.block)
                 data.times[name].append(timing.seconds(lambda loop=loop, block=block: loop.run(block)) / size.block)
             start = timing.timer()
-            yield from self.block(batches, lambda batch: batch)
+            yield from self.block(batches, super().__iter__())
             data.times["kdkit"].append((timing.timer() - start) / size.block)
         yield batches[0]
 
-    def block(self, prepared: Sequence[Any], prepare: Callable[[Batch], Any]) -> Iterator[Any]:
+    def block(self, prepared: Sequence[Any], fresh: Iterator[Any]) -> Iterator[Any]:
         """The batches of one turn."""
         if self.data.size.fresh:
             self.source.set_epoch(0)  # the same views for everybody
-            return map(prepare, self.source)
+            return itertools.islice(fresh, self.data.size.block)
         return itertools.islice(itertools.cycle(prepared), self.data.size.block)
 
 
@@ -223,13 +227,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--torchdistill", type=Path, metavar="SITE", help="folder that it is installed in")
     parser.add_argument("--block", type=int, help="steps in one turn (default: 1, on a GPU 20)")
     parser.add_argument("--epoch", action="store_true", help="a turn is an epoch of 50,000 images; try --rounds 1")
+    parser.add_argument("--images", type=int, help="with --epoch: only so many of its images, the first ones")
     args = timing.begin(parser, words)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     size = Size(rounds=args.rounds, block=args.block or (20 if args.device.type == "cuda" else 1), fresh=args.epoch)
     if args.quick:
         size = replace(size, batch=4, samples=200, negatives=64, warm=2)
     if args.epoch:
-        size = replace(size, block=-(-size.samples // size.batch))
+        size = replace(size, block=-(-min(size.samples, args.images or size.samples) // size.batch))
     rows = timing.Rows(args, "epoch" if args.epoch else "step")
 
     def others(distiller: Any) -> dict[str, Loop]:
@@ -250,7 +255,7 @@ def main(words: Sequence[str] | None = None) -> None:
             times, differences = run(method, size, args.device, others, cache=cache)
         for name, figures in timing.summary(times).items():
             row = {"method": method, "teacher": teacher, "batch": size.batch, "steps": size.block, "contender": name}
-            rows.add(**row, **figures, difference=float(f"{differences.get(name, 0.0):.2g}"))
+            rows.add(images=args.images, **row, **figures, difference=float(f"{differences.get(name, 0.0):.2g}"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks import data as images
 from benchmarks import losses, peers, performance, scaling, step, timing
 from kdkit.registry import LOSSES, KdkitError
 
@@ -195,3 +197,38 @@ def test_the_figures_of_reliability_are_those_of_their_rows():
     for heading, paths in reliability.TESTS.items():
         assert f"`python -m benchmarks.reliability {heading}`" in text
         assert all((reliability.ROOT / path).is_file() for path in paths)
+
+
+def test_rows_of_images(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for k in range(8):
+        noise = torch.randint(0, 256, (6, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(k))
+        Image.fromarray(noise.numpy()).resize((64, 48), Image.Resampling.BICUBIC).save(photos / f"{k}.jpg")
+    words, path = quick("--roots", str(photos), "--sizes", "32", tmp_path=tmp_path)
+    images.main(words)
+    rows = read(path)
+    assert len(rows) == 3 + 2 * (3 + 2 * 2)
+    ours = {(row["what"], row.get("workers")): row for row in rows if row["contender"] == "kdkit"}
+    assert {what for what, workers in ours if workers == 1} == {"to a device", "to the CPU"}
+    assert all(min(row["faster"].values())[1] > 0 for row in ours.values())
+    page = performance.page([{**row, "ms": [1.0, 2.0, 4.0]} for row in rows])
+    assert "| photos, 32² | to a device | 1 | 500 (250–1e+03) | 2 |" in page
+
+
+def test_other_images_are_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "read_rgb", lambda path: torch.zeros(3, 48, 64, dtype=torch.uint8))
+    picture = Image.new("RGB", (64, 48), "white")
+    picture.save(tmp_path / "0.jpg")
+    with pytest.raises(KdkitError, match="torchvision makes other images, 255 levels away; not timed"):
+        images.main(["--quick", "--roots", str(tmp_path), "--sizes", "32"])
+
+
+def test_rows_of_a_part_of_an_epoch(tmp_path):
+    words, path = quick("--epoch", "--images", "20", "--methods", "kd", "--teacher", "live", tmp_path=tmp_path)
+    step.main(words)
+    ours, hand = read(path)
+    assert (ours["bench"], ours["images"], ours["steps"], ours["contender"]) == ("epoch", 20, 5, "kdkit")
+    assert hand["difference"] < 0.05
+    page = performance.page([{key: value for key, value in ours.items() if key != "quick"} | {"ms": [1e3] * 3}])
+    assert "| epoch, its first 20 images | kd | live | 1e+03 | 5 s |" in page

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +24,7 @@ from kdkit.data.order import Loader, Order
 from kdkit.data.views import Normalise
 from kdkit.registry import KdkitError
 
-Transform = Callable[[Any], Tensor]
+Transform = Callable[[Tensor], Tensor]
 NARROW = 100  # longer to shorter side: a strip whose shorter side is made 256 pixels takes gigabytes
 
 
@@ -32,7 +33,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     Args:
         paths: the files.
-        transform: RGB `PIL.Image` → (C, H, W) uint8; draws from torch's generator alone, as torchvision's do.
+        transform: (3, height, width) uint8 → (3, H, W) uint8; draws from torch's generator alone, as torchvision's do.
         seed: of the views; None where the transform draws nothing.
     """
 
@@ -52,8 +53,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             return self.transform(image), index
 
 
-def read_rgb(path: str) -> Any:
-    """The file as an RGB `PIL.Image`; raises `KdkitError` naming it where it is none."""
+def read_rgb(path: str) -> Tensor:
+    """The file's pixels as RGB, (3, height, width) uint8; raises `KdkitError` naming it where it is no image."""
     from PIL import Image
 
     try:
@@ -62,7 +63,8 @@ def read_rgb(path: str) -> Any:
         with Image.open(path) as image:
             if max(image.size) > NARROW * min(image.size):
                 raise ValueError(f"{image.size[0]} × {image.size[1]} pixels, a strip that no crop is made of")
-            return image.convert("RGB")
+            image.load()
+            return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
     except Exception as problem:  # a broken image can fail in any way
         raise KdkitError(f"data: {printable(path)} must be an image, got {problem}; mend or remove it") from None
 

@@ -76,23 +76,37 @@ def test_no_batch_depends_on_the_number_of_workers(photos, policy):
     assert not torch.equal(batches(here, 0)[0][0], batches(here, 1)[0][0])
 
 
-def test_views_are_torchvisions_under_the_samples_seed_and_leave_the_generator_alone(photos):
+def levels(module, one, other):
+    """The most by which two batches of normalised images are apart, in levels of a pixel."""
+    std = torch.tensor(module.std)[:, None, None]
+    return ((one - other).abs() * std * 255).max()
+
+
+@pytest.mark.parametrize("policy", [None, "randaugment"])
+def test_views_are_torchvisions_under_the_samples_seed_and_leave_the_generator_alone(photos, policy):
+    """Those of tensors, which differ from those of PIL by a rounding."""
     from kdkit import draws
 
-    module = build(photos, holdout=0.2, seed=3)
+    module = build(photos, holdout=0.2, seed=3, policy=policy)
     state = torch.get_rng_state()
     loader = module.train_dataloader()
     x, y, index = batches(loader, 2)[0]
     assert torch.equal(torch.get_rng_state(), state)
-    plain = v2.Compose([v2.RandomResizedCrop(24), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    crop = [v2.RandomResizedCrop(24), v2.RandomHorizontalFlip()]
+    last = [v2.ToPILImage(), v2.RandAugment(), v2.PILToTensor()] if policy else []
+    of_tensors, of_images = v2.Compose([v2.PILToTensor(), *crop, *last]), v2.Compose([*crop, v2.PILToTensor()])
     finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(module.mean, module.std)])
     for k in range(8):
         i = int(index[k])
         assert int(y[k]) == module.sample_labels[i]
-        with torch.random.fork_rng():
-            torch.manual_seed(draws.key(3, "view", 2, i) & 0xFFFFFFFF)
-            view = plain(Image.open(module.folder / module.sets[0].names[i]).convert("RGB"))
-        torch.testing.assert_close(x[k], finish(view), rtol=0, atol=1e-6)
+        image = Image.open(module.folder / module.sets[0].names[i]).convert("RGB")
+        views = []
+        for transform in (of_tensors, of_images):
+            with torch.random.fork_rng():
+                torch.manual_seed(draws.key(3, "view", 2, i) & 0xFFFFFFFF)
+                views.append(finish(transform(image)))
+        torch.testing.assert_close(x[k], views[0], rtol=0, atol=1e-6)
+        assert policy or levels(module, x[k], views[1]) <= 1.01
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -118,9 +132,12 @@ def test_every_sample_once_an_epoch_and_evaluation_on_the_centre_crop(photos):
     assert not set(train.tolist()) & set(val.tolist())
     x, y = next(iter(module.val_dataloader()))
     assert len(y) == 8
-    plain = v2.Compose([v2.Resize(30), v2.CenterCrop(24), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    crop, finish = [v2.Resize(30), v2.CenterCrop(24)], [v2.ToDtype(torch.float32, scale=True)]
+    finish += [v2.Normalize(module.mean, module.std)]
     image = Image.open(module.sets[0].paths(val[:1])[0]).convert("RGB")
-    torch.testing.assert_close(x[0], v2.Normalize(module.mean, module.std)(plain(image)), rtol=0, atol=1e-6)
+    of_tensors = v2.Compose([v2.PILToTensor(), *crop, *finish])
+    torch.testing.assert_close(x[0], of_tensors(image), rtol=0, atol=1e-6)
+    assert levels(module, x[0], v2.Compose([*crop, v2.PILToTensor(), *finish])(image)) <= 1.01
 
 
 def test_every_image_may_be_the_test_set(photos):
