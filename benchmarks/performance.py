@@ -66,9 +66,9 @@ DATA = """## Images
 How many images a second the loaders hand out, batch 64. *resident*: CIFAR's shape, out of memory, random crops and
 flips where the images live. The rest are JPEGs in a folder, random crops and flips: parts of the work on one core, then
 through the loaders with so many worker processes. *To a device* is the host's share of it where an accelerator trains:
-kdkit sends uint8 and normalises there. *Cores*: an accelerator that trains on 1,000 images a second wants so many
-of these. *torchvision*: how many times kdkit's time the usual `DataLoader` of `RandomResizedCrop`, `ToTensor` and
-`Normalize` takes for the same images.
+kdkit sends uint8 and normalises there. *Cores*: an accelerator that trains on 1,000 images a second wants so many of
+these; this machine has two, which workers and the loop that reads from them share. *torchvision*: how many times
+kdkit's time the usual `DataLoader` of `RandomResizedCrop`, `ToTensor` and `Normalize` takes for the same images.
 """
 SCALING = """## As the work grows
 
@@ -169,7 +169,7 @@ def images(rows: Rows) -> str:
     lines, lost = [], []
     for row in select(rows, bench="data", contender="kdkit"):
         rate = [1e3 / ms for ms in reversed(row["ms"])]
-        cores = f"{row['ms'][1]:.2g}" if row["what"].startswith(("decode", "to a device")) else ""
+        cores = f"{row['ms'][1]:.2g}" if row["what"] == "decode, crop, mirror" else ""
         told = ", ".join(f"{who.removeprefix('torchvision, ')} {spread(f)}" for who, f in row["faster"].items())
         told = told.removeprefix("torchvision ")
         what = [row["shape"], row["what"], str(row.get("workers", ""))]

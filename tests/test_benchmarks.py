@@ -213,7 +213,8 @@ def test_rows_of_images(tmp_path):
     assert {what for what, workers in ours if workers == 1} == {"to a device", "to the CPU"}
     assert all(min(row["faster"].values())[1] > 0 for row in ours.values())
     page = performance.page([{**row, "ms": [1.0, 2.0, 4.0]} for row in rows])
-    assert "| photos, 32² | to a device | 1 | 500 (250–1e+03) | 2 |" in page
+    assert "| photos, 32² | decode, crop, mirror |  | 500 (250–1e+03) | 2 |" in page
+    assert "| photos, 32² | to a device | 1 | 500 (250–1e+03) |  |" in page
 
 
 def test_other_images_are_not_timed(tmp_path, monkeypatch):
