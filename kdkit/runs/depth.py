@@ -8,6 +8,13 @@ from pathlib import Path
 from kdkit.storage import whole
 
 Rows = Mapping[int, Mapping[str, float]]
+UNITS = {
+    "accuracy": "share of images",
+    "entropy": "nats, mean over images",
+    "belief": "probability of the label",
+    "improved": "share of images",
+}
+"""What the words of `sid` are measured in; a loss of one's own names its words so that they say it."""
 
 
 def by_depth(rows: Rows) -> dict[str, dict[str, dict[int, list[float]]]]:
@@ -51,10 +58,10 @@ def draw_depth(rows: Rows, path: Path, title: str, curves: int = 5) -> None:
                 colour = colormaps["viridis"](0.9 * (1 - i / max(1, len(chosen) - 1)))
                 depths = range(1, len(epochs[epoch]) + 1)
                 axes.plot(depths, epochs[epoch], marker="o", markersize=3, color=colour, label=f"epoch {epoch}")
-            axes.set(title=word, xlabel="module")
+            axes.set(title=word, xlabel="module", ylabel=UNITS.get(word, ""))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid(alpha=0.3)
-        line[0].set_ylabel(who)
+        line[0].set_ylabel("\n".join(filter(None, (who, line[0].get_ylabel()))))
         line[0].legend(frameon=False, fontsize="small")
         for axes in line[len(words) :]:
             axes.set_axis_off()

@@ -23,7 +23,7 @@ from kdkit.runs.events import read_events
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
-from kdkit.runs.loggers import show_pictures
+from kdkit.runs.loggers import pass_on, show_pictures
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
@@ -87,7 +87,8 @@ def _fit(
     if profile:
         trainer.callbacks.append(StepProfiler(folder.trace, show_parts))  # type: ignore[attr-defined]
     if diagnose:
-        trainer.callbacks.append(Diagnosis(folder.gradients, partial(tell, file=sys.stdout), write_text))  # type: ignore[attr-defined]
+        line, log = partial(tell, file=sys.stdout), partial(pass_on, trainer)
+        trainer.callbacks.append(Diagnosis(folder.gradients, line, write_text, log))  # type: ignore[attr-defined]
     held = nullcontext() if folder.teacher else only_here(folder)  # a teacher's is held by who asks for it
     with held, interruptible(folder):
         used = standing(folder) if resume and folder.begun else None

@@ -118,6 +118,11 @@ class RunFolder:
         return self.path / "trace.json.gz"
 
     @property
+    def logged(self) -> Path:
+        """What the run is called at whom it logs to beside `metrics`: its id there, by the logger's name."""
+        return self.path / f"{OURS}logged.json"
+
+    @property
     def lock(self) -> Path:
         """Held while somebody trains here."""
         return self.path / f"{OURS}lock"

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from kdkit.recipe import Recipe, RecipeError
 from kdkit.recipe.write import document
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, read_json, write_json
 
 
 class Beside(Logger):
@@ -27,13 +27,19 @@ class Beside(Logger):
         make: makes Lightning's logger.
         show: gives it a picture.
         words: the recipe, which it gets first.
+        folder: where its id is kept, so that a run that goes on is the same one there.
     """
 
     def __init__(
-        self, kind: str, make: Callable[[], Any], show: Callable[[Any, Path], None], words: Mapping[str, Any]
+        self,
+        kind: str,
+        make: Callable[[RunFolder], Any],
+        show: Callable[[Any, Path], None],
+        words: Mapping[str, Any],
+        folder: RunFolder,
     ) -> None:
         super().__init__()
-        self.kind, self.make, self.show, self.words = kind, make, show, words
+        self.kind, self.make, self.show, self.words, self.folder = kind, make, show, words, folder
         self.inner: Any = None
 
     @property
@@ -51,10 +57,16 @@ class Beside(Logger):
         """Pass them on."""
         if "epoch" in metrics:
             if self.inner is None:
-                self.inner = self.make()
-                self.inner.log_hyperparams(dict(self.words))
+                self._begin()
             told = {key: float(value) for key, value in metrics.items() if key != "epoch"}
             self.inner.log_metrics(told, step=int(metrics["epoch"]) + 1)
+
+    def _begin(self) -> None:
+        before = logged_as(self.folder)
+        self.inner = self.make(self.folder)
+        if self.kind not in before:  # else it has them
+            self.inner.log_hyperparams(dict(self.words))
+            write_json(self.folder.logged, {**before, self.kind: str(getattr(self.inner, "version", "") or "")})
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -72,14 +84,20 @@ class Beside(Logger):
         if self.inner is not None:
             self.inner.save()
             if status != "success":
-                self.inner.finalize(status)
+                self._end(status)
 
     def close(self, pictures: list[Path]) -> None:
         """Give it the pictures, and end."""
         if self.inner is not None:
             for picture in pictures:
                 self.show(self.inner, picture)
-            self.inner.finalize("success")
+            self._end("success")
+
+    def _end(self, status: str) -> None:
+        """W&B, too, which else took what the next run in this process logs for a part of this one."""
+        self.inner.finalize(status)
+        if finish := getattr(getattr(self.inner, "experiment", None), "finish", None):
+            finish()
 
 
 def beside(recipe: Recipe, folder: RunFolder) -> list[Logger]:
@@ -95,7 +113,25 @@ def beside(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     if find_spec(kind) is None:
         message = f"{kind} is not installed; pip install 'kdkit[{kind}]' brings it"
         raise RecipeError([recipe.origin.problem(("trainer", "logger"), message)])
-    return [Beside(kind, lambda: make(folder), show, document(recipe))]
+    return [Beside(kind, make, show, document(recipe), folder)]
+
+
+def logged_as(folder: RunFolder) -> dict[str, str]:
+    """The run's ids at whom it logs to, by the logger's name.
+
+    Raises:
+        KdkitError: the file is damaged.
+    """
+    if not folder.logged.is_file():
+        return {}
+    return dict(read_json(folder.logged, "delete it, and the run is logged as another one from here on"))
+
+
+def pass_on(trainer: pl.Trainer, figures: Mapping[str, float], epoch: int) -> None:
+    """Give numbers that metrics.csv has not, after so many epochs, to whoever logs beside it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Beside):
+            logger.log_metrics({**figures, "epoch": epoch - 1})
 
 
 def show_pictures(trainer: pl.Trainer, folder: RunFolder) -> None:
@@ -117,9 +153,8 @@ def _in_tensorboard(logger: Any, picture: Path) -> None:
 
 
 def _wandb(folder: RunFolder) -> WandbLogger:
-    return WandbLogger(
-        name=folder.path.resolve().name, save_dir=folder.path, project=os.environ.get("WANDB_PROJECT", "kdkit")
-    )
+    words: dict[str, Any] = {"name": folder.path.resolve().name, "project": os.environ.get("WANDB_PROJECT", "kdkit")}
+    return WandbLogger(save_dir=folder.path, id=logged_as(folder).get("wandb"), **words)
 
 
 def _in_wandb(logger: Any, picture: Path) -> None:
@@ -131,7 +166,8 @@ def _mlflow(folder: RunFolder) -> MLFlowLogger:
     words: dict[str, Any] = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
     if words["tracking_uri"] is None:  # else pictures would lie in the working directory
         words = {"tracking_uri": f"sqlite:///{there / 'mlflow.db'}", "artifact_location": str(there / "mlflow")}
-    return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdkit"), run_name=folder_name, **words)
+    words |= {"run_name": folder_name, "run_id": logged_as(folder).get("mlflow")}
+    return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdkit"), **words)
 
 
 def _in_mlflow(logger: Any, picture: Path) -> None:

@@ -90,7 +90,10 @@ FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "input": (lambda v: type(v) in (str, int), "a name or a number"),
     "mean": (_numbers, "a list of numbers"),
     "std": (lambda v: _numbers(v) and min(v) > 0, "a list of numbers above 0"),
-    "classes": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
+    "classes": (
+        lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v) and len({*v}) == len(v),
+        "a list of names, each of its own",
+    ),
     "data": (lambda v: isinstance(v, dict), "a mapping"),
 }
 

@@ -120,6 +120,8 @@ def places(path: Path | str, mine: Sequence[str], data: DataModule) -> Tensor:
         KdkitError: the data have a class that the model does not know.
     """
     theirs = data.class_names
+    if twins := sorted({name for name in theirs if theirs.count(name) > 1}):
+        raise KdkitError(f"data: two classes are called {twins[0]!r}; give each a name of its own")
     if not mine or not theirs:
         return torch.arange(data.num_classes)
     if strange := [name for name in theirs if name not in mine]:

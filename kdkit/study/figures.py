@@ -21,6 +21,7 @@ TEN = (
 SHAPES = "osD^vPX<>*"
 WHO = ("#0072B2", "#E69F00", "#56B4E9", "#999999", "#404040")
 PER_ROW = 4
+NAMED = 20  # classes up to which each has its name beside it
 ANNOTATED = 12  # layers up to which every square of a heat map says its number
 
 
@@ -127,6 +128,9 @@ def logit_correlation(found: Mapping[str, Any], correlations: Mapping[str, Any])
         shown = axes.imshow(gap, cmap="PuOr", vmin=-most, vmax=most, interpolation="nearest")
         its = found["students"][name]["logit_correlation"]
         axes.set(title=f"{name}\nmean |Δ| {its['mean']:.3f}, Frobenius {its['frobenius']:.1f}", xlabel="class")
+        if len(found["classes"]) <= NAMED:
+            axes.set_xticks(range(len(gap)), found["classes"], rotation=45, ha="right")
+            axes.set_yticks(range(len(gap)), found["classes"])
     panels[0].set_ylabel("class")
     figure.colorbar(shown, ax=panels, label=f"correlation: {found['teacher']} − student", shrink=0.85, extend="both")
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +23,7 @@ from kdkit.registry import KdkitError, constructor
 from kdkit.runs.eval_recipe import eval_recipe
 from kdkit.runs.evaluate import batches, weights_files
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import read
 from kdkit.runs.trained import behind, device
 from kdkit.study.linear import linear_probe, neighbours
@@ -160,12 +162,13 @@ def _side(path: Path, told: dict[str, Any]) -> int:
     """Of the images that a model was trained on."""
     if told.get("image_size"):
         return int(told["image_size"])
-    words = told.get("data") or {}
-    try:
-        return int(words.get("image_size") or data.facts(**words).input_shape[1])
-    except (KdkitError, TypeError, ValueError):
-        run = RunFolder(path.parent).path
-        raise KdkitError(f"{path}: nothing in {run} says how large its images were; give --image-size") from None
+    recipe = RunFolder(path.parent).recipe
+    words = told.get("data") or (read_recipe(recipe, "data").plain["data"] if recipe.is_file() else {})
+    with suppress(KdkitError, TypeError, ValueError):
+        takes = constructor(data.DATA[words["name"]]) if words.get("name") in data.DATA else {}
+        usual = takes["image_size"].default if "image_size" in takes else None
+        return int(words.get("image_size") or usual or data.facts(**words).input_shape[1])
+    raise KdkitError(f"{path} does not say how large its images were; give --image-size, their side in pixels")
 
 
 def _hash(path: Path) -> str:

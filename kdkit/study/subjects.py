@@ -98,7 +98,8 @@ def _says(file: Path, told: dict[str, Any]) -> bool:
 
 def _names(words: Sequence[str], files: Sequence[Path | None]) -> list[str]:
     """Short ones that differ."""
-    short = [Path(word).name if file is None or Path(word).is_dir() else file.stem for word, file in zip(words, files)]  # noqa: B905
+    named = [file is None or not Path(word).is_file() for word, file in zip(words, files, strict=True)]
+    short = [Path(w).name if its else Path(w).stem for w, its in zip(words, named, strict=True)]
     names = [
         f"{file.resolve().parent.name}/{name}" if file is not None and short.count(name) > 1 else name
         for name, file in zip(short, files, strict=True)

@@ -87,7 +87,8 @@ def shown(found: Comparison) -> Group:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    # Layouts know nothing of what a fixed aspect leaves over: without "tight" titles are cut at the edge.
+    figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +106,17 @@ class Diagnosis(pl.Callback):
         path: the CSV file: epoch, model, loss, norm, share, and a column `cosine NAME` for every loss.
         tell: shows a line.
         write: writes a text into a file, whole or not at all.
+        give: takes the same as numbers by name, and the epoch.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None], write: Callable[[Path, str], None]) -> None:
-        self.path, self.tell, self.write = path, tell, write
+    def __init__(
+        self,
+        path: Path,
+        tell: Callable[[str], None],
+        write: Callable[[Path, str], None],
+        give: Callable[[dict[str, float], int], None] = lambda figures, epoch: None,
+    ) -> None:
+        self.path, self.tell, self.write, self.give = path, tell, write, give
         self.rows: list[Row] = []
         self.angles: Angles | None = None
         self._loaded: Mapping[str, Any] | None = None
@@ -146,6 +154,9 @@ class Diagnosis(pl.Callback):
             figures = {"norm": f"{pull.norm:.6g}", "share": f"{pull.share:.4f}", **cosines}
             self.rows.append({"epoch": str(epoch), "model": pull.model, "loss": pull.loss, **figures})
         self.write(self.path, _csv(self.rows))
+        shares = {f"gradient/{pull.model}/{pull.loss}": pull.share for pull in found}
+        angles = {f"cosine/{p.model}/{p.loss} {other}": v for p in found for other, v in p.cosines.items()}
+        self.give({**shares, **{name: value for name, value in angles.items() if math.isfinite(value)}}, epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Leave no trace in the graph."""

@@ -49,6 +49,7 @@ def test_a_panel_for_each_word_and_a_line_for_some_epochs(tmp_path, drawn):
     draw_depth(rows, tmp_path / "beliefs.png", "title")
     panels = drawn[0].axes
     assert [axes.get_title() for axes in panels] == ["accuracy", "entropy"]
+    assert [axes.get_ylabel() for axes in panels] == ["a sid\nshare of images", "nats, mean over images"]
     assert [line.get_label() for line in panels[0].lines] == [f"epoch {epoch}" for epoch in (1, 3, 5, 7, 9)]
     assert list(panels[1].lines[-1].get_ydata()) == [2.0 + 9 * i for i in range(1, 12)]
 

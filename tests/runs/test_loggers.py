@@ -5,8 +5,10 @@ import csv
 import pytest
 
 from kdkit.recipe import content_key, load
+from kdkit.registry import KdkitError
 from kdkit.runs import loggers
 from kdkit.runs.folder import RunFolder
+from kdkit.train.distiller import Distiller
 from tests.cli.command import RECIPE, kdkit, refused
 
 
@@ -101,3 +103,54 @@ def test_an_unknown_name_and_a_missing_package_are_one_message(recipe, monkeypat
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     told = refused("fit", recipe, "trainer.logger=mlflow")
     assert "trainer.logger: mlflow is not installed; pip install 'kdkit[mlflow]' brings it" in told
+
+
+def test_a_run_that_goes_on_is_the_same_one_where_it_is_logged(recipe, monkeypatch):
+    """Killed after an epoch and resumed, it is found by the id that it had, and is told its recipe once."""
+    made = []
+
+    class Service(Recorder):
+        def __init__(self, known):
+            super().__init__()
+            self.version = known or "abc123"
+
+    def make(folder):
+        made.append(Service(loggers.logged_as(folder).get("wandb")))
+        return made[-1]
+
+    monkeypatch.setitem(loggers.MAKERS, "wandb", (make, lambda logger, path: logger.pictures.append(path.name)))
+    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
+    step = Distiller.training_step
+
+    def stopped(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Distiller, "training_step", stopped)
+    assert kdkit("fit", recipe, "trainer.logger=wandb", "--out", "run").code != 0
+    monkeypatch.setattr(Distiller, "training_step", step)
+    assert kdkit("fit", recipe, "trainer.logger=wandb", "--out", "run", "--resume", "--diagnose").code == 0
+    first, second = made
+    assert (set(first.metrics), set(second.metrics)) == ({1}, {2})
+    assert second.version == "abc123"
+    assert (first.words is None, second.words) == (False, None)
+    assert 0 < second.metrics[2]["gradient/student/kd"] < 1  # what --diagnose saw, too
+    assert -1 <= second.metrics[2]["cosine/student/ce kd"] <= 1
+    assert kdkit("fit", recipe, "trainer.logger=wandb", "--out", "run", "--overwrite").code == 0
+    assert made[2].words is not None  # another run
+
+
+def test_mlflow_and_wandb_are_asked_for_the_run_that_there_was(tmp_path, monkeypatch):
+    asked = {}
+    for kind, name in (("wandb", "WandbLogger"), ("mlflow", "MLFlowLogger")):
+        monkeypatch.setattr(loggers, name, lambda *args, kind=kind, **words: asked.__setitem__(kind, words))
+    folder = RunFolder(tmp_path)
+    for known in (None, "abc123"):
+        for kind in asked or ("wandb", "mlflow"):
+            loggers.MAKERS[kind][0](folder)
+        assert (asked["wandb"]["id"], asked["mlflow"]["run_id"]) == (known, known)
+        folder.logged.write_text('{"wandb": "abc123", "mlflow": "abc123"}')
+    folder.logged.write_text("{")
+    with pytest.raises(KdkitError, match=r"logged\.json cannot be read .* delete it"):
+        loggers.logged_as(folder)

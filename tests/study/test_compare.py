@@ -4,6 +4,7 @@ import json
 import math
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from kdkit.cli import app
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import evaluate
 from kdkit.study.compare import WHO, compare
+from kdkit.study.subjects import _names
 from kdkit.study.write import write_comparison
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -201,3 +203,23 @@ def test_a_run_of_ones_own_code_beside_a_published_model(tmp_path, monkeypatch):
     assert found.numbers["teacher"] == "some"
     assert list(found.numbers["students"]) == [tmp_path.name]
     assert found.numbers["images"] == 360
+
+
+def test_nothing_is_cut_at_the_edge_of_a_figure(pair, tmp_path, monkeypatch):
+    """The titles above maps of a fixed shape once were: in what is saved the outermost pixels are white."""
+    _, _, teacher, student = pair
+    monkeypatch.setattr("kdkit.study.embeddings.EACH", 6)
+    found = compare(teacher, [student, save(net(7), tmp_path / "other.safetensors")], DATA, taps=["logits"])
+    folder = write_comparison(found, tmp_path / "out")
+    for path in folder.glob("*.png"):
+        picture = matplotlib.image.imread(path)[..., :3]
+        edge = np.concatenate([picture[[0, -1]].reshape(-1, 3), picture[:, [0, -1]].reshape(-1, 3)])
+        assert (edge > 0.99).all(), path.name
+
+
+def test_a_packaged_recipe_is_called_by_its_name(tmp_path):
+    """Its one model may be called `net`, which says nothing beside a student."""
+    assert _names(["teacher_digits", "timm/resnet18"], [tmp_path / "net.safetensors", None]) == [
+        "teacher_digits",
+        "resnet18",
+    ]

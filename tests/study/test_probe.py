@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from kdkit import data, models
 from kdkit.cli import app
 from kdkit.registry import KdkitError
+from kdkit.runs.evaluate import evaluate
 from kdkit.study import probe as probing
 from kdkit.study.linear import _fit, linear_probe, neighbours
-from kdkit.study.probe import probe
+from kdkit.study.probe import _side, probe
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 
@@ -171,3 +172,30 @@ def test_features_of_code_that_changed_are_computed_anew(tmp_path):
         (tmp_path / "net.py").write_text(text % change)
         found.append(probe(tmp_path / "net.safetensors", "digits", words, image_size=8, tap="logits")["net"]["linear"])
     assert found[0] > 0.5 > found[1]
+
+
+def test_the_side_of_images_of_a_file_by_itself(tmp_path):
+    """What its header says, else what such data usually have, else one clear question; never a guess."""
+    path = tmp_path / "net.safetensors"
+    assert _side(path, {"data": {"name": "folder"}}) == 224
+    assert _side(path, {"data": {"name": "folder", "image_size": 64}}) == 64
+    assert _side(path, {"data": {"name": "cifar100"}}) == 32
+    for told in ({}, {"data": {"name": "gone"}}):
+        with pytest.raises(
+            KdkitError, match=r"net\.safetensors does not say how large its images were; give --image-s"
+        ):
+            _side(path, told)
+    (tmp_path / "recipe.yaml").write_text("models: {net: {arch: resnet8}}\ndata: {name: digits, image_size: 12}\n")
+    assert _side(path, {}) == 12
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path, weights, monkeypatch):
+    """Which of the two a name means nobody knows: a model's by its header, the data's where models are scored."""
+    path, net = weights
+    twice = {"num_classes": "7", "classes": json.dumps(list("aabcdef"))}
+    models.save_weights(net, tmp_path / "net.safetensors", {"arch": "resnet8", **twice})
+    with pytest.raises(KdkitError, match=r"its header says classes: .* a list of names, each of its own"):
+        probe(tmp_path / "net.safetensors", "digits", image_size=8)
+    monkeypatch.setattr(data.DATA["fake"], "class_names", property(lambda self: list("aabcdef")), raising=False)
+    with pytest.raises(KdkitError, match="data: two classes are called 'a'"):
+        evaluate(path, ["trainer.accelerator=cpu"])
