@@ -78,7 +78,10 @@ def build(
             hint = nearest(word, known) or f"; known: {', '.join(known)}"
             raise KdkitError(f"data: {name} has no option {word!r}{hint}")
     module = cls(root=root, batch_size=batch_size, seed=seed, **options)
-    return FakeData.like(module.facts, batch_size, seed, held_out=module.selects) if fake else module
+    if not fake:
+        return module
+    two = getattr(module, "two_views", False)
+    return FakeData.like(module.facts, batch_size, seed, held_out=module.selects, two_views=two)
 
 
 def facts(name: str, **options: Any) -> DataFacts:

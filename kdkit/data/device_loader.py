@@ -22,6 +22,7 @@ class DeviceLoader(Loader):
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         views: random crops and flips; None: the images as they are.
+        second: those of a second view; with it x is `{"view1": …, "view2": …}`.
         with_index: hand out `(x, y, index)` instead of `(x, y)`.
         device: where the images live and the batches appear.
 
@@ -38,13 +39,14 @@ class DeviceLoader(Loader):
         mean: Sequence[float],
         std: Sequence[float],
         views: CropFlip | None = None,
+        second: CropFlip | None = None,
         with_index: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(order)
         self.images = images.to(device)
         self.labels = labels.to(device)
-        self.views = views
+        self.views, self.second = views, second
         self.with_index = with_index
         self.late = False
         self.device = device
@@ -55,12 +57,15 @@ class DeviceLoader(Loader):
         images = self.images.index_select(0, index)
         return self.normalise(images if self.views is None else self.views.numbered(images, number))
 
-    def made(self, index: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def made(self, index: Tensor, epoch: int | Tensor) -> tuple[Any, Tensor, Tensor]:
         """The batch `(x, y, index)` of these samples in an epoch, told as to `CropFlip.draw`."""
-        images = self.images.index_select(0, index)
+        images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
+        if self.second is not None:
+            one, other = (images if its is None else its(images, epoch, index) for its in (self.views, self.second))
+            return {"view1": self.normalise(one), "view2": self.normalise(other)}, labels, index
         if self.views is not None:
             images = self.views(images, epoch, index)
-        return self.normalise(images), self.labels.index_select(0, index), index
+        return self.normalise(images), labels, index
 
     def __iter__(self) -> Iterator[Sequence[Tensor]]:
         order, keys = self.batch_sampler, None

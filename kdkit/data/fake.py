@@ -35,7 +35,9 @@ class FakeData(DeviceData):
         self.refuse_root()
 
     @classmethod
-    def like(cls, facts: DataFacts, batch_size: int, seed: int, *, held_out: bool = False) -> FakeData:
+    def like(
+        cls, facts: DataFacts, batch_size: int, seed: int, *, held_out: bool = False, two_views: bool = False
+    ) -> FakeData:
         """Four batches with the facts of another data set, and as many that are held out of training."""
         samples = max(1, min(facts.num_samples, 4 * batch_size))
         return cls(
@@ -47,6 +49,7 @@ class FakeData(DeviceData):
             shape=facts.input_shape,
             means=facts.mean,
             stds=facts.std,
+            two_views=two_views,
         )
 
     def describe(self) -> DataFacts:

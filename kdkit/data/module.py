@@ -206,6 +206,7 @@ class DataModule(LightningDataModule, ABC):
     def identity(self) -> dict[str, Any]:
         """All that the training images and their views follow from; not where, and in what batches, they are read."""
         without = {"root", "batch_size", "eval_batch_size", "drop_last", "label_noise", "num_workers", "download"}
+        without |= {"two_views"}  # which no cache takes
         words = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in without}
         return {"data": type(self).__name__, **words, "content": self.checksum()}
 
@@ -227,15 +228,20 @@ class DeviceData(DataModule):
     Attributes:
         padding: pixels of zero padding before the random crop; 0: no crop.
         flip: mirror every second training image.
+        two_views: give training two random views of each image, which models name by `input: view1` and `view2`;
+            evaluation has the image as it is for both.
     """
 
     padding: int = 4
     flip: bool = True
+    two_views: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.padding < 0:
             raise KdkitError(f"data: padding must be 0 or more pixels, got {self.padding}")
+        if self.two_views and not (self.augment and (self.padding or self.flip)):
+            raise KdkitError("data: two_views of an image would be the same one without augment, padding or flip")
         self._sets: dict[bool, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
@@ -274,6 +280,7 @@ class DeviceData(DataModule):
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> DeviceLoader:
         """See `DataModule.loader`."""
         images = self.tensors(train)[0]
+        second = CropFlip(draws.key(self.seed, "view2"), self.padding, self.flip) if self.two_views else None
         if ids is not None and len(ids) < len(images):
             images = images[ids]
         return DeviceLoader(
@@ -283,6 +290,7 @@ class DeviceData(DataModule):
             mean=self.mean,
             std=self.std,
             views=self.crops if views else None,
+            second=second if views else None,
             with_index=views,
             device=self.target_device(),
         )

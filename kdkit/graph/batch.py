@@ -85,10 +85,20 @@ class Adapter(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
+    def _chosen(self, x: Any) -> Any:
+        """The input it reads; in evaluation there may be one image for all."""
+        if isinstance(x, Tensor):
+            if self.training:
+                raise KdkitError(f"`input: {self.input}` names one of several, and a batch holds one; leave it out")
+            return x
+        if isinstance(x, Mapping) and self.input not in x:
+            raise KdkitError(f"`input: {self.input}`: a batch holds {', '.join(map(str, x))}")
+        return x[self.input]
+
     def forward(self, x: Any) -> Any:
         """The node's view of a batch's x."""
         if self.input is not None:
-            x = x[self.input]
+            x = self._chosen(x)
         elif isinstance(x, (Mapping, list, tuple)):
             raise KdkitError("the batch's x holds several inputs; say which one each model reads (`input:`)")
         if self.scale is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdkit.data import DataFacts
+from kdkit.data import DataFacts, DataModule
 from kdkit.graph import Schedule
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.bound import BoundEdge
@@ -45,13 +45,13 @@ def check(recipe: Recipe) -> CheckReport:
     if not facts.num_samples:
         raise RecipeError([recipe.origin.problem(("data",), "holds no images to train on")])
     samples = max(SAMPLES, *(edge.min_batch for edge in experiment.edges))
-    batch, stand_in = _fake_batch(facts, min(samples, data.batch_size)), _stand_in(facts)
+    batch, stand_in = _fake_batch(data, min(samples, data.batch_size)), _stand_in(facts)
     with blaming(recipe):
         distiller = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
     graph = distiller.graph
     with untouched(graph):
         nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
-        kept = activation_bytes(graph, batch) * data.batch_size / len(batch.x)
+        kept = activation_bytes(graph, batch) * data.batch_size / len(batch.index)  # type: ignore[arg-type]
     grown = facts.num_samples / (stand_in.num_samples or 1)
     steps = _steps_per_epoch(facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches)
     return CheckReport(
@@ -98,10 +98,12 @@ def activation_bytes(graph: Graph, batch: Batch) -> int:
     return most
 
 
-def _fake_batch(facts: DataFacts, size: int) -> Batch:
+def _fake_batch(data: DataModule, size: int) -> Batch:
     """Noise, normalised as the data are; a batch size of 1 stays one, for BatchNorm's sake."""
-    ids = torch.arange(size)
-    images = torch.randn(size, *facts.input_shape, generator=torch.Generator().manual_seed(0))
+    ids, facts = torch.arange(size), data.facts
+    images: Any = torch.randn(size, *facts.input_shape, generator=torch.Generator().manual_seed(0))
+    if getattr(data, "two_views", False):
+        images = {"view1": images, "view2": images}
     return Batch(images, ids % facts.num_classes if facts.num_classes else torch.full_like(ids, -1), ids)
 
 

@@ -55,7 +55,8 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
         if not changed.keys() - {"trainer.accelerator"} and data.plain.get("name") == "folder":
             raise KdkitError(f"{first} was trained on a folder of images; give it one with --data FOLDER")
     words = {**_said({**_part(data.plain, changed, split), **(PLAIN if split == "train" else {})}, first).value}
-    data = Item({**data.value, **words}, data.mark)
+    own = {word: value for word, value in data.value.items() if word != "two_views"}  # which are training's
+    data = Item({**own, **words}, data.mark)
     root = Item({**_said(RUNNING, first).value, "models": Item(models, run.mark), "data": data}, run.mark)
     listed = run.child("models")
     known = listed is not None and all(listed.child(name) for name in files)

@@ -100,7 +100,7 @@ def _features(name: str, path: Path, on: str, overrides: Sequence[str], image_si
     module = node.module
     assert module is not None
     models.load_weights(module, path, arch=str(recipe.models[name].arch))
-    adapter = Adapter(replace(node, image_size=node.image_size or side), Facts.of(its)).to(place)
+    adapter = Adapter(replace(node, image_size=node.image_size or side), Facts.of(its)).eval().to(place)
     found = _compute(name, adapter, module.eval().to(place), its, on, tap)
     holder = torch.nn.Module()
     for word, value in found.items():

@@ -93,6 +93,8 @@ class Memory:
                 f"cache of {name!r}: the random views of these images cannot be counted; keep what it says of each "
                 "epoch instead: cache: {by: epochs}"
             )
+        if getattr(datamodule, "two_views", False):
+            raise KdkitError(f"cache of {name!r}: data.two_views has two images for each row; leave one of both out")
         self.graph, self.name, self.datamodule, self.by, self.layout = graph, name, datamodule, words.by, layout
         self.samples = int(datamodule.num_samples)
         self.groups = int(datamodule.num_views) if words.by == "views" else math.ceil(graph.epochs)

@@ -5,7 +5,9 @@ import torch
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
+from kdkit import data
 from kdkit.data.views import CropFlip, Normalise, crop_flip
+from kdkit.registry import KdkitError
 
 IMAGES = torch.randint(0, 256, (64, 3, 32, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDEX = torch.arange(50_000)
@@ -65,3 +67,30 @@ def test_every_number_is_another_view():
     image = IMAGES[:1].expand(views.count, -1, -1, -1)
     made = views.numbered(image, torch.arange(views.count))
     assert len({view.numpy().tobytes() for view in made}) == views.count == 18
+
+
+def test_two_views_of_each_image_follow_from_seed_epoch_and_sample():
+    """The first is the one that there would be alone; evaluation has one image, as it is."""
+    one, two = (data.build("digits", subset=64, batch_size=32, two_views=two) for two in (False, True))
+    first, second, again = [], [], []
+    for epoch in (0, 1):
+        loaders = [its.train_dataloader() for its in (one, two, two)]
+        for loader in loaders:
+            loader.set_epoch(epoch)
+        for (x, y, i), (views, labels, ids), (more, *_) in zip(*loaders, strict=True):
+            assert torch.equal(views["view1"], x)
+            assert torch.equal(views["view2"], more["view2"])
+            assert torch.equal(labels, y)
+            assert torch.equal(ids, i)
+            first, second = [*first, views["view1"]], [*second, views["view2"]]
+            again.append((views["view1"] != views["view2"]).flatten(1).any(1).float().mean())
+    assert min(again) > 0.9
+    assert not torch.equal(torch.cat(second[:2]), torch.cat(second[2:]))
+    plain, with_two = next(iter(one.val_dataloader())), next(iter(two.val_dataloader()))
+    assert torch.equal(plain[0], with_two[0])
+
+
+@pytest.mark.parametrize("words", [{"augment": False}, {"padding": 0, "flip": False}])
+def test_two_views_that_would_be_one_are_refused(words):
+    with pytest.raises(KdkitError, match="two_views of an image would be the same one"):
+        data.build("digits", two_views=True, **words)

@@ -24,6 +24,7 @@ NAMES = [
     "dml_hetero_cifar100",
     "dml_elastic_cifar100",
     "dml_coordinated_cifar100",
+    "dml_views_cifar100",
     "sid_cifar100",
     "sid_isolated_cifar100",
     "sid_control_head_cifar100",
@@ -44,7 +45,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 33
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 34
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 

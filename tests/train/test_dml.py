@@ -15,7 +15,11 @@ from kdkit.graph.batch import Batch
 from kdkit.graph.factors import set_factor
 from kdkit.graph.graph import Graph
 from kdkit.graph.schedule import Schedule
+from kdkit.recipe import loads
 from kdkit.registry import KdkitError
+from kdkit.runs.check import check
+from kdkit.runs.evaluate import evaluate
+from kdkit.runs.fit import fit as run_recipe
 from tests.graph.test_graph import FACTS, batch, bound, run
 from tests.nets import net
 from tests.train.running import fit
@@ -189,3 +193,34 @@ def test_several_depths_and_several_inputs_are_words():
     made = kdkit.Distiller(nodes, edges, lr=0.05)
     fit(made, DataLoader(Views(), batch_size=8), epochs=1)
     assert len(made.graph.edges["at"].calls) == 4
+
+
+VIEWS = """\
+data: {name: digits, image_size: 8, subset: 64, batch_size: 32, two_views: true, val_split: 0.2}
+models: {a: {arch: resnet8, input: view1}, b: {arch: resnet8, input: view2}}
+losses: [ce, dml: {among: [a, b]}]
+optimizer: {name: sgd}
+lr: 0.05
+cohort: {health: {probe: 32}}
+trainer: {max_epochs: 1, accelerator: cpu}
+"""
+
+
+def test_a_recipe_of_two_views_trains_is_scored_and_evaluated(tmp_path):
+    result = run_recipe(loads(VIEWS), out=tmp_path / "run")
+    assert {"a", "b"} <= result.last.keys()
+    assert all({"a", "b"} == evaluate(tmp_path / "run", split=split).keys() for split in ("test", "train"))
+    assert len(check(loads(VIEWS)).edges) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("models.b.input=view3", "`input: view3`: a batch holds view1, view2"),
+        ("models.b.input=null", "holds several inputs; say which one each model reads"),
+        ("data.two_views=false", "`input: view1` names one of several, and a batch holds one; leave it out"),
+    ],
+)
+def test_views_that_do_not_fit_are_told_before_training(override, said):
+    with pytest.raises(KdkitError, match=said):
+        check(loads(VIEWS, overrides=[override]))
