@@ -57,9 +57,8 @@ sets of its own. The columns tell how many times kdkit's time each takes. A *cac
 others run theirs. In an epoch images are cropped and mirrored anew, for everybody by kdkit's loader, and RepDistiller
 draws its negatives for one image after the other, as its data set does.
 
-A profile of the CRD step finds the same convolutions, matrix products, gathers and optimiser kernels in kdkit as in the
-loop by hand, each as often; what kdkit adds are the hashes that views and checksums follow from. The bars of the step
-that are missed on this CPU are therefore missed by the nets and the loss themselves, and by the spread of the machine.
+The bars of the step that are missed on this CPU are missed by the loop by hand, too: with a live teacher it takes as
+long as kdkit, within the machine's spread.
 """
 DATA = """## Images
 
