@@ -224,3 +224,9 @@ def test_a_recipe_of_two_views_trains_is_scored_and_evaluated(tmp_path):
 def test_views_that_do_not_fit_are_told_before_training(override, said):
     with pytest.raises(KdkitError, match=said):
         check(loads(VIEWS, overrides=[override]))
+
+
+def test_two_views_are_not_cached(tmp_path):
+    words = ["models.teacher={arch: resnet8, weights: random, input: view1, cache: true}", "cohort=null"]
+    with pytest.raises(KdkitError, match=r"cache of 'teacher': data\.two_views has two images for each row"):
+        run_recipe(loads(VIEWS.replace("ce,", "ce, kd: {to: a},"), overrides=words), out=tmp_path / "run")
