@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +153,10 @@ def weights_files(run: Path) -> dict[str, Path]:
         KdkitError: nothing there, or no weights yet.
     """
     if run.is_file():
-        return {run.name.removesuffix(ENDING): run}
+        return {plain_word(run.stem): run}
     if not run.is_dir():
         raise KdkitError(f"{run}: no such run; give the folder that `kdkit fit` wrote, or a weights file")
-    files = {path.name.removesuffix(ENDING): path for path in sorted(run.glob(f"*{ENDING}"))}
+    files = {plain_word(path.stem): path for path in sorted(run.glob(f"*{ENDING}"))}
     if not files:
         unfinished = RunFolder(run).checkpoint.exists()
         raise KdkitError(
@@ -166,6 +168,12 @@ def weights_files(run: Path) -> dict[str, Path]:
             )
         )
     return files
+
+
+def plain_word(text: str) -> str:
+    """A file's name as a model's: `my-net 2` is `my_net_2`."""
+    word = re.sub(r"\W", "_", text)
+    return word if word.isidentifier() and not iskeyword(word) else f"net_{word}"
 
 
 def predictions(run: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -16,10 +16,11 @@ from kdkit.recipe import Recipe, load, packaged
 from kdkit.recipe.write import document
 from kdkit.registry import KdkitError
 from kdkit.runs.eval_recipe import eval_recipe
-from kdkit.runs.evaluate import weights_files
+from kdkit.runs.evaluate import plain_word, weights_files
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.papers import read_recipe
 from kdkit.runs.teacher import teacher_folder
-from kdkit.runs.told import read
+from kdkit.runs.told import BUILDING, read
 from kdkit.runs.trained import Trained, device, on_device, places, trained
 
 LIBRARIES = ("timm/", "torchvision/")
@@ -31,8 +32,8 @@ def subjects(
     """The models that words mean, and the data of the first one that says what it was trained on.
 
     Args:
-        words: runs' folders, weights files, packaged recipes that were run, or `timm/NAME`, `torchvision/NAME` with
-            their published weights.
+        words: runs' folders, weights files (another program's, too, where a run among them names it), packaged recipes
+            that were run, or `timm/NAME`, `torchvision/NAME` with their published weights.
         overrides: `key=value` words about the data.
         split: `test` or `train`.
 
@@ -43,7 +44,7 @@ def subjects(
         KdkitError: no such model, a run of several, nothing that says what the images are, other classes.
     """
     files = [None if word.startswith(LIBRARIES) else _file(word) for word in words]
-    told = [{} if file is None else read(file) for file in files]
+    told = [{} if file is None else read(file) or _of_a_run(file, files) for file in files]
     names = _names(words, files)
     given = any(word.split("=")[0] in ("data", "data.name", "data.root") for word in overrides)
     sources = [i for i, file in enumerate(files) if file is not None and (given or _says(file, told[i]))]
@@ -69,7 +70,7 @@ def _trained(
     data: DataModule | None = None,
 ) -> tuple[Recipe, DataModule, dict[str, Trained]]:
     assert file is not None
-    own = file.stem  # what its run calls it
+    own = plain_word(file.stem)  # what its run calls it
     recipe = eval_recipe({own: file}, {own: told}, overrides, split)
     data, found = trained(recipe, {own: file}, {own: told}, data)
     return recipe, data, {name: replace(found[own], name=name)}
@@ -90,6 +91,19 @@ def _file(word: str) -> Path:
     if len(files) > 1:
         raise KdkitError(f"{word} holds several models; name one: {', '.join(map(str, files))}")
     return files[0]
+
+
+def _of_a_run(file: Path, files: Sequence[Path | None]) -> dict[str, Any]:
+    """What a run beside it says of a file that says nothing of itself: a teacher's that kdkit did not write."""
+    for recipe in (RunFolder(other.parent).recipe for other in files if other is not None):
+        specs = read_recipe(recipe, "models").plain["models"].values() if recipe.is_file() else ()
+        for spec in specs:
+            place = Path(str(spec.get("weights") or ""))
+            if place.is_file() and place.samefile(file):
+                widths = [read(other).get("num_classes") for other in files if other and other.parent == recipe.parent]
+                words = {word: spec[word] for word in (*BUILDING, "mean", "std") if spec.get(word)}
+                return {**({"num_classes": widths[0]} if widths and widths[0] else {}), **words}
+    return {}
 
 
 def _says(file: Path, told: dict[str, Any]) -> bool:

@@ -240,3 +240,14 @@ def test_what_was_found_is_kept_by_what_was_looked_at(run, tmp_path):
     path.write_text("[]")
     with pytest.raises(KdkitError, match=r"eval\.json could not be written .*--out FILE"):
         write_evaluation(path, score(folder), "test", [])
+
+
+@pytest.mark.parametrize("name", ["my-net 2", "3rd", "class"])
+def test_a_weights_file_may_be_called_as_one_likes(tmp_path, name):
+    """It is a model's name here, which a recipe would want to be a plain word."""
+    told = {"num_classes": "10", "data": '{"name": "digits", "subset": 64}'}
+    models.save_weights(
+        models.build("resnet8", num_classes=10), tmp_path / f"{name}.safetensors", {"arch": "resnet8", **told}
+    )
+    (found,) = evaluate(tmp_path / f"{name}.safetensors", ["trainer.accelerator=cpu"]).values()
+    assert 0 <= found["top1"] <= 1

@@ -223,3 +223,22 @@ def test_a_packaged_recipe_is_called_by_its_name(tmp_path):
         "teacher_digits",
         "resnet18",
     ]
+
+
+def test_a_teacher_of_another_program_is_known_by_its_students_recipe(pair, tmp_path):
+    """A checkpoint says nothing of itself; the run that learned from it does."""
+    _, nets, _, _ = pair
+    torch.save(nets["t"].state_dict(), tmp_path / "their-teacher.pth")
+    (tmp_path / "run").mkdir()
+    student = save(nets["s"], tmp_path / "run" / "student.safetensors")
+    with pytest.raises(KdkitError, match="does not say what model it is of"):
+        compare(str(tmp_path / "their-teacher.pth"), [student], DATA, taps=["logits"])
+    teacher = {"arch": "resnet14", "weights": str(tmp_path / "their-teacher.pth"), "mean": MEAN, "std": STD}
+    words = {
+        "models": {"teacher": teacher, "student": {"arch": "resnet8"}},
+        "data": {"name": "digits", "image_size": 8},
+    }
+    (tmp_path / "run" / "recipe.yaml").write_text(json.dumps(words))
+    found = compare(str(tmp_path / "their-teacher.pth"), [str(tmp_path / "run")], DATA[1:], taps=["logits"]).numbers
+    t, labels = plain(nets["t"])
+    assert found["models"]["their-teacher"]["top1"] == pytest.approx((t.argmax(1) == labels).float().mean().item())
