@@ -29,5 +29,7 @@ for (const [width, scheme] of [[1200, "light"], [1200, "dark"], [390, "light"]])
     legend: document.querySelector(".u-legend").innerText,
   })));
 }
+await page.$eval("figure img", picture => picture.click());
+found.zoomed = await page.$eval("figure img", picture => picture.classList.contains("whole"));
 await browser.close();
 console.log(JSON.stringify(found));

@@ -39,6 +39,7 @@ def test_the_page_in_a_browser(browser, tmp_path, word):
     found = json.loads(told.stdout)
     assert found["complaints"] == []
     assert found["requests"] == []
+    assert found["zoomed"]
     for seen, width in zip(found["seen"], (1200, 1200, 390), strict=True):
         assert seen["wide"] == width
         assert seen["charts"] == 6
