@@ -131,6 +131,8 @@ class TrainerSpec(Words):
         pcgrad: take conflicts out of gradients on weights that several taught places share.
         on_nonfinite: what a loss or a gradient that is NaN or infinite does: `stop` the run, `skip` the step, or
             `rollback` to a snapshot of the epoch.
+        check_teachers: refuse frozen models of given weights that know no more than chance, or much less than their own
+            run says.
         place: the rank that trains each model; left out: every rank trains all of them.
         channels_last: memory format of images.
         compile: compile the step, and on a GPU record it as one CUDA graph; `auto`: the latter alone.
@@ -154,6 +156,7 @@ class TrainerSpec(Words):
     update: Literal["simultaneous", "sequential"] = "simultaneous"
     pcgrad: Flag = False
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    check_teachers: Flag = True
     place: dict[Word, Annotated[int, Field(strict=True, ge=0)]] | None = None
     channels_last: Flag = True
     compile: Flag | Literal["auto"] = False

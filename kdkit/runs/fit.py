@@ -31,6 +31,7 @@ from kdkit.runs.result import Result, figures, read_result, write_figures
 from kdkit.runs.resume import Standing, check_same, drop_damaged, resuming, standing
 from kdkit.runs.rows import MetricRows
 from kdkit.runs.teacher import trained_weights
+from kdkit.runs.teacher_check import TeacherCheck
 from kdkit.runs.told import metadata, note_classes
 from kdkit.runs.trainer import make_trainer, quiet, refusals
 from kdkit.train.diagnosis import Diagnosis
@@ -102,6 +103,8 @@ def _fit(
         make_way = _make_way(recipe, folder, distiller, resume=resume, overwrite=overwrite)
         beginning = Beginning(make_way, resumed=used is not None)
         trainer.callbacks.append(beginning)  # type: ignore[attr-defined]
+        if recipe.trainer.check_teachers and used is None:
+            trainer.callbacks.append(TeacherCheck(recipe, experiment.datamodule))  # type: ignore[attr-defined]
         with own_code(folder), resuming(folder), blaming(recipe), refusals(recipe), quiet():
             path = used.checkpoint if used else None
             trainer.fit(distiller, datamodule=experiment.datamodule, ckpt_path=path, weights_only=True)
@@ -156,7 +159,7 @@ def _within(weights: str | None, folder: RunFolder) -> bool:
 
 def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tuple[Distiller, pl.Trainer]:
     """The Lightning module and the Trainer of an experiment."""
-    options = dict(experiment.trainer)
+    options = {word: value for word, value in experiment.trainer.items() if word != "check_teachers"}
     distiller = Distiller(
         experiment.nodes,
         experiment.edges,

@@ -95,7 +95,7 @@ def test_what_was_interrupted_goes_on_exactly(monkeypatch, tmp_path):
 
 
 def test_a_teachers_recipe_is_trained_once_and_kept(tmp_path):
-    common = "protocol: digits_20\ndata: {subset: 64}\ntrainer: {max_epochs: %d}\n"
+    common = "protocol: digits_20\ndata: {subset: 64}\ntrainer: {max_epochs: %d, check_teachers: false}\n"
     wise, pupil = tmp_path / "wise.yaml", tmp_path / "pupil.yaml"
     wise.write_text(common % 2 + "models: {net: {arch: resnet8}}\nlosses: [ce]\n")
     models_ = "models: {teacher: {arch: resnet8, weights: wise}, student: {arch: resnet8}}\n"
