@@ -31,7 +31,12 @@ TESTS = {
         "tests/train/test_cohort_soak.py",
     ],
     "supply": ["tests/test_supply_chain.py"],
-    "numbers": ["tests/train/test_nonfinite.py", "tests/cli/test_nonfinite.py", "tests/runs/test_teacher_check.py"],
+    "numbers": [
+        "tests/train/test_nonfinite.py",
+        "tests/train/test_nonfinite_ranks.py",
+        "tests/cli/test_nonfinite.py",
+        "tests/runs/test_teacher_check.py",
+    ],
 }
 BEGIN, END = "<!-- figures: made by benchmarks/reliability.py -->\n", "<!-- /figures -->"
 
