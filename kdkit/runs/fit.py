@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -66,7 +67,9 @@ def fit(
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if first_rank():  # the others are started in the middle of the first one's fit
         check_free(folder, resume=resume, overwrite=overwrite)
-    return _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile, diagnose=diagnose)
+    found = _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile, diagnose=diagnose)
+    gc.collect()  # nets and images hang in circles with the Trainer, and the next run wants their memory
+    return found
 
 
 def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:

@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from kdkit.data.device_loader import DeviceLoader
 from kdkit.recipe import loads
 from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
@@ -114,21 +115,24 @@ def many_runs(folder, told):
         os.dup2(nowhere.fileno(), 1)
     text = FOLDER.replace("PHOTOS", str(folder / "photos"))
     kinds = [text.replace("CACHE", "false"), text.replace("CACHE", "{by: epochs}"), LONG]
-    words, found = ["trainer.max_epochs=2"], []
+    words, found, loaders = ["trainer.max_epochs=2"], [], []
     for turn in range(1 + (20 if NIGHTLY else 1)):
         for i, kind in enumerate(kinds):
             fit(loads(kind, name=f"kind{i}", overrides=words), out=folder / f"{turn}-{i}")
+            loaders.append(sum(isinstance(it, DeviceLoader) for it in gc.get_objects()))
         found.append(held())
-    torch.save(found, told)
+    torch.save({"held": found, "loaders": loaders}, told)
 
 
 def test_many_runs_leave_nothing_open(tmp_path):
     process = CONTEXT.Process(target=many_runs, args=(tmp_path, tmp_path / "told.pt"))
     process.start()
     assert finish(process) == 0
-    (files, threads, children), *others = torch.load(tmp_path / "told.pt")
+    told = torch.load(tmp_path / "told.pt")
+    (files, threads, children), *others = told["held"]
     more = others[-1][0] - files, others[-1][1] - threads, len(others[-1][2]) - len(children)
     left = f"{more[0]} files, {more[1]} threads and {more[2]} processes"
     print(f"\nfigure: {3 * len(others)} runs one after another leave {left} behind")
     assert max(more) <= 0, others[-1]
+    assert not any(told["loaders"]), "a run's images are there still"
     assert len(children) <= 1, children  # Python's own tracker of resources
