@@ -56,7 +56,7 @@ def write_figures(folder: RunFolder, found: Mapping[str, Any]) -> None:
     """Write result.json: the figures, their checksum, and that of metrics.csv."""
     sums = {folder.result.name: _sum(plain(found))}
     if folder.metrics.exists():
-        sums[folder.metrics.name] = crc32(folder.metrics.read_bytes())
+        sums[folder.metrics.name] = _sum_of_rows(folder)
     write_json(folder.result, {**found, "crc32": sums})
 
 
@@ -77,9 +77,14 @@ def check_metrics(folder: RunFolder) -> None:
     """Raise `KdkitError` where metrics.csv is not what the run, which is finished, wrote."""
     sums = read_json(folder.result).get("crc32") if folder.complete else None
     wanted = sums.get(folder.metrics.name) if isinstance(sums, dict) else None
-    if wanted is not None and folder.metrics.exists() and crc32(folder.metrics.read_bytes()) != wanted:
+    if wanted is not None and folder.metrics.exists() and _sum_of_rows(folder) != wanted:
         told = f"its checksum is not the one in {folder.result.name}"
         raise KdkitError(f"{folder.metrics} is damaged, or was edited: {told}; {folder.anew}")
+
+
+def _sum_of_rows(folder: RunFolder) -> str:
+    """Of metrics.csv, however its lines end: git and spreadsheets change that."""
+    return crc32(folder.metrics.read_bytes().replace(b"\r\n", b"\n"))
 
 
 def _sum(found: Any) -> str:

@@ -276,6 +276,7 @@ def test_other_verbs(words, tmp_path, monkeypatch):
     ("words", "told"),
     [
         (["fit"], "missing argument 'RECIPE'\nusage: "),
+        (["probe", "tv"], "missing option '--data'\nusage: "),
         (["fitt"], "no such command 'fitt'. Did you mean 'fit'?"),
         (["--foo"], "no such option: --foo"),
         (["eval", "x", "--splitt", "y"], "no such option: --splitt (Possible options: --split)"),
@@ -288,5 +289,6 @@ def test_a_command_line_that_cannot_be_read(words, told):
     """As all errors look; click's own are a `Usage:` and an `Error:` of two lines."""
     said = refused(*words)
     assert said.startswith(f"error: {told}")
+    assert "…." not in said
     assert "Error:" not in said
     assert "{" not in said

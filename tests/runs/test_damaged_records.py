@@ -71,6 +71,15 @@ def test_no_flipped_bit_of_a_figure_goes_unseen(finished, tmp_path, name):
     assert not said or "metrics.csv is damaged, or was edited: its checksum is not the one in result.json" in said
 
 
+def test_line_ends_are_no_figures(finished, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    rows, lines = gather(run.path).rows, run.metrics.read_bytes().splitlines()
+    for end in (b"\n", b"\r\n"):
+        run.metrics.write_bytes(end.join([*lines, b""]))
+        assert gather(run.path).rows == rows
+
+
 def test_rows(tmp_path):
     rows = shipped_rows()[:2]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
