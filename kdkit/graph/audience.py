@@ -92,9 +92,16 @@ class Audience:
             found.append(mine * sound(tensor) if self.watch else mine)
         return torch.stack(found)
 
-    def kept(self, value: Tensor) -> Tensor:
-        """A call's value; where models are watched, one that is not finite counts nothing and stops nobody."""
-        return torch.where(value.isfinite(), value, 0.0) if self.watch else value
+    def kept(self, value: Tensor, inputs: Tensor | None) -> Tensor:
+        """A call's value; where models are watched, one that is not finite is left out of the sum and stops nobody.
+
+        Its gradient is not, and makes its learner sick. Where the inputs are not finite themselves, nobody is sick, and
+        the value is NaN, for whoever watches the numbers of a step.
+        """
+        if not self.watch:
+            return value
+        value = torch.where(value.isfinite(), value, 0.0)
+        return value if inputs is None else torch.where(inputs, value, torch.nan)
 
     def _fine(self, outputs: Outputs) -> Tensor:
         """1 for each peer whose outputs are sound, 0 for the others."""

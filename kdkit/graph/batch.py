@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,20 @@ class Batch:
         if isinstance(batch, Tensor):
             return cls(batch)
         raise KdkitError(f"a batch must be x, (x, y) or (x, y, index), got {type(batch).__name__}")
+
+    def finite(self) -> Tensor | None:
+        """Whether all inputs are finite, as a flag on the device; `None` where they cannot be otherwise."""
+        found = [x.isfinite().all() for x in inputs(self.x) if x.is_floating_point()]
+        return torch.stack(found).all() if found else None
+
+
+def inputs(x: Any) -> Iterator[Tensor]:
+    """The tensors of a batch's x."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (Mapping, list, tuple)):
+        for part in x.values() if isinstance(x, Mapping) else x:
+            yield from inputs(part)
 
 
 @dataclass(frozen=True)

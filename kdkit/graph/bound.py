@@ -182,14 +182,15 @@ class BoundEdge(nn.Module):
         `loss_scale` is what the loss will be multiplied with before backward, so that `clip` means unscaled gradients.
         """
         total: Tensor | None = None
-        factors, idle = self.factors, NOBODY
+        factors, idle, finite = self.factors, NOBODY, None
         if self.audience is not None:
             factors, idle = self.audience(factors, outputs), self.audience.idle
+            finite = batch.finite() if self.audience.watch else None
         for i, call in enumerate(self.calls):
             if call.target in nodes and i not in idle and self.samples(call, outputs) >= self.edge.min_batch:
                 value = self.value(i, outputs, batch, progress, loss_scale, factors[i])
                 value = factored(value if call.share == 1.0 else value * call.share, factors[i])
-                value = value if self.audience is None else self.audience.kept(value)
+                value = value if self.audience is None else self.audience.kept(value, finite)
                 if self.parts is not None:
                     self.parts.append((call.links[0].target, value))
                 total = value if total is None else total + value

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric, SumMetric
 
 from kdkit.data.order import Loader
-from kdkit.graph.batch import Batch
+from kdkit.graph.batch import Batch, inputs
 from kdkit.graph.sound import sound
 from kdkit.metrics import KAR, MCI, NLL, Disagreement, PairwiseJS
 from kdkit.registry import KdkitError
@@ -21,10 +21,11 @@ from kdkit.registry import KdkitError
 def probe_batches(trainer: Any, size: int, seed: int) -> list[Any]:
     """The first `size` samples, on the CPU: of held-out images where the data module has some, else of training ones.
 
-    They are the same in every epoch, on every rank and after every resume; test data are never among them.
+    They are the same in every epoch, on every rank and after every resume; test data are never among them, nor are
+    images that are not finite.
 
     Raises:
-        KdkitError: the data have no labels.
+        KdkitError: the data have no labels, or no image that is finite.
     """
     module: Any = getattr(trainer, "datamodule", None)
     held_out = bool(getattr(module, "selects", False))
@@ -35,7 +36,17 @@ def probe_batches(trainer: Any, size: int, seed: int) -> list[Any]:
     labels = [Batch.of(batch).labels for batch in found]
     if not found or any(one is None or bool((one < 0).any()) for one in labels):
         raise KdkitError("cohort.health: the data must have labels, for a model is judged by its loss on them")
+    if not (found := [fine for batch in found if (fine := _finite(batch)) is not None]):
+        raise KdkitError(f"cohort.health: none of the first {size} images is finite, so no model can be judged by them")
     return found
+
+
+def _finite(batch: Any) -> Any:
+    """What of a batch is finite; `None` where nothing is."""
+    good = torch.ones(len(Batch.of(batch).labels), dtype=torch.bool)  # type: ignore[arg-type]
+    for x in inputs(Batch.of(batch).x):
+        good &= x.reshape(len(x), -1).isfinite().all(1).cpu()
+    return batch if bool(good.all()) else _cpu(batch, good) if bool(good.any()) else None
 
 
 def _read(loader: Any, size: int) -> Any:
@@ -47,7 +58,7 @@ def _read(loader: Any, size: int) -> Any:
     with _from_the_beginning(loader):
         for batch in loader:
             labels = Batch.of(batch).labels
-            yield _cpu(batch, size)
+            yield _cpu(batch, slice(size))
             if labels is None or (size := size - len(labels)) <= 0:
                 return
 
@@ -64,12 +75,12 @@ def _from_the_beginning(loader: Any) -> Iterator[None]:
         order.update(before)
 
 
-def _cpu(value: Any, size: int) -> Any:
+def _cpu(value: Any, rows: slice | Tensor) -> Any:
     if isinstance(value, Tensor):
-        return value[:size].cpu()
+        return value[rows].cpu()
     if isinstance(value, Mapping):
-        return {key: _cpu(part, size) for key, part in value.items()}
-    return type(value)(_cpu(part, size) for part in value) if isinstance(value, (list, tuple)) else value
+        return {key: _cpu(part, rows) for key, part in value.items()}
+    return type(value)(_cpu(part, rows) for part in value) if isinstance(value, (list, tuple)) else value
 
 
 class Probe:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdkit.graph.batch import Batch
+from kdkit.graph.batch import Batch, inputs
 from kdkit.storage import whole
 
 SHOWN = 12
@@ -19,8 +19,8 @@ SMALL = 64 * 2**20
 
 def samples(data: Batch) -> str:
     """Which samples a batch holds, and which of their images are not finite."""
-    wrong = sorted({row for x in _inputs(data.x) for row in _wrong_rows(x)})
-    size = next((len(x) for x in _inputs(data.x)), 0)
+    wrong = sorted({row for x in inputs(data.x) for row in _wrong_rows(x)})
+    size = next((len(x) for x in inputs(data.x)), 0)
     if data.index is None:
         told = f"a batch of {size} samples, whose ids the data do not tell"
         return f"{told}; its images {_listed(wrong)} are not finite" if wrong else told
@@ -32,7 +32,7 @@ def samples(data: Batch) -> str:
 
 def spoilt(data: Batch) -> bool:
     """Whether the images themselves are not finite."""
-    return any(_wrong_rows(x) for x in _inputs(data.x))
+    return any(_wrong_rows(x) for x in inputs(data.x))
 
 
 def save(path: Path, facts: Mapping[str, Any], data: Batch, models: Mapping[str, nn.Module]) -> str:
@@ -53,14 +53,6 @@ def save(path: Path, facts: Mapping[str, Any], data: Batch, models: Mapping[str,
     except (OSError, RuntimeError) as error:  # torch tells a full disk in its own words
         return f"the batch could not be saved to {path} ({' '.join(str(error).split())[:120]})"
     return f"the batch lies in {path}"
-
-
-def _inputs(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (Mapping, list, tuple)):
-        for part in x.values() if isinstance(x, Mapping) else x:
-            yield from _inputs(part)
 
 
 def _wrong_rows(x: Tensor) -> list[int]:

@@ -63,10 +63,10 @@ def kd(policy="stop", edges=("ce", "kd", CRD), **options):
     return kdkit.Distiller(nodes, list(edges), lr=0.05, on_nonfinite=policy, **options)
 
 
-def peers(policy="stop"):
+def peers(policy="stop", update="sequential"):
     nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
     edges = ["ce", kdkit.Edge("dml", among=["a", "b"])]
-    return kdkit.Distiller(nodes, edges, lr=0.05, on_nonfinite=policy, update="sequential")
+    return kdkit.Distiller(nodes, edges, lr=0.05, on_nonfinite=policy, update=update)
 
 
 def run(made, data, epochs=2, **options):
