@@ -33,6 +33,7 @@ TESTS = {
     "supply": ["tests/test_supply_chain.py"],
     "numbers": [
         "tests/train/test_nonfinite.py",
+        "tests/train/test_nonfinite_back.py",
         "tests/train/test_nonfinite_ranks.py",
         "tests/cli/test_nonfinite.py",
         "tests/runs/test_teacher_check.py",

@@ -25,7 +25,7 @@ def take_from(checkpoint: dict[str, Any], distiller: Distiller) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("graph.edges.")}
         return
-    held = checkpoint["kdkit"]
+    held, distiller.watch.resumed = checkpoint["kdkit"], distiller.trainer.state.fn == "fit"
     distiller.sums.load_state_dict(held["sums"], distiller.device)
     if distiller.scores and held["wanted"] is not None:
         distiller.scores.wanted = held["wanted"]

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 WORDS = ("stop", "skip", "rollback")
 IN_A_ROW, OF_AN_EPOCH = 20, 10
-"""A run stops at so many skipped steps in a row, and at more than this part of an epoch's (but one may always be)."""
+"""A run stops at so many skipped steps in a row, and at more than this part of an epoch's (of several, one may be)."""
 
 ROLLBACKS = 10
 SAVED, TOLD = 5, 5
@@ -56,6 +56,7 @@ class FiniteWatch:
     Attributes:
         folder: where batches are saved; `None`: nowhere.
         spoilt: whether an earlier batch of the same update is left out.
+        resumed: whether the run that begins next goes on from a checkpoint.
     """
 
     def __init__(self, policy: str = "stop") -> None:
@@ -63,22 +64,30 @@ class FiniteWatch:
             raise KdkitError(f"on_nonfinite must be one of {', '.join(WORDS)}, got {policy!r}")
         self.policy, self.late, self.spoilt = policy, False, False
         self.folder: Path | None = None
-        self.good: Tensor | None = None
         self.terms: Mapping[str, Tensor] = {}
-        self.skipped = self.row = self.went_back = self.all_back = self.saved = 0
-        self.last = -1
-        self.snapshots, self.norms = Snapshots(), GradientNorms()
-        self._coming = Arriving()
+        self.saved, self.resumed = 0, False
         self._distiller: Any = None
         self._data, self._step = None, 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remember nothing of a run before."""
+        self.good: Tensor | None = None
+        self.skipped = self.row = self.went_back = self.all_back = 0
+        self.last = -1
+        self.snapshots, self.norms = Snapshots(), GradientNorms()
 
     def begin(self, distiller: Any) -> None:
-        """Before training.
+        """Before training; what another run of the same Distiller came to is forgotten, unless this one goes on.
 
         Raises:
             KdkitError: what is asked for cannot be done here.
         """
         self._distiller, self._coming = distiller, Arriving()
+        if not self.resumed:
+            self._forget()
+            distiller.sums.clear()
+        self.resumed = False
         if self.policy != "stop" and distiller.place.apart:
             raise KdkitError(f"on_nonfinite: ranks with models of their own cannot {self.policy}; say stop")
         if self.policy == "skip" and asynchronous(distiller.device) and distiller.borrow.accumulate > 1:
@@ -90,6 +99,8 @@ class FiniteWatch:
         captured = distiller.captured is not None
         self.late = captured or asynchronous(distiller.device)
         self._data, self._step, self.terms, distiller.sums.good = data, step, {}, None
+        if not captured:
+            self.norms.last.clear()  # a step without an update has none
         if batch % distiller.borrow.accumulate == 0:
             self.spoilt = False
             if self.policy == "rollback":
@@ -108,8 +119,8 @@ class FiniteWatch:
                 self._go_back(str(why), step)
             distiller.optimizers().optimizer.zero_grad()
         else:
-            if self.late and self.terms:
-                if undo is not None and self.good is not None:
+            if self.late and self._all(self.terms):
+                if undo is not None and self.good is not None and self.terms:
                     undo.back_unless(self.good)
                 self._send(distiller, data, step)
 
@@ -140,7 +151,7 @@ class FiniteWatch:
     def judged(self, terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The terms of a whole step, once the device knows whether it counts: the sums ask it."""
         self.terms = terms
-        if self.late and self.policy == "skip" and terms:
+        if self.late and self.policy != "stop" and terms:
             good = self._good(terms)
             self.good = good if self.good is None else self.good.copy_(good)  # where every recording finds it
             self._distiller.sums.good = self.good
@@ -206,7 +217,8 @@ class FiniteWatch:
         found = self._all(self.terms)
         names, values = list(found), stacked(found)
         if self.policy != "stop" and ranks.speak():
-            names, values = [*names, ELSEWHERE], _with(values, self._good(self.terms))
+            good = self._good(self.terms) if self.good is None or not self.terms else self.good
+            names, values = [*names, ELSEWHERE], _with(values, good)
         self._coming.send(Seen(step, int(distiller.current_epoch), data, names, values))
         for seen in self._coming.due():
             self._arrived(seen)
@@ -242,7 +254,7 @@ class FiniteWatch:
         self.skipped, self.row = self.skipped + 1, self.row + 1 if step == self.last + 1 else 1
         self.last = step
         steps = int(self._distiller.trainer.num_training_batches)
-        if self.row >= IN_A_ROW or self.skipped > max(1, steps // OF_AN_EPOCH):
+        if self.row >= IN_A_ROW or self.skipped > max(int(steps > 1), steps // OF_AN_EPOCH):
             many = f"{self.skipped} of the {steps} steps of this epoch, {self.row} of them in a row"
             raise NonFiniteLossError(f"{told}; training has stopped, for {many}, were left out. {helps}")
         if self.skipped <= TOLD:
@@ -255,6 +267,8 @@ class FiniteWatch:
             raise NonFiniteLossError(f"{told}; training has stopped, for this happened {again}. {HELPS}")
         if (at := self.snapshots.back(self._distiller, step)) is None:
             raise NonFiniteLossError(f"{told}; training has stopped, for no good snapshot is left. {HELPS}")
+        self.norms.last.clear()
+        self.spoilt = True  # what has gathered of this update is gone
         self._distiller.optimizers().optimizer.zero_grad()
         log.warning("warning: %s; the step is left out, and all is again as before step %d", told, at)
 

@@ -55,8 +55,11 @@ class TermSums:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, Tensor]:
-        """Mean of each term since the last `clear`."""
-        return {name: self.sums[name] / (count - self.missed.get(name, 0)) for name, count in self.counts.items()}
+        """Mean of each term since the last `clear`; without those of which no step counted."""
+        missed = torch.stack(list(self.missed.values())).tolist() if self.missed else []
+        gone = dict(zip(self.missed, missed, strict=True))
+        counts = {name: count - gone.get(name, 0.0) for name, count in self.counts.items()}
+        return {name: self.sums[name] / count for name, count in counts.items() if count}
 
     def clear(self) -> None:
         """Begin anew."""

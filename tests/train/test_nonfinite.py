@@ -1,6 +1,6 @@
-"""Numbers that are not finite: told with their samples, saved, left out as if the step had not been, or gone back from.
+"""Numbers that are not finite: told with their samples, saved, and left out as if the step had not been.
 
-The oracle of `skip` and of `rollback` is the same run with steps that a callback leaves out by hand.
+The oracle of `skip` is the same run with steps that a callback leaves out by hand.
 """
 
 import copy
@@ -14,65 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdkit
-from kdkit.train import finite
-from kdkit.train.arriving import LAG, Arriving, Seen
 from kdkit.train.finite import FiniteWatch
-from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.meters import NonFiniteLossError, TermSums
 from tests.nets import Blobs, net
-from tests.train.running import fit, trainer
+from tests.train.nonfinite import Without, assert_same, kd, known, peers, run, spoilt  # noqa: F401  a fixture
+from tests.train.running import fit
 from tests.train.test_captured import recorded  # noqa: F401  a fixture
-
-CRD = kdkit.Edge("crd", num_negatives=8, embed_dim=8)
-
-
-def spoilt(*samples, n=64, batch_size=16, value=float("nan")):
-    """Batches in order; one pixel of some samples is not finite."""
-    data = Blobs(n=n)
-    for sample in samples:
-        data.x[sample, 0, 0, 0] = value
-    return DataLoader(data, batch_size=batch_size)
-
-
-class Without(pl.Callback):
-    """Leaves steps out by hand: their batches are not looked at."""
-
-    def __init__(self, *steps):
-        self.steps = set(steps)
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        step = trainer.current_epoch * trainer.num_training_batches + batch_idx
-        module.training_step = (lambda *_: None) if step in self.steps else type(module).training_step.__get__(module)
-
-
-def state(made):
-    held = {name: value.clone() for name, value in made.state_dict().items() if not name.endswith("progress")}
-    for name, optimizer in made.optimizers().optimizer.of.items():
-        for i, its in enumerate(optimizer.state.values()):
-            held |= {f"{name} {i} {k}": v.clone() for k, v in its.items() if isinstance(v, torch.Tensor)}
-    return held
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value.nan_to_num(7.0), other[name].nan_to_num(7.0)), name
-
-
-def kd(policy="stop", edges=("ce", "kd", CRD), **options):
-    nodes = {"teacher": kdkit.frozen(net(12, seed=1)), "student": net(8, seed=2), "slow": kdkit.ema("student", 0.5)}
-    return kdkit.Distiller(nodes, list(edges), lr=0.05, on_nonfinite=policy, **options)
-
-
-def peers(policy="stop", update="sequential"):
-    nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
-    edges = ["ce", kdkit.Edge("dml", among=["a", "b"])]
-    return kdkit.Distiller(nodes, edges, lr=0.05, on_nonfinite=policy, update=update)
-
-
-def run(made, data, epochs=2, **options):
-    done = fit(made, data, epochs=epochs, **options)
-    return state(made), done
-
 
 # -- stop --------------------------------------------------------------------------------------------------------------
 
@@ -133,16 +80,8 @@ def test_a_disk_that_is_full_hides_nothing(tmp_path):
 # -- skip --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["at once", "late"])
-def known(request, monkeypatch):
-    """When a number is known: on a CPU before the update; as on an accelerator, behind everything."""
-    if request.param == "late":
-        monkeypatch.setattr(finite, "asynchronous", lambda device: True)
-    return request.param
-
-
 @pytest.mark.parametrize("sample", [3, 53], ids=["first step", "last step"])
-def test_a_skipped_step_leaves_no_trace(known, sample, caplog):
+def test_a_skipped_step_leaves_no_trace(known, sample, caplog):  # noqa: F811
     """Weights, momentum, slow copy, CRD's banks and Z, BatchNorm, means of the terms."""
     with caplog.at_level(logging.WARNING, "kdkit"):
         skipped, one = run(kd("skip"), spoilt(sample))
@@ -153,7 +92,7 @@ def test_a_skipped_step_leaves_no_trace(known, sample, caplog):
     assert f"the images of {sample} are not finite; the step is left out" in caplog.text
 
 
-def test_adam_in_turns_undoes_who_has_moved_already(known):
+def test_adam_in_turns_undoes_who_has_moved_already(known):  # noqa: F811
     """What is wrong shows in the second turn alone."""
 
     class Late(nn.Module):
@@ -200,94 +139,17 @@ def test_a_loss_that_stays_infinite_ends_a_run_that_skips(caplog):
         fit(made, spoilt(*range(30, 64), n=400, batch_size=1, value=float("inf")))
 
 
-# -- rollback ----------------------------------------------------------------------------------------------------------
+def test_an_epoch_of_one_step_is_not_left_out():
+    with pytest.raises(NonFiniteLossError, match="for 1 of the 1 steps of this epoch, 1 of them in a row"):
+        fit(kd("skip", edges=["ce"]), spoilt(3, n=16))
 
 
-def test_going_back_is_the_run_without_the_steps_since_the_snapshot(known, caplog):
-    """The snapshot is of the beginning of the epoch; the data go on behind the batch."""
-    data = spoilt(37)
-    with caplog.at_level(logging.WARNING, "kdkit"):
-        back, one = run(kd("rollback"), data)
-    by_hand, _ = run(kd(), data, callbacks=[Without(0, 1, 2, 4, 5, 6)])
-    assert_same(back, by_hand)
-    assert one.callback_metrics["nonfinite/rollbacks"] == 1
-    assert "samples 32, 33" in caplog.text
-    assert "the step is left out, and all is again as before step 4" in caplog.text
-
-
-def test_going_back_twice_in_an_epoch_ends_the_run():
-    with pytest.raises(NonFiniteLossError, match=r"at step 2 .* this happened a second time in this epoch"):
-        fit(kd("rollback"), spoilt(20, 37))
-
-
-def test_a_step_that_is_known_to_be_bad_only_later_goes_back_before_it(monkeypatch):
-    """As on an accelerator: four more steps have run by then, whose numbers count for nothing any more."""
-
-    class Event:
-        def synchronize(self):
-            pass
-
-    def send(self, seen):
-        seen.event = Event()
-        self._coming.append(seen)
-
-    monkeypatch.setattr(finite, "asynchronous", lambda device: True)
-    monkeypatch.setattr(Arriving, "send", send)
-    data = spoilt(20, n=160)
-    back, _ = run(kd("rollback"), data, epochs=1)
-    by_hand, _ = run(kd(), data, epochs=1, callbacks=[Without(*range(2 + LAG))])
-    assert_same(back, by_hand)
-    with pytest.raises(NonFiniteLossError, match=r"at step 1 \(epoch 1\), which saw samples 16, 17"):
-        run(kd(), data, epochs=1)
-    made = kd()
-    with pytest.raises(NonFiniteLossError, match="at step 9"):  # seen at the end of the epoch at the latest
-        fit(made, spoilt(150, n=160), epochs=1)
-
-
-def test_numbers_are_looked_at_so_many_steps_later():
-    coming, event = Arriving(), type("Event", (), {"synchronize": lambda self: None})()
-    for step in range(LAG + 3):
-        coming._coming.append(Seen(step, 0, None, [], torch.zeros(0), event))
-    assert [seen.step for seen in coming.due()] == [0, 1, 2]
-    assert [seen.step for seen in coming.all()] == list(range(3, LAG + 3))
-
-
-# -- resume ------------------------------------------------------------------------------------------------------------
-
-
-class Spoil(pl.Callback):
-    """Spoils some samples wherever they are seen, and saves in the middle of the second epoch, behind them."""
-
-    def __init__(self, path, *samples):
-        self.path, self.samples = path, torch.tensor(samples)
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        batch[0][torch.isin(batch[2], self.samples)] = torch.nan
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.path and trainer.current_epoch == 1 and batch_idx == 15:
-            trainer.save_checkpoint(self.path)
-
-
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_a_resumed_run_remembers(tmp_path, policy):
-    def data():
-        return kdkit.data.build("digits", image_size=8, subset=200, batch_size=10, padding=1)
-
-    def made():
-        student = kdkit.models.build("resnet8", num_classes=10)
-        return kdkit.Distiller({"student": student}, ["ce"], lr=0.05, on_nonfinite=policy)
-
-    (loader := data().train_dataloader()).set_epoch(1)
-    sample = int(list(loader)[3][2][4])
-    path, student = tmp_path / "mid.ckpt", made()
-    one = fit(student, data(), epochs=2, callbacks=[Spoil(path, sample)])
-    assert student.watch.last == (23 if policy == "skip" else -1)
-    again, other = made(), trainer(epochs=2, callbacks=[Spoil(None, sample)])
-    other.fit(again, datamodule=data(), ckpt_path=path, weights_only=True)
-    assert_same(state(student), state(again))
-    assert one.callback_metrics == other.callback_metrics
-    assert one.callback_metrics["nonfinite/skipped" if policy == "skip" else "nonfinite/rollbacks"] == 1
+def test_a_term_that_no_step_counted_has_no_mean():
+    sums = TermSums()
+    for good in (False, True, False):
+        sums.good = torch.tensor(good)
+        sums.add({"ce": torch.tensor(2.0), **({} if good else {"kd": torch.tensor(float("nan"))})})
+    assert {name: float(value) for name, value in sums.means().items()} == {"ce": 2.0}
 
 
 # -- fp16 --------------------------------------------------------------------------------------------------------------

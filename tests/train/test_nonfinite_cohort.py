@@ -4,8 +4,8 @@ import pytest
 
 import kdkit
 from kdkit.train.meters import NonFiniteLossError
+from tests.train.nonfinite import Without, assert_same, known, peers, run, spoilt  # noqa: F401  a fixture
 from tests.train.running import fit
-from tests.train.test_nonfinite import Without, assert_same, known, peers, run, spoilt  # noqa: F401  a fixture
 
 
 def watched():

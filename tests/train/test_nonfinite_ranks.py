@@ -7,9 +7,9 @@ from torch.utils.data import DataLoader, Subset
 import kdkit
 from kdkit.train import finite
 from tests.nets import Blobs, net
+from tests.train.nonfinite import Without
 from tests.train.ranks import join
 from tests.train.running import trainer
-from tests.train.test_nonfinite import Without
 
 CASES = [("skip", False), ("skip", True), ("rollback", True)]
 
