@@ -107,6 +107,9 @@ class Adapter(nn.Module):
             return x
         if isinstance(x, Mapping) and self.input not in x:
             raise KdkitError(f"`input: {self.input}`: a batch holds {', '.join(map(str, x))}")
+        if isinstance(x, (list, tuple)) and self.input not in range(len(x)):
+            known = " or ".join(map(str, range(len(x))))
+            raise KdkitError(f"`input: {self.input}`: a batch holds {len(x)} inputs by number; say input: {known}")
         return x[self.input]
 
     def forward(self, x: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Undo:
@@ -23,6 +23,7 @@ class Undo:
         self.distiller, self.what = distiller, what
         self.tensors = list(self._changing())
         self.before = [tensor.detach().clone() for tensor in self.tensors]
+        self.places = {} if what == "copies" else _places(distiller.graph)
         self.known = self._states()
 
     def _changing(self) -> Iterator[Tensor]:
@@ -47,7 +48,13 @@ class Undo:
 
     @torch.no_grad()
     def back(self) -> None:
-        """Put everything back."""
+        """Put everything back, a buffer that was assigned anew or is new too."""
+        now = _places(self.distiller.graph) if self.places else {}
+        for module, name in now.keys() - self.places.keys():
+            delattr(module, name)
+        for place, held in self.places.items():
+            if now.get(place) is not held:
+                setattr(*place, held)
         for tensor, value in zip(self.tensors, self.before, strict=True):
             tensor.copy_(value)
         if self.what == "all":
@@ -59,11 +66,25 @@ class Undo:
     def back_unless(self, good: Tensor) -> None:
         """Put everything back where `good`, which the device knows, is false; nobody waits for it.
 
-        Only a step that makes an optimiser's first state is waited for.
+        Only a step that makes an optimiser's first state, or a buffer of another shape, is waited for.
         """
-        if self.what == "all" and self._states() != self.known:
+        now = _places(self.distiller.graph) if self.places else {}
+        anew = [(place, tensor) for place, tensor in now.items() if tensor is not self.places.get(place)]
+        alike = all(_look(tensor) == _look(self.places.get(place)) for place, tensor in anew)
+        if (self.what == "all" and self._states() != self.known) or not alike:
             if not bool(good):
                 self.back()
             return
         for tensor, value in zip(self.tensors, self.before, strict=True):
             tensor.copy_(torch.where(good, tensor, value))
+        for place, now_there in anew:
+            setattr(*place, torch.where(good, now_there, self.places[place]))  # type: ignore[arg-type]
+
+
+def _places(graph: nn.Module) -> dict[tuple[nn.Module, str], Tensor | None]:
+    """Every buffer by where it hangs: a forward pass may put another tensor there."""
+    return {(part, name): held for part in graph.modules() for name, held in part._buffers.items()}
+
+
+def _look(tensor: Tensor | None) -> Any:
+    return tensor if tensor is None else (tensor.shape, tensor.dtype, tensor.device)

@@ -272,3 +272,9 @@ def test_each_teacher_of_a_crd_edge_gets_its_own_banks():
 
 def tapped(model, x):
     return Taps(model, ["embedding"], x)(x)["embedding"]
+
+
+def test_an_input_by_name_where_a_batch_has_them_by_number_is_told():
+    x = batch().x
+    with pytest.raises(KdkitError, match="`input: view1`: a batch holds 2 inputs by number; say input: 0 or 1"):
+        Graph({"a": Node(net(), input="view1")}, [Edge("ce")], 0).bind(Batch([x, x], batch().labels), FACTS, 1)
