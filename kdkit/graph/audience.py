@@ -33,12 +33,16 @@ class Audience:
 
     Attributes:
         idle: calls that are not made.
+        lost: how many values were not finite though all that was said and all inputs are; on the device.
+        told: whether somebody was told of them.
     """
 
     def __init__(
         self, edge: BoundEdge, presence: Tensor, peers: tuple[str, ...], of: Mapping[str, str], *, watch: bool
     ) -> None:
         self.idle: frozenset[int] = frozenset()
+        self.told = False
+        self.lost = torch.zeros((), device=presence.device)
         self.presence, self.watch, self.ensemble = presence, watch, edge.edge.ensemble is not None
         nodes = [[end.node for link in call.links for end in link.sources] for call in edge.calls]
         self.teachers = [frozenset(of[node] for node in several if node in of) for several in nodes]
@@ -100,7 +104,9 @@ class Audience:
         """
         if not self.watch:
             return value
-        value = torch.where(value.isfinite(), value, 0.0)
+        wrong = ~value.isfinite()
+        self.lost.add_(wrong if inputs is None else wrong & inputs)
+        value = torch.where(wrong, 0.0, value)
         return value if inputs is None else torch.where(inputs, value, torch.nan)
 
     def _fine(self, outputs: Outputs) -> Tensor:

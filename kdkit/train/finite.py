@@ -17,6 +17,7 @@ from kdkit.registry import KdkitError
 from kdkit.train import repro
 from kdkit.train.arriving import Arriving, Seen, asynchronous, stacked
 from kdkit.train.late import seen as made
+from kdkit.train.lost import lost
 from kdkit.train.meters import NonFiniteLossError
 from kdkit.train.norms import GradientNorms, scale_of
 from kdkit.train.optim import NodeOptimizers
@@ -177,7 +178,7 @@ class FiniteWatch:
         counts = {"skip": {"nonfinite/skipped": self.skipped}, "rollback": {"nonfinite/rollbacks": self.went_back}}
         self.skipped = self.went_back = 0
         mine = {name: float(value) for name, value in counts.get(self.policy, {}).items()}
-        return {**mine, **self.norms.end(self._distiller)}
+        return {**mine, **self.norms.end(self._distiller), **lost(self._distiller)}
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered from step to step."""
