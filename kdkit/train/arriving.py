@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 LAG = 4
@@ -73,3 +74,14 @@ def stacked(terms: Mapping[str, Tensor]) -> Tensor:
     wide = any(value.dtype == torch.float64 for value in values)
     kind = torch.float64 if wide else torch.float32
     return torch.stack([value.to(kind) for value in values]) if values else torch.zeros(0)
+
+
+def shared(good: Tensor) -> Tensor:
+    """Whether it is good on every rank."""
+    dist.all_reduce(all_of_them := good.float(), dist.ReduceOp.MIN)
+    return all_of_them.bool()
+
+
+def along(values: Tensor, good: Tensor) -> Tensor:
+    """One number more, which is not finite where something is not good."""
+    return torch.cat([values, (1 / good.to(values.dtype)).view(1)])

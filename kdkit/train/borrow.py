@@ -29,6 +29,11 @@ class Borrow(pl.Callback):
             self.clip_value, self.clip_algorithm, self.accumulate = self._taken.values()
             trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
 
+    @property
+    def by_value(self) -> bool:
+        """Whether gradients are clipped one by one, which makes infinite ones finite."""
+        return bool(self.clip_value) and self.clip_algorithm == "value"
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give them back, wake what rested in a stage, and leave the loader as it was."""
         if isinstance(graph := getattr(pl_module, "graph", None), Graph):

@@ -272,7 +272,7 @@ class Distiller(Evaluation):
     def clip(self, raw: NodeOptimizers) -> None:
         """Clip the gradients of the active nodes."""
         if self.borrow.clip_value:
-            raw.clip(self.borrow.clip_value, by_value=str(self.borrow.clip_algorithm).endswith("value"))
+            raw.clip(self.borrow.clip_value, by_value=self.borrow.by_value)
 
     def _refresh(self, name: str, data: Batch, outputs: dict[Any, Tensor]) -> None:
         """An updated peer predicts again for those after it; its running statistics saw this batch already."""

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kdkit import ranks
 from kdkit.registry import KdkitError
 from kdkit.train import repro
-from kdkit.train.arriving import Arriving, Seen, asynchronous, stacked
+from kdkit.train.arriving import Arriving, Seen, along, asynchronous, shared, stacked
 from kdkit.train.late import seen as made
 from kdkit.train.lost import lost
 from kdkit.train.meters import NonFiniteLossError
-from kdkit.train.norms import GradientNorms, scale_of
+from kdkit.train.norms import GradientNorms, helps, scale_of
 from kdkit.train.optim import NodeOptimizers
 from kdkit.train.rollback import Snapshots
 from kdkit.train.undo import Undo
@@ -35,7 +34,6 @@ SAVED, TOLD = 5, 5
 """Batches that a process saves, and steps of an epoch that it tells."""
 
 ELSEWHERE = "something on another rank"
-HELPS = "A lower learning rate, a warm-up or trainer.gradient_clip_val usually helps"
 MEND = "Mend these images, or leave such batches out with trainer.on_nonfinite=skip"
 
 
@@ -67,6 +65,7 @@ class FiniteWatch:
         self.folder: Path | None = None
         self.terms: Mapping[str, Tensor] = {}
         self.saved, self.resumed = 0, False
+        self._undo: Undo | None = None
         self._distiller: Any = None
         self._data, self._step = None, 0
         self._forget()
@@ -106,10 +105,10 @@ class FiniteWatch:
             self.spoilt = False
             if self.policy == "rollback":
                 self.snapshots.keep(distiller, step, batch)
-        undo = None
+        self._undo = undo = None
         if self.policy == "skip":
             everything = self.late or distiller.update == "sequential"
-            undo = Undo(distiller, "copies" if captured else "all" if everything else "forward")
+            self._undo = undo = Undo(distiller, "copies" if captured else "all" if everything else "forward")
         try:
             yield
         except _LeftOut as why:
@@ -124,6 +123,7 @@ class FiniteWatch:
                 if undo is not None and self.good is not None and self.terms:
                     undo.back_unless(self.good)
                 self._send(distiller, data, step)
+        self._undo = None
 
     def look(self, terms: Mapping[str, Tensor], step: int) -> None:
         """Look at the terms of a step, or of one turn of it, before the update, where that costs nothing.
@@ -137,7 +137,7 @@ class FiniteWatch:
         """Likewise at the active nodes' gradients, unless fp16's scaler or a cohort's health rule sees to them."""
         found = self.norms.add(optimizers, scale_of(self._distiller))
         if not self._by_others():
-            self._look({f"gradient of {name}": value for name, value in found.items()}, self._step)
+            self._look(self._lengths(found), self._step)
 
     def _look(self, found: Mapping[str, Tensor], step: int) -> None:
         agreed = self.policy != "stop" and ranks.speak()
@@ -145,7 +145,7 @@ class FiniteWatch:
             return
         names, values = list(found), stacked(found)
         if agreed:
-            names, values = [*names, ELSEWHERE], _with(values, _shared(values.isfinite().all()))
+            names, values = [*names, ELSEWHERE], along(values, shared(values.isfinite().all()))
         if why := self._judge(Seen(step, int(self._distiller.current_epoch), self._data, names, values)):
             raise _LeftOut(why)
 
@@ -201,8 +201,14 @@ class FiniteWatch:
         found = {f"loss {name}": value for name, value in terms.items()}
         if not self._by_others():
             last, learning = self.norms.last, self._distiller.graph.now.updates
-            found |= {f"gradient of {name}": last[name] for name in learning if name in last}
+            found |= self._lengths({name: last[name] for name in learning if name in last})
         return found
+
+    def _lengths(self, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Norms that are looked at; what clipping by value makes finite counts as finite."""
+        by_value = self._distiller.borrow.by_value
+        fine = {name: norm.nan_to_num(torch.nan) if by_value else norm for name, norm in norms.items()}
+        return {f"gradient of {name}": norm for name, norm in fine.items()}
 
     def _by_others(self) -> bool:
         """Whether fp16's scaler, or a cohort's health rule, sees to gradients that are not finite."""
@@ -211,7 +217,7 @@ class FiniteWatch:
 
     def _good(self, terms: Mapping[str, Tensor]) -> Tensor:
         good = stacked(self._all(terms)).isfinite().all()
-        return _shared(good) if ranks.speak() else good
+        return shared(good) if ranks.speak() else good
 
     def _send(self, distiller: Any, data: Any, step: int) -> None:
         """Copy a step's numbers to the host in the background; look at those that were sent some steps ago."""
@@ -219,7 +225,7 @@ class FiniteWatch:
         names, values = list(found), stacked(found)
         if self.policy != "stop" and ranks.speak():
             good = self._good(self.terms) if self.good is None or not self.terms else self.good
-            names, values = [*names, ELSEWHERE], _with(values, good)
+            names, values = [*names, ELSEWHERE], along(values, good)
         self._coming.send(Seen(step, int(distiller.current_epoch), data, names, values))
         for seen in self._coming.due():
             self._arrived(seen)
@@ -244,30 +250,30 @@ class FiniteWatch:
         what = f"the {', '.join(bad)}" if bad else ELSEWHERE
         told = f"{what} is not finite at step {seen.step} (epoch {seen.epoch + 1}), which saw "
         told += f"{repro.samples(seen.data)}{self._save(seen)}"
-        helps = MEND if repro.spoilt(seen.data) else HELPS
+        mend = MEND if repro.spoilt(seen.data) else helps(self._distiller)
         if self.policy == "stop":
-            raise NonFiniteLossError(f"{told}; training has stopped before any checkpoint of it. {helps}")
+            raise NonFiniteLossError(f"{told}; training has stopped before any checkpoint of it. {mend}")
         if self.policy == "skip":
-            self._count(seen.step, told, helps)
+            self._count(seen.step, told, mend)
         return told
 
-    def _count(self, step: int, told: str, helps: str) -> None:
+    def _count(self, step: int, told: str, mend: str) -> None:
         self.skipped, self.row = self.skipped + 1, self.row + 1 if step == self.last + 1 else 1
         self.last = step
         steps = int(self._distiller.trainer.num_training_batches)
         if self.row >= IN_A_ROW or self.skipped > max(int(steps > 1), steps // OF_AN_EPOCH):
             many = f"{self.skipped} of the {steps} steps of this epoch, {self.row} of them in a row"
-            raise NonFiniteLossError(f"{told}; training has stopped, for {many}, were left out. {helps}")
+            raise NonFiniteLossError(f"{told}; training has stopped, for {many}, were left out. {mend}")
         if self.skipped <= TOLD:
             log.warning("warning: %s; the step is left out", told)
 
     def _go_back(self, told: str, step: int) -> None:
-        self.went_back, self.all_back = self.went_back + 1, self.all_back + 1
+        self.went_back, self.all_back, mend = self.went_back + 1, self.all_back + 1, helps(self._distiller)
         if self.went_back > 1 or self.all_back > ROLLBACKS:
             again = "a second time in this epoch" if self.went_back > 1 else f"more than {ROLLBACKS} times in all"
-            raise NonFiniteLossError(f"{told}; training has stopped, for this happened {again}. {HELPS}")
+            raise NonFiniteLossError(f"{told}; training has stopped, for this happened {again}. {mend}")
         if (at := self.snapshots.back(self._distiller, step)) is None:
-            raise NonFiniteLossError(f"{told}; training has stopped, for no good snapshot is left. {HELPS}")
+            raise NonFiniteLossError(f"{told}; training has stopped, for no good snapshot is left. {mend}")
         self.norms.last.clear()
         self.spoilt = True  # what has gathered of this update is gone
         self._distiller.optimizers().optimizer.zero_grad()
@@ -279,18 +285,11 @@ class FiniteWatch:
         self.saved += 1
         graph = self._distiller.graph
         models = {} if self.late else {name: graph.model(name) for name in graph.trained}
+        if models and self._undo is not None:
+            self._undo.back()
+        in_turns = self._undo is None and self._distiller.update == "sequential"
         values = dict(zip(seen.names, map(float, seen.values), strict=True))
         rank = f"-rank{self._distiller.global_rank}" if self._distiller.global_rank else ""
         path = self.folder / f"step-{seen.step:06}{rank}.pt"
-        return f"; {repro.save(path, {'step': seen.step, 'epoch': seen.epoch, 'values': values}, seen.data, models)}"
-
-
-def _shared(good: Tensor) -> Tensor:
-    """Whether it is good on every rank."""
-    dist.all_reduce(all_of_them := good.float(), dist.ReduceOp.MIN)
-    return all_of_them.bool()
-
-
-def _with(values: Tensor, good: Tensor) -> Tensor:
-    """One number more, which is not finite where something is not good."""
-    return torch.cat([values, (1 / good.to(values.dtype)).view(1)])
+        facts = {"step": seen.step, "epoch": seen.epoch, "values": values}
+        return f"; {repro.save(path, facts, seen.data, models, in_turns=in_turns)}"

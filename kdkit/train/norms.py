@@ -28,6 +28,12 @@ def scale_of(distiller: Any) -> Tensor | float:
     return 1.0 if found is None else found
 
 
+def helps(distiller: Any) -> str:
+    """What usually helps against gradients that are too long, and is not done yet."""
+    clip = "" if distiller.borrow.clip_value else " or trainer.gradient_clip_val"
+    return f"A lower learning rate{',' if clip else ' or'} a warm-up{clip} usually helps"
+
+
 class GradientNorms:
     """‖∂loss/∂θ‖ of every trained node, with the heads that learn beside it, over all ranks and before clipping.
 
@@ -73,12 +79,12 @@ class GradientNorms:
         for name, (total, count, largest) in zip(names, whole.tolist(), strict=True):
             if count:
                 found |= {f"gradient/{name}/mean": total / count, f"gradient/{name}/max": largest}
-                found |= self._spike(name, largest, distiller.current_epoch + 1)
+                found |= self._spike(name, largest, distiller)
         for stats in self.stats.values():
             stats.zero_()
         return found
 
-    def _spike(self, name: str, largest: float, epoch: int) -> dict[str, float]:
+    def _spike(self, name: str, largest: float, distiller: Any) -> dict[str, float]:
         former = self.former.setdefault(name, [])
         usual = median(former) if former else 0.0
         former.append(largest)
@@ -87,9 +93,8 @@ class GradientNorms:
             return {}
         if (times := largest / usual) > SPIKE:
             log.warning(
-                "warning: epoch %d: a gradient of %s had the norm %.3g, %.0f times the usual largest (%.3g); a lower "
-                "learning rate, a warm-up or trainer.gradient_clip_val usually helps",
-                *(epoch, name, largest, times, usual),
+                "warning: epoch %d: a gradient of %s had the norm %.3g, %.0f times the usual largest (%.3g). %s",
+                *(distiller.current_epoch + 1, name, largest, times, usual, helps(distiller)),
             )
         return {f"gradient/{name}/spike": times}
 

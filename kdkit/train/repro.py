@@ -35,14 +35,17 @@ def spoilt(data: Batch) -> bool:
     return any(_wrong_rows(x) for x in inputs(data.x))
 
 
-def save(path: Path, facts: Mapping[str, Any], data: Batch, models: Mapping[str, nn.Module]) -> str:
+def save(
+    path: Path, facts: Mapping[str, Any], data: Batch, models: Mapping[str, nn.Module], *, in_turns: bool = False
+) -> str:
     """Write a batch for `torch.load(path, weights_only=True)`; what is said of it.
 
     Args:
         path: of the file.
         facts: step, epoch, values of the terms.
         data: the batch.
-        models: those whose weights are as they were before the step.
+        models: those whose weights are saved with it.
+        in_turns: whether models whose turn came before the one that is not finite have moved already.
     """
     size = sum(value.nbytes for model in models.values() for value in model.state_dict().values())
     content = {**facts, "x": data.x, "labels": data.labels, "index": data.index}
@@ -52,7 +55,8 @@ def save(path: Path, facts: Mapping[str, Any], data: Batch, models: Mapping[str,
             torch.save(_on_cpu(content), file)
     except (OSError, RuntimeError) as error:  # torch tells a full disk in its own words
         return f"the batch could not be saved to {path} ({' '.join(str(error).split())[:120]})"
-    return f"the batch lies in {path}"
+    but = ", with models whose turn came before as they are after it" if in_turns and content["models"] else ""
+    return f"the batch lies in {path}{but}"
 
 
 def _wrong_rows(x: Tensor) -> list[int]:

@@ -61,6 +61,37 @@ def test_a_gradient_that_is_not_finite_is_told_before_it_moves_anything():
     assert all(p.isfinite().all() for p in made.student.parameters())
 
 
+class Endless(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, gradient):
+        ctx.shape, ctx.gradient = logits.shape, gradient
+        return logits.mean() * 0
+
+    @staticmethod
+    def backward(ctx, _):
+        return torch.full(ctx.shape, ctx.gradient), None
+
+
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
+def test_clipping_by_value_makes_infinite_gradients_finite(gradient, known):  # noqa: F811
+    class Loss(nn.Module):
+        def forward(self, student):
+            return Endless.apply(student, gradient)
+
+    student = nn.Sequential(nn.Flatten(), nn.Softplus(), nn.Linear(192, 5))
+    made = kdkit.Distiller({"student": student}, ["ce", kdkit.Edge(Loss(), name="endless")], lr=0.01)
+    clip = {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}
+    if gradient == float("inf"):
+        fit(made, spoilt(), epochs=1, **clip)
+        assert all(p.isfinite().all() for p in student.parameters())
+        made = kdkit.Distiller({"student": student}, ["ce", kdkit.Edge(Loss(), name="endless")], lr=0.01)
+        clip = {"gradient_clip_val": 0.1}
+    with pytest.raises(
+        NonFiniteLossError, match=r"gradient of student is .* A lower learning rate or a warm-up usually"
+    ):
+        fit(made, spoilt(), epochs=1, **clip)
+
+
 def test_without_ids_the_place_in_the_batch_is_told():
     made = kdkit.Distiller({"student": net(8)}, ["ce"])
     data = Blobs(indexed=False)
@@ -80,6 +111,42 @@ def test_a_disk_that_is_full_hides_nothing(tmp_path):
 # -- skip --------------------------------------------------------------------------------------------------------------
 
 
+class Late(nn.Module):
+    def forward(self, student, index):
+        return student.mean() * torch.where((index == 20).any(), torch.nan, 1.0)
+
+
+def in_turns(policy):
+    """What is wrong shows in the second turn alone."""
+    nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
+    edges = ["ce", kdkit.Edge("dml", among=["a", "b"]), kdkit.Edge(Late, name="late", target="b")]
+    return kdkit.Distiller(nodes, edges, optimizer={"name": "adamw"}, lr=0.01, on_nonfinite=policy, update="sequential")
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_what_is_saved_is_from_before_the_step(policy, tmp_path):
+    """With `skip`; otherwise who had its turn has moved, which is told, and the running statistics saw the batch."""
+
+    class Before(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == 1:
+                self.held = {name: copy.deepcopy(getattr(module, name).state_dict()) for name in "ab"}
+
+    made, before = in_turns(policy), Before()
+    made.watch.folder = tmp_path
+    if policy == "skip":
+        fit(made, spoilt(), epochs=1, callbacks=[before])
+    else:
+        with pytest.raises(NonFiniteLossError, match="pt, with models whose turn came before as they are after it;"):
+            fit(made, spoilt(), epochs=1, callbacks=[before])
+    saved = torch.load(tmp_path / "step-000001.pt", weights_only=True)["models"]
+    assert all(torch.equal(saved["b"][key], value) for key, value in before.held["b"].items() if "conv" in key)
+    moved = [
+        key for name in "ab" for key, value in before.held[name].items() if not torch.equal(saved[name][key], value)
+    ]
+    assert bool(moved) == (policy == "stop")
+
+
 @pytest.mark.parametrize("sample", [3, 53], ids=["first step", "last step"])
 def test_a_skipped_step_leaves_no_trace(known, sample, caplog):  # noqa: F811
     """Weights, momentum, slow copy, CRD's banks and Z, BatchNorm, means of the terms."""
@@ -95,19 +162,8 @@ def test_a_skipped_step_leaves_no_trace(known, sample, caplog):  # noqa: F811
 def test_adam_in_turns_undoes_who_has_moved_already(known):  # noqa: F811
     """What is wrong shows in the second turn alone."""
 
-    class Late(nn.Module):
-        def forward(self, student, index):
-            return student.mean() * torch.where((index == 20).any(), torch.nan, 1.0)
-
-    def made(policy):
-        nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
-        edges = ["ce", kdkit.Edge("dml", among=["a", "b"]), kdkit.Edge(Late, name="late", target="b")]
-        return kdkit.Distiller(
-            nodes, edges, optimizer={"name": "adamw"}, lr=0.01, on_nonfinite=policy, update="sequential"
-        )
-
-    skipped, _ = run(made("skip"), spoilt())
-    assert_same(skipped, run(made("stop"), spoilt(), callbacks=[Without(1, 5)])[0])
+    skipped, _ = run(in_turns("skip"), spoilt())
+    assert_same(skipped, run(in_turns("stop"), spoilt(), callbacks=[Without(1, 5)])[0])
 
 
 def test_accumulated_gradients_are_dropped_with_the_batch_that_spoils_them():

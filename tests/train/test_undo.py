@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kdkit
-from tests.train.test_nonfinite import Without, assert_same, kd, known, run, spoilt  # noqa: F401  a fixture
+from tests.train.nonfinite import Without, assert_same, kd, known, run, spoilt  # noqa: F401  a fixture
 
 
 class Centre(nn.Module):
