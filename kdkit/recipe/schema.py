@@ -16,6 +16,7 @@ from kdkit.recipe.words import Ends, Flag, Number, NumberOrSchedule, Options, Po
 
 Kind = Literal["trained", "frozen", "ema"]
 Share = Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, gt=0, le=1)]
+Place = Annotated[int, Field(strict=True, ge=0)]
 RECIPE_ENDINGS = (".yaml", ".yml")
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
@@ -81,7 +82,7 @@ class ModelSpec(Words):
     mean: list[Number] | None = None
     std: list[Number] | None = None
     image_size: Positive | None = None
-    input: Word | None = None
+    input: Word | Place | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSpec:

@@ -97,3 +97,10 @@ def test_of_a_net_of_ones_own_with_the_line_of_its_file(tmp_path):
     assert "unexpected keyword argument 'deep'; it takes: num_classes, depth=2" in refused(
         "my_net.py:Net", "{deep: 4}", tmp_path
     )
+
+
+def test_an_input_is_a_name_or_a_number():
+    text = RECIPE.replace("    options: OPTIONS\n", "    input: WHICH\n").replace("ARCH", "resnet8")
+    assert [loads(text.replace("WHICH", word)).models["student"].input for word in ("1", "view1")] == [1, "view1"]
+    with pytest.raises(RecipeError, match=r"models\.student\.input: must be text or at least 0, got -1"):
+        loads(text.replace("WHICH", "-1"))
