@@ -65,6 +65,8 @@ def run(heading: str) -> dict[str, object]:
     done = subprocess.run(
         words, cwd=ROOT, env={**os.environ, "KDKIT_NIGHTLY": "1"}, stdout=subprocess.PIPE, text=True, check=False
     )
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
     found = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("figure: ")]
     summary = re.search(r"^.*\b(?:passed|failed)\b.* in ", done.stdout, re.MULTILINE)
     tests = summary[0].strip("= ").removesuffix(" in") if summary else "no test ran"

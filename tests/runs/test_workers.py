@@ -1,6 +1,5 @@
 """Processes that decode images: one that dies is reported, and the run goes on from what it had."""
 
-import multiprocessing
 import os
 import signal
 
@@ -40,10 +39,9 @@ def killed(monkeypatch):
 
         def training_step(self, data, batch_idx):
             if (self.current_epoch, batch_idx) == (epoch, batch):
-                workers = multiprocessing.active_children()
-                assert workers
-                os.kill(workers[0].pid, signal.SIGKILL)
-                workers[0].join()
+                worker = self.trainer.train_dataloader._loader._iterator._workers[0]
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.join()
             step(self, data, batch_idx)
 
         monkeypatch.setattr(Distiller, "training_step", training_step)
