@@ -248,6 +248,7 @@ class Graph(nn.Module):
         for edge in self.now.edges:
             if (value := edge(nodes, outputs, batch, self.progress, self.loss_scale)) is not None:
                 found[edge.name] = value
+        checks.check_terms(found)
         return found
 
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:

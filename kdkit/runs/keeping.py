@@ -34,7 +34,7 @@ class TwoKept(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises `KdkitError` where it cannot be written."""
-        last = Path(path) == self.folder.checkpoint
+        last = Path(path).resolve() == self.folder.checkpoint.resolve()  # Lightning resolves one, and not the other
         try:
             with whole(Path(path), before=self.folder.previous if last else None) as file:
                 torch.save(checkpoint, file)

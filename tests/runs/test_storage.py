@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,15 @@ def goes_on(folder, whole, capsys=None):
 
 def state(path):
     return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_two_are_kept_however_the_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    for name in ("runs/r", "link/r"):
+        fit(recipe(), out=Path(name))
+        assert RunFolder(Path(name)).previous.exists()
 
 
 def test_the_last_two_are_kept_and_say_where_they_stand(run, whole):

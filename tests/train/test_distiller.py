@@ -165,15 +165,15 @@ def test_what_is_inactive_does_not_move_even_with_weight_decay():
 
 
 class Poison(nn.Module):
-    """Turns NaN at its third call in training."""
+    """Becomes something else at its third call in training."""
 
-    def __init__(self):
+    def __init__(self, poison=float("nan")):
         super().__init__()
-        self.calls = 0
+        self.calls, self.poison = 0, poison
 
     def forward(self, student):
         self.calls += 1
-        return student.mean() * (float("nan") if self.calls > 3 else 1.0)
+        return student.mean() * (self.poison if self.calls > 3 else 1.0)
 
 
 def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
@@ -182,6 +182,14 @@ def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
     with pytest.raises(NonFiniteLossError, match="loss poison is not finite at step 2"):
         fit(distiller)
     assert all(torch.isfinite(p).all() for p in nodes["student"].parameters())
+
+
+def test_a_loss_that_is_no_number_later_is_told_by_name():
+    distiller = kdkit.Distiller({"student": net(8)}, ["ce", kdkit.Edge(Poison(torch.ones(3)), name="odd")], lr=0.01)
+    with pytest.raises(
+        KdkitError, match=r"edge 'odd': a loss must return one number as a 0-dim tensor, got shape \(3,\)"
+    ):
+        fit(distiller)
 
 
 class Mixes(nn.Module):
