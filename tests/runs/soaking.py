@@ -55,7 +55,8 @@ def draw(seed):
     others = made.sample(NAMES, 4)[1:]
     come, go = ([name for name in others if made.random() < share] for share in (0.5, 0.4))
     join = {name: {"epoch": made.randint(10, 60) / 10, "warmup": made.choice([0, 1])} for name in come}
-    leave = {name: {"epoch": made.randint(10, 70) / 10} for name in go}
+    after = {name: int(10 * words["epoch"]) + 5 for name, words in join.items()}  # who comes goes later
+    leave = {name: {"epoch": made.randint(after.get(name, 10), 70) / 10} for name in go}
     faults = {}
     for name in others[: made.randint(0, 2)]:
         begin = made.randrange(STEPS, (EPOCHS - 2) * STEPS)
