@@ -55,8 +55,8 @@ def _usage() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
         told = error.format_message().rstrip(".")
-        usage = " ".join(error.ctx.get_usage().split()).replace("…...", "…") if error.ctx else ""
-        line = f"\nusage:{usage.translate(BRACES).partition(':')[2]}; -h explains it" if usage else ""
+        usage = " ".join(error.ctx.get_usage().split()).translate(BRACES) if error.ctx else ""
+        line = f"\nusage:{usage.replace('…...', '…').partition(':')[2]}; -h explains it" if usage else ""
         say("error:", "red", f"{told[:1].lower()}{told[1:]}{line}")
         raise typer.Exit(2) from None
 

@@ -67,7 +67,7 @@ class FiniteWatch:
         self.saved, self.resumed = 0, False
         self._undo: Undo | None = None
         self._distiller: Any = None
-        self._data, self._step = None, 0
+        self._data, self._step, self._coming = None, 0, Arriving()
         self._forget()
 
     def _forget(self) -> None:
@@ -98,7 +98,7 @@ class FiniteWatch:
         """Around the `batch`-th step of an epoch, which is left out where it has to be."""
         captured = distiller.captured is not None
         self.late = captured or asynchronous(distiller.device)
-        self._data, self._step, self.terms, distiller.sums.good = data, step, {}, None
+        self._distiller, self._data, self._step, self.terms, distiller.sums.good = distiller, data, step, {}, None
         if not captured:
             self.norms.last.clear()  # a step without an update has none
         if batch % distiller.borrow.accumulate == 0:
