@@ -60,7 +60,7 @@ def compare(
 @app.command(epilog="Example: kdkit probe runs/kd-seed0 runs/crd-seed0 --data stl10")
 def probe(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs' folders or weights files; KEY=VALUE words.")],
-    data: Annotated[str, typer.Option(help="cifar10, stl10, another data set's name, or a folder of class folders.")],
+    data: Annotated[str, typer.Option(help="stl10, tinyimagenet, another data set's name, or a folder of classes.")],
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the images; left out: as in the run's training.")
     ] = None,

@@ -17,6 +17,7 @@ from kdkit.data.files import data_root
 from kdkit.data.folder import Folder, ImageNet
 from kdkit.data.module import DataModule
 from kdkit.data.stl10 import STL10
+from kdkit.data.tiny_imagenet import TinyImageNet
 from kdkit.data.worker_loader import WorkerLoader
 from kdkit.registry import KdkitError, Registry, constructor, nearest
 
@@ -28,6 +29,7 @@ DATA.add("fake", FakeData)
 DATA.add("folder", Folder)
 DATA.add("imagenet", ImageNet)
 DATA.add("stl10", STL10)
+DATA.add("tinyimagenet", TinyImageNet)
 
 __all__ = [
     "CIFAR10",
@@ -41,6 +43,7 @@ __all__ = [
     "FakeData",
     "Folder",
     "ImageNet",
+    "TinyImageNet",
     "WorkerLoader",
     "build",
     "data_root",
