@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,11 +24,11 @@ def seed(key: int) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Afterwards they stand where they stood; an accelerator's are left alone."""
+def kept(devices: Collection[torch.device] = ()) -> Iterator[None]:
+    """Afterwards they stand where they stood; of accelerators, those of `devices` alone."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
         random.setstate(python)

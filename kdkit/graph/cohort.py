@@ -44,7 +44,7 @@ class Peer:
         warmup: over how many epochs.
         rate: a factor on its learning rate.
         lasting: what this goes back to when it is well.
-        rebuilt: how often it was made anew.
+        anew: whether it was made anew.
     """
 
     here: bool
@@ -54,7 +54,7 @@ class Peer:
     warmup: float = 0.0
     rate: float = 1.0
     lasting: float = 1.0
-    rebuilt: int = 0
+    anew: bool = False
 
 
 class Roster:

@@ -18,8 +18,8 @@ from kdkit.graph.closing import check_cuts
 from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
 from kdkit.graph.twins import check_twins
-from kdkit.graph.untouched import untouched
 from kdkit.registry import KdkitError
+from kdkit.untouched import untouched
 
 if TYPE_CHECKING:
     from kdkit.graph.graph import Graph

@@ -18,7 +18,6 @@ from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
-from kdkit.graph.untouched import untouched
 from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build, source, tuning
 from kdkit.runs.check_cohort import cohort_rows
@@ -26,6 +25,7 @@ from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.distiller import Distiller
 from kdkit.train.optim import rate
+from kdkit.untouched import untouched
 
 SAMPLES = 4
 STAND_IN = 65_536  # a larger training set is bound with this many samples, and what grows with them is scaled up

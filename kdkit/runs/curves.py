@@ -63,7 +63,9 @@ def _mark(axes: Any, events: Sequence[Told]) -> None:
         told = ", ".join(f"{event.model} {event.what}" for event in events if event.epoch == epoch)
         axes.axvline(epoch, linestyle=":", color="0.5", linewidth=1)
         place = axes.get_xaxis_transform()
-        axes.text(epoch, 0.98, told, transform=place, rotation=90, ha="right", va="top", fontsize=7, color="0.3")
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+        words = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": "0.3", "bbox": paper}
+        axes.text(epoch, 0.98, told, transform=place, **words)
 
 
 def _columns(rows: Mapping[int, Mapping[str, float]], prefix: str, suffix: str) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.fault import what, where
 from kdkit.registry import KdkitError
+from kdkit.untouched import untouched
 
 
 @dataclass(eq=False)
@@ -100,27 +100,6 @@ def has_matrix(module: nn.Module) -> bool:
     return not named_children(module) and any(w.ndim >= 2 for w in weights)
 
 
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; training flags, buffers and random generators as before on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    before = [(b.clone(), b._version) for _, _, b in buffers]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-            for module, _ in modes:
-                module.training = False  # not .eval(), which a model may override
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for (module, name, buffer), (value, version) in zip(buffers, before, strict=True):
-            if buffer._version != version:
-                buffer.copy_(value)
-            module._buffers[name] = buffer
-
-
 def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     """Run the model once in evaluation mode, without gradient, and note every call.
 
@@ -147,7 +126,9 @@ def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
         for module in paths:
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
-        with _untouched(model):
+        with untouched(model):
+            for module in model.modules():
+                module.training = False  # not .eval(), which a model may override
             output = model(*example) if isinstance(example, tuple) else model(example)
     except KdkitError:
         raise

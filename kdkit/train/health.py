@@ -108,26 +108,26 @@ class Health(pl.Callback):
         taken = self.ring.take(name) if step == "roll back" else None
         if step == "roll back" and taken is None:
             step = "rebuild"
-        told = f"{step}: {wrong}" if wrong else step
+        told = [wrong] if wrong else []
         if step in ("lower", "roll back"):
             peer.rate *= rule.cut
-            told += f"; learning rate times {peer.rate:.3g}"
+            told.append(f"learning rate times {peer.rate:.3g}")
         if taken is not None:
             restore(distiller, name, taken[1])
             roster.mute(name, epoch, rule.mute)
-            told += f"; as after epoch {taken[0]}"
+            told.append(f"as after epoch {taken[0]}")
         elif step == "rebuild":
             restore(distiller, name, self.ring.begin(name), anew=True)
             # a loss that was bad under lower rates too had another cause, until that is tried in vain
-            peer.lasting = peer.rate = rule.cut ** (peer.rebuilt + (wrong == "not finite"))
-            peer.rebuilt += 1
+            peer.lasting *= rule.cut if peer.anew or wrong == "not finite" else 1.0
+            peer.rate, peer.anew = peer.lasting, True
             peer.joined, peer.warmup = float(epoch), float(rule.mute)
             roster.mute(name, epoch, rule.mute)
-            told += f"; learning rate times {peer.rate:.3g} from now on"
+            told.append(f"learning rate times {peer.rate:.3g} from now on")
         elif step == "well":
             peer.rate = peer.lasting
-        roster.events.append(Event(float(epoch), name, step, told))
-        log.info("cohort: %s after epoch %d: %s", name, epoch, told)
+        roster.events.append(Event(float(epoch), name, step, "; ".join(told)))
+        log.info("cohort: %s after epoch %d: %s", name, epoch, "; ".join([step, *told]))
         if distiller.captured is not None or distiller.compiled is not None:
             distiller.compiled, distiller.captured = speed_up(distiller)
 

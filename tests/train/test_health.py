@@ -1,7 +1,6 @@
 """Sick peers are found and treated, and the others never know."""
 
-import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
@@ -10,11 +9,9 @@ from torch import nn
 
 import kdkit
 from kdkit import data
-from kdkit.graph.health import Rule, Ward
 from kdkit.registry import KdkitError
 from kdkit.train.meters import NonFiniteLossError
 from kdkit.train.probe import probe_batches
-from kdkit.train.snapshots import Ring
 from tests.nets import loader, net
 from tests.train.running import fit, trainer
 from tests.train.test_cohort import Each, Stopped, weights
@@ -62,104 +59,6 @@ def poison(name, at):
             next(made.graph.model(name).parameters()).data[0] = float("nan")
 
     return Each(put, before=True)
-
-
-# -- the rule ----------------------------------------------------------------------------------------------------------
-
-
-def course(rows, rule=None, chance=4.6, ward=None):
-    """The steps of a ward over epochs of losses."""
-    ward = ward or Ward(rule or Rule(warmup=2, patience=2, mute=1), chance)
-    return [{name: verdict.step for name, verdict in ward.look(row).items() if verdict.step} for row in rows], ward
-
-
-def falling(n, by=0.8, start=2.0):
-    return [start * by**i for i in range(n)]
-
-
-def test_a_healthy_cohort_is_left_alone_even_where_one_is_far_behind():
-    """A small net beside two large ones: an outlier whose own loss falls, and then stands still with the others'."""
-    large = [*falling(10), *[0.2] * 10]
-    small = [*[1.5 * x + 0.5 for x in falling(10)], *[0.8] * 10]
-    steps, _ = course([{"a": x, "b": 1.01 * x, "c": y} for x, y in zip(large, small, strict=True)])
-    assert not any(steps)
-
-
-def test_the_ladder_is_climbed_and_left():
-    bad = [{"a": x, "b": 1.02 * x, "c": 5.0} for x in falling(14)]
-    steps, ward = course(bad)
-    want = {3: {"c": "lower"}, 5: {"c": "roll back"}, 8: {"c": "rebuild"}}
-    assert {i: step for i, step in enumerate(steps) if step} == {**want, 13: {"c": "rebuild"}}
-    good = [{"a": 0.1, "b": 0.1, "c": 0.1}] * 8
-    steps, _ = course(good, ward=ward)
-    assert [i for i, step in enumerate(steps) if step == {"c": "well"}] == [4]  # three unjudged, two good
-    assert ward.charts["c"].rung == 0
-
-
-@pytest.mark.parametrize(
-    ("mine", "wrong"),
-    [
-        ([2.0, 1.6, 1.3, 2.1, 2.2, 2.3], "half above its own best"),
-        ([2.0, 1.6, 1.5, 1.5, 1.5, 1.5], "stands still while the others' falls"),
-        ([2.0, 1.6, 1.4, 4.55, 4.6, 4.6], "no better than chance"),
-    ],
-)
-def test_what_a_bad_loss_is(mine, wrong):
-    _, ward = course([])
-    verdicts = [ward.look({"a": x, "b": 1.01 * x, "c": y}) for x, y in zip(falling(6, 0.6), mine, strict=True)]
-    assert verdicts[-1]["c"].wrong == wrong
-
-
-def test_one_bad_epoch_is_none():
-    rows = [{"a": x, "b": x, "c": 5.0 if i % 2 else x} for i, x in enumerate(falling(12))]
-    steps, _ = course(rows)
-    assert not any(steps)
-
-
-def test_two_peers_suffice_and_one_has_nobody_to_be_measured_by():
-    steps, _ = course([{"a": x, "c": 5.0} for x in falling(4)])
-    assert steps[3] == {"c": "lower"}
-    steps, _ = course([{"c": 5.0}] * 9)
-    assert not any(steps)
-
-
-def test_what_is_not_finite_is_treated_at_once_and_the_second_time_rebuilt():
-    nan = {"a": 1.0, "b": 1.0, "c": math.nan}
-    steps, _ = course([nan, {"a": 1.0, "b": 1.0, "c": 1.0}, nan])
-    assert steps == [{"c": "roll back"}, {}, {"c": "rebuild"}]
-
-
-def test_z_is_robust_and_against_the_others_alone():
-    _, ward = course([dict.fromkeys("abcd", 1.0)] * 3)
-    verdict = ward.look({"a": 1.0, "b": 1.3, "c": 1.6, "d": 4.0})["d"]
-    assert verdict.z == pytest.approx((4.0 - 1.3) / (1.4826 * 0.3))
-
-
-def test_the_ward_goes_on_from_its_state():
-    rows = [{"a": x, "b": 1.02 * x, "c": 5.0} for x in falling(14)]
-    straight, _ = course(rows)
-    for cut in range(1, 14):
-        _, first = course(rows[:cut])
-        second = Ward(first.rule, first.chance)
-        second.load_state_dict(first.state_dict())
-        assert course(rows[cut:], ward=second)[0] == straight[cut:]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
-        ({"warmup": 1.5}, "warmup must be a whole number"),
-        ({"z": -1}, "z must be above 0"),
-        ({"cut": 2}, "cut must lie above 0 and at most at 1"),
-    ],
-)
-def test_a_rule_out_of_range_is_refused(words, said):
-    with pytest.raises(KdkitError, match=said):
-        kdkit.Health(kdkit.Cohort(), **words)
-
-
-# -- in training -------------------------------------------------------------------------------------------------------
 
 
 def test_a_healthy_run_is_the_same_run():
@@ -236,6 +135,27 @@ def test_a_peer_at_an_absurd_rate_stops_nobody(loss):
     assert {peer for peer, *_ in told(cohort)} == {"b"}
     rates = [event.why.partition("learning rate times ")[2] for event in cohort.events if event.what == "rebuild"]
     assert rates[:3] == [f"{rate} from now on" for rate in ("0.3", "0.09", "0.027")]
+
+
+BAD = "no better than chance"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rates"), [(["not finite", BAD], [0.3, 0.09]), ([BAD, BAD, BAD], [1, 0.3, 0.09]), ([BAD] * 2, [1, 0.3])]
+)
+def test_every_further_beginning_is_at_a_lower_rate(wrong, rates):
+    cohort, seen = kdkit.Cohort(), []
+    health = kdkit.Health(cohort, **QUICK)
+    distiller = made()
+    fit(distiller, epochs=1, callbacks=[cohort, health])
+    for epoch, why in enumerate(wrong, 2):
+        health._treat(distiller, "b", epoch, "rebuild", why)
+        seen.append(cohort.roster.peers["b"].lasting)
+        health._treat(distiller, "b", epoch, "lower", BAD)
+        health._treat(distiller, "b", epoch, "well", "")
+        assert cohort.roster.peers["b"].rate == seen[-1]
+    assert seen == pytest.approx(rates)
+    assert cohort.events[0].why == f"{wrong[0]}; learning rate times {rates[0]:g} from now on"
 
 
 def test_what_is_masked_is_in_no_mean():
@@ -392,58 +312,3 @@ def test_ranks_share_running_statistics_before_they_judge():
     distiller.place.share = lambda graph: seen.append(len(asked))
     fit(distiller, loader(), epochs=2, callbacks=[cohort, kdkit.Health(cohort, **QUICK), Looked()])
     assert seen == [0, 1]
-
-
-# -- snapshots ---------------------------------------------------------------------------------------------------------
-
-
-def ring(folder, epochs=4):
-    made = Ring(2, folder)
-    states = [{"w": torch.full((3,), float(epoch)), "step": epoch} for epoch in range(epochs)]
-    made.start("a", states[0])
-    for epoch in range(1, epochs):
-        made.put("a", epoch, states[epoch])
-    return made
-
-
-@pytest.mark.parametrize("on_disk", [True, False])
-def test_the_last_ones_are_kept_and_given_back_one_by_one(tmp_path, on_disk):
-    made = ring(tmp_path if on_disk else None)
-    if on_disk:
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a-0000.pt", "a-0002.pt", "a-0003.pt"]
-    state = made.state_dict()
-    other = Ring(2, made.folder)
-    other.load_state_dict(state)
-    for one in (made, other):
-        assert [one.take("a")[0], one.take("a")[1]["step"], one.take("a")] == [3, 2, None]
-        assert one.begin("a")["w"].tolist() == [0, 0, 0]
-
-
-def test_what_a_checkpoint_knows_is_not_deleted(tmp_path):
-    made = ring(tmp_path)
-    state = made.state_dict()
-    for epoch in (4, 5):
-        made.put("a", epoch, {"step": epoch})
-    back = Ring(2, tmp_path)
-    back.load_state_dict(state)
-    assert back.take("a")[0] == 3
-    for epoch in (6, 7, 8):
-        made.state_dict()
-        made.put("a", epoch, {"step": epoch})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a-000{i}.pt" for i in (0, 4, 5, 6, 7, 8)]
-
-
-def test_a_damaged_snapshot_is_passed_over(tmp_path, caplog):
-    state = ring(tmp_path).state_dict()
-    (tmp_path / "a-0003.pt").write_bytes(b"cut")
-    back = Ring(2, tmp_path)
-    back.load_state_dict(state)
-    assert back.take("a")[0] == 2
-    assert "a-0003.pt is damaged or gone; the one before it is taken" in caplog.text
-
-
-def test_the_rule_in_a_recipe_is_the_rule_in_python():
-    from kdkit.recipe.cohort import health_model
-
-    fields = {field.alias: field.default for field in health_model().model_fields.values()}
-    assert fields == asdict(Rule())

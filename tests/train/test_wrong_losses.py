@@ -1,0 +1,125 @@
+"""What cannot be trained is one error, and leaves no trace."""
+
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+import kdkit
+from kdkit.graph.optimizers import check_optimizer
+from kdkit.registry import KdkitError
+from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.optim import build_optimizer
+from tests.nets import net
+from tests.train.running import fit, pair
+
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+
+
+class Poison(nn.Module):
+    """Becomes something else at its third call in training."""
+
+    def __init__(self, poison=float("nan")):
+        super().__init__()
+        self.calls, self.poison = 0, poison
+
+    def forward(self, student):
+        self.calls += 1
+        return student.mean() * (self.poison if self.calls > 3 else 1.0)
+
+
+def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
+    nodes = {"student": net(8)}
+    distiller = kdkit.Distiller(nodes, ["ce", kdkit.Edge(Poison(), name="poison")], lr=0.01)
+    with pytest.raises(NonFiniteLossError, match="loss poison is not finite at step 2"):
+        fit(distiller)
+    assert all(torch.isfinite(p).all() for p in nodes["student"].parameters())
+
+
+def test_a_loss_that_is_no_number_later_is_told_by_name():
+    distiller = kdkit.Distiller({"student": net(8)}, ["ce", kdkit.Edge(Poison(torch.ones(3)), name="odd")], lr=0.01)
+    with pytest.raises(
+        KdkitError, match=r"edge 'odd': a loss must return one number as a 0-dim tensor, got shape \(3,\)"
+    ):
+        fit(distiller)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: kdkit.Distiller({"trainer": net()}, ["ce"]), "uses this name"),
+        (lambda: kdkit.Distiller({"scores": net()}, ["ce"]), "uses this name"),
+        (lambda: kdkit.Distiller({"student": net()}, [kdkit.Edge("ce", name="keys")]), "Python's own names"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "lbfgs"}), "unknown optimizer 'lbfgs'"),
+        (lambda: kdkit.Distiller({"teacher": kdkit.frozen(net())}, ["ce"]), "no model is trained"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], update="both"), "simultaneous"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sdg"}), "did you mean 'sgd'"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sgd", "moment": 1}), "did you mean 'momentum'"),
+        (lambda: kdkit.Distiller(pair(), ["kd"], optimizer={"name": "sgd", "lr": 1}), "stands beside"),
+    ],
+)
+def test_bad_arguments(make, words):
+    with pytest.raises(KdkitError, match=words):
+        make()
+
+
+def test_an_optimizers_own_complaint_is_passed_on():
+    with pytest.raises(KdkitError, match="Invalid momentum"):
+        build_optimizer({"name": "sgd", "momentum": -1}, net().parameters(), 0.1)
+    assert check_optimizer({"momentum": 0.5}) == {"name": "sgd", "momentum": 0.5}
+
+
+def test_a_loss_that_is_no_number_is_refused_before_training():
+    class Rows(nn.Module):
+        def forward(self, student):
+            return student.mean(1)
+
+    with pytest.raises(KdkitError, match=r"must return one number as a 0-dim tensor, got shape \(4,\)"):
+        fit(kdkit.Distiller({"student": net()}, [kdkit.Edge(Rows(), name="rows")]))
+
+
+def test_a_failed_rehearsal_leaves_no_trace_either():
+    class Fails(nn.Module):
+        def forward(self, student):
+            raise RuntimeError("no")
+
+    student = net(8)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(KdkitError, match="do not fit the models: no"):
+        fit(kdkit.Distiller({"student": student}, [kdkit.Edge(Fails(), name="fails", taps="stage1")]))
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_models_of_two_students_share_no_head():
+    nodes = {"teacher": kdkit.frozen(net(12, seed=1)), "a": net(8, seed=2), "b": net(8, seed=3)}
+    edge = kdkit.Edge("mse", taps="embedding", head={"linear": {"share": "p"}})
+    with pytest.raises(KdkitError, match="share parameters; give each its own head"):
+        fit(kdkit.Distiller(nodes, [edge]))
+
+
+class Renews(nn.Module):
+    """Sets its buffer anew and makes another with every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(8)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen = self.seen + len(x)
+        self.register_buffer("last", x[:1].mean().detach().view(1))
+        return self.net(x)
+
+
+def test_what_sets_buffers_anew_begins_with_its_own():
+    student, seen = Renews(), []
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer, module):
+            seen.append({name: value.clone() for name, value in student.named_buffers(recurse=False)})
+
+    fit(kdkit.Distiller({"student": student}, ["ce"], lr=0.1), epochs=1, callbacks=[Watch()])
+    assert {name: float(value) for name, value in seen[0].items()} == {"seen": 0.0}
+    assert float(student.seen) == 64
