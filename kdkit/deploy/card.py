@@ -93,8 +93,17 @@ def _numbers(leaving: Leaving) -> list[str]:
             rows.append(f"| {node} | {which} | {cells} |")
     if not rows:
         return []
-    head = "## Accuracy in training\n\n| model | when | top-1 % | top-5 % |\n| --- | --- | --- | --- |\n"
-    return [head + "\n".join(rows) + "\n"]
+    head = f"## Accuracy in training\n\n{_images(leaving)}\n\n"
+    return [head + "| model | when | top-1 % | top-5 % |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"]
+
+
+def _images(leaving: Leaving) -> str:
+    """Which images the accuracy in training is about."""
+    assert leaving.run is not None
+    data = read_recipe(leaving.run.recipe, "data").plain["data"]
+    if part := data.get("val_split"):
+        return f"On images held out of the training set (`val_split: {part}` of `{data['name']}`), not on the test set."
+    return f"On the test set of `{data['name']}`."
 
 
 def _recipe(leaving: Leaving) -> str:

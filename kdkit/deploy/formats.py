@@ -16,7 +16,7 @@ from kdkit import models
 from kdkit.deploy.leaving import Leaving
 from kdkit.deploy.onnx_file import OnnxNet, extra, program, write_onnx
 from kdkit.registry import KdkitError
-from kdkit.runs.folder import write_json
+from kdkit.runs.folder import read_json, write_json
 from kdkit.taps.trace import logits_of
 
 
@@ -90,6 +90,9 @@ def _timm(leaving: Leaving, folder: Path) -> Written:
     own = {"license": None, "tag": None}  # those of published weights are not these weights'
     told = {"pretrained_cfg": {**fed, **own}, **({"label_names": leaving.classes} if leaving.classes else {})}
     save_for_hf(net, str(folder), model_config=told, model_args=leaving.options or None, safe_serialization=True)
+    words = read_json(folder / "config.json")
+    words.get("model_args", {}).pop("num_classes", None)  # said above it; transformers takes it from there, and once
+    write_json(folder / "config.json", words)
 
     def answers(images: Tensor) -> Tensor:
         opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

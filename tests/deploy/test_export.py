@@ -15,6 +15,8 @@ from kdkit import models
 from kdkit.deploy import export as room
 from kdkit.deploy.export import export
 from kdkit.registry import KdkitError
+from kdkit.runs.folder import RunFolder
+from kdkit.runs.result import write_figures
 from tests.cli.command import kdkit, refused
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -129,6 +131,38 @@ def test_a_model_of_timms(make, form, monkeypatch):
             10,
             list(MEAN),
         )
+        assert config["model_args"]["img_size"] == [32, 32]  # what builds it, but the width, which transformers
+        assert "num_classes" not in config["model_args"]  # has from above and would pass twice
+
+
+@torch.no_grad()
+def test_transformers_reads_timms_folder(make):
+    transformers = pytest.importorskip("transformers")
+    run, net = make("timm/test_vit", {"img_size": 32}, side=32)
+    opened = transformers.AutoModelForImageClassification.from_pretrained(export(run, "timm").folder).eval()
+    x = picture(run, 32)
+    torch.testing.assert_close(opened(x).logits, net(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "On the test set of `digits`."),
+        (
+            ", val_split: 0.1",
+            "On images held out of the training set (`val_split: 0.1` of `digits`), not on the test set.",
+        ),
+    ],
+)
+def test_the_card_says_what_its_accuracy_is_about(make, words, told):
+    folder, _ = make("resnet8", {"widths": [4, 4, 8, 16]})
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("batch_size: 32", f"batch_size: 32{words}"))
+    found = {"student": {"top1": 0.5, "epoch": 1}}
+    write_figures(RunFolder(folder), {"last": found, "best": found})
+    card = (export(folder, "safetensors").folder / "README.md").read_text()
+    rest = card.partition("## Accuracy in training\n\n")[2]
+    assert rest.startswith(f"{told}\n\n| model |")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch", pytest.param("onnx", marks=onnx)])
