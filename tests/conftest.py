@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,12 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What has been imported stays: no collection, of which every run ends with one, looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -67,8 +67,10 @@ def fit(
     folder = RunFolder(out or Path("runs") / f"{recipe.name}-seed{recipe.seed}")
     if first_rank():  # the others are started in the middle of the first one's fit
         check_free(folder, resume=resume, overwrite=overwrite)
+    only_read = resume and folder.complete
     found = _fit(recipe, folder, resume=resume, overwrite=overwrite, profile=profile, diagnose=diagnose)
-    gc.collect()  # nets and images hang in circles with the Trainer, and the next run wants their memory
+    if not only_read:
+        gc.collect()  # nets and images hang in circles with the Trainer, and the next run wants their memory
     return found
 
 

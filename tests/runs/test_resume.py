@@ -73,6 +73,11 @@ def test_a_resumed_run_says_so_and_ends_with_the_same_files(stopped, whole, caps
     assert shown[0] == shown[1]  # in the same order, too
 
 
+def test_a_finished_run_is_read_in_no_time(whole, monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: pytest.fail("a third of a second for a run that made no net"))
+    assert fit(recipe(), out=whole.folder.path, resume=True).last == whole.last
+
+
 def test_epochs_and_steps_count_those_that_are_over(whole):
     header, *rows = [line.split(",") for line in whole.folder.metrics.read_text().splitlines()]
     assert header[:2] == ["epoch", "step"]
