@@ -230,7 +230,7 @@ class _Maker:
         given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
         titles = [edge_name(edge) for edge in normalise(root).value["losses"].value]
         kept = [text for text in given if concerns(text, list(models), titles)]
-        return of_tree(root, name=name, folder=self.read_suite.folder, overrides=kept)
+        return of_tree(root, name=name, folder=self.read_suite.folder, overrides=kept, known=())
 
 
 def _template(read_suite: Read, method: Method) -> Template:

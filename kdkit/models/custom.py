@@ -20,6 +20,8 @@ from kdkit.consent import REFUSED, own_code_runs
 from kdkit.fault import what, where
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 
+WORKING = ("torch", "torch.hub")  # beside Python's own: what loads and runs whatever it is given
+
 
 def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
     """The class or function that `spec` names; importing runs the user's code.
@@ -37,6 +39,8 @@ def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise KdkitError(f"{spec}: must be package.module:callable or file.py:callable")
+    if place in WORKING or place.partition(".")[0] in sys.stdlib_module_names:
+        raise KdkitError(f"{spec}: {place} builds no models; name a package of models, or a file beside the recipe")
     folder = Path(base or ".").resolve()
     module = _from_file(folder / os.path.expanduser(place)) if place.endswith(".py") else _from_package(place, folder)
     if not hasattr(module, name):

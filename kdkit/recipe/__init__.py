@@ -14,6 +14,7 @@ from kdkit.recipe.json_schema import json_schema as json_schema
 from kdkit.recipe.load import load as load
 from kdkit.recipe.load import loads as loads
 from kdkit.recipe.load import of_tree as of_tree
+from kdkit.recipe.own_code import code_of as code_of
 from kdkit.recipe.schema import Recipe as Recipe
 from kdkit.recipe.sources import source as source
 from kdkit.recipe.sources import tuning as tuning

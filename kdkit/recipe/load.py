@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from kdkit.consent import REFUSED, own_code_runs
-from kdkit.recipe.errors import Mark, Problem, RecipeError
+from kdkit.consent import own_code_runs
+from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.find import find, find_protocol, home, protocol_names
+from kdkit.recipe.own_code import ELSEWHERE, elsewhere, known_of, refused
 from kdkit.recipe.schema import RECIPE_ENDINGS, WEIGHTS_ENDINGS, Origin, Recipe
 from kdkit.recipe.syntax import Item, parse, read
 from kdkit.recipe.tree import merge, normalise, override
@@ -37,7 +38,8 @@ def load(
         RecipeError: everything wrong with it, each with file, line, what was found and what would be right.
     """
     path = find(path_or_name)
-    return _read(read(path), path.stem, path.parent, overrides, allow_custom, (*above, path.resolve()))
+    root, above = read(path), (*above, path.resolve())
+    return _read(root, path.stem, path.parent, overrides, allow_custom, above, known_of(path))
 
 
 def loads(text: str, *, name: str = "recipe", folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,13 +47,30 @@ def loads(text: str, *, name: str = "recipe", folder: Path | None = None, overri
     return _read(parse(text, name), name, folder or Path(), overrides, True, ())
 
 
-def of_tree(root: Item, *, name: str, folder: Path, overrides: Sequence[str] = (), allow_custom: bool = True) -> Recipe:
-    """A recipe from a tree whose items know their lines; the rest as in `load` and `loads`."""
-    return _read(root, name, folder, overrides, allow_custom, ())
+def of_tree(
+    root: Item,
+    *,
+    name: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    allow_custom: bool = True,
+    known: Collection[str] | None = None,
+) -> Recipe:
+    """A recipe from a tree whose items know their lines; the rest as in `load` and `loads`.
+
+    Of files of code that lie elsewhere it may name those that are `known`; `None`: any.
+    """
+    return _read(root, name, folder, overrides, allow_custom, (), known)
 
 
 def _read(
-    root: Item, name: str, folder: Path, overrides: Sequence[str], allow_custom: bool, above: tuple[Path, ...]
+    root: Item,
+    name: str,
+    folder: Path,
+    overrides: Sequence[str],
+    allow_custom: bool,
+    above: tuple[Path, ...],
+    known: Collection[str] | None = None,
 ) -> Recipe:
     from kdkit.recipe.check import check
     from kdkit.recipe.explain import problems
@@ -59,9 +78,9 @@ def _read(
     early = [text for text in overrides if re.match(r"\s*(protocol|stages)\b", text)]  # what is unfolded or merged
     root, protocol = _with_protocol(override(root, early), folder)
     root = override(normalise(root), [text for text in overrides if text not in early])
-    root = _anchored(root, folder)
+    root = _anchored(root, folder, known)
     origin = Origin(name, folder, protocol, allow_custom := allow_custom and own_code_runs(), root)
-    if not allow_custom and (found := _custom(origin)):
+    if not allow_custom and (found := refused(origin)):
         raise RecipeError(found)
     try:
         recipe = Recipe.model_validate(root.plain, context={"folder": folder})
@@ -96,14 +115,14 @@ def _with_protocol(root: Item, folder: Path) -> tuple[Item, str | None]:
     return merge(Item(rest, root.mark), under), name
 
 
-def _anchored(root: Item, folder: Path) -> Item:
+def _anchored(root: Item, folder: Path, known: Collection[str] | None) -> Item:
     """Files that the recipe names, made absolute: its resolved text means the same anywhere on this machine."""
     value = dict(root.value)
     losses, models = value.get("losses"), value.get("models")
     if losses is not None and isinstance(losses.value, list):
-        value["losses"] = Item([_anchor(edge, "loss", folder) for edge in losses.value], losses.mark)
+        value["losses"] = Item([_anchor(edge, "loss", folder, known) for edge in losses.value], losses.mark)
     if models is not None and isinstance(models.value, dict):
-        anchored = {k: _model(v, folder) for k, v in models.value.items()}
+        anchored = {k: _model(v, folder, known) for k, v in models.value.items()}
         value["models"] = Item(anchored, models.mark)
     data = value.get("data")
     root_of = data.value.get("root") if data is not None and isinstance(data.value, dict) else None
@@ -115,18 +134,18 @@ def _anchored(root: Item, folder: Path) -> Item:
     return Item(value, root.mark)
 
 
-def _model(item: Item, folder: Path) -> Item:
+def _model(item: Item, folder: Path, known: Collection[str] | None) -> Item:
     """One model, with the files of a net inside it (`backbone: FILE:NAME`, `backbone: {arch: FILE:NAME}`)."""
-    item = _anchor(_anchor(item, "arch", folder), "weights", folder)
+    item = _anchor(_anchor(item, "arch", folder, known), "weights", folder, known)
     options = item.value.get("options") if isinstance(item.value, dict) else None
     if options is None or not isinstance(options.value, dict) or "backbone" not in options.value:
         return item
-    inner = _anchor(options.value["backbone"], "arch", folder)
-    options = _anchor(Item({**options.value, "backbone": inner}, options.mark), "backbone", folder)
+    inner = _anchor(options.value["backbone"], "arch", folder, known)
+    options = _anchor(Item({**options.value, "backbone": inner}, options.mark), "backbone", folder, known)
     return Item({**item.value, "options": options}, item.mark)
 
 
-def _anchor(item: Item, word: str, folder: Path) -> Item:
+def _anchor(item: Item, word: str, folder: Path, known: Collection[str] | None) -> Item:
     found = item.value.get(word) if isinstance(item.value, dict) else None
     if found is None or not isinstance(found.value, str):
         return item
@@ -142,23 +161,8 @@ def _anchor(item: Item, word: str, folder: Path) -> Item:
     places: tuple[Path, ...] = (folder, Path())
     if word != "weights" and not found.mark.is_override:  # code comes from beside the recipe, or whence the user says
         places = (folder,)
-        if os.path.normpath(file).startswith(os.pardir):
-            message = f"must lie beside the recipe, got {file}; a file elsewhere is named on the command line, KEY=FILE"
-            raise RecipeError([Problem.at(found.mark, word, message)])
+        if elsewhere(file, folder, known):
+            raise RecipeError([Problem.at(found.mark, word, ELSEWHERE.format(kind="recipe", file=file))])
     there = next((base / file for base in places if os.path.exists(base / file)), None)
     there = there or (Path() if found.mark.is_override else folder) / file
     return Item({**item.value, word: Item(f"{there.resolve()}{colon}{name}", found.mark)}, item.mark)
-
-
-def _custom(origin: Origin) -> list[Problem]:
-    """Words that would run Python that came with the recipe."""
-    found = []
-    for section, word in (("models", "arch"), ("losses", "loss")):
-        entries = origin.tree.value.get(section, Item(None, Mark("")))
-        pairs = entries.value.items() if isinstance(entries.value, dict) else enumerate(entries.value or ())
-        for key, entry in pairs:
-            named = entry.value.get(word) if isinstance(entry.value, dict) else None
-            if named is not None and ":" in str(named.value):
-                message = REFUSED.format(named.value)
-                found.append(origin.problem((section, key, word), message))
-    return found

@@ -12,6 +12,7 @@ from kdkit.console import tell
 from kdkit.data import DATA, data_root
 from kdkit.recipe import Recipe, of_tree
 from kdkit.recipe.errors import Mark
+from kdkit.recipe.own_code import known_of
 from kdkit.recipe.syntax import Item, parse_value
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
@@ -60,7 +61,8 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
     root = Item({**_said(RUNNING, first).value, "models": Item(models, run.mark), "data": data}, run.mark)
     listed = run.child("models")
     known = listed is not None and all(listed.child(name) for name in files)
-    return of_tree(root, name="eval", folder=first.parent, overrides=overrides, allow_custom=known)
+    code: dict[str, Any] = {"allow_custom": known, "known": known_of(path)}
+    return of_tree(root, name="eval", folder=first.parent, overrides=overrides, **code)
 
 
 def _model(run: Item, name: str, file: Path, told: Mapping[str, Any]) -> Item:

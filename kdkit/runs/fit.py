@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from kdkit import models
 from kdkit.console import tell
 from kdkit.graph.links import who_teaches_whom
-from kdkit.recipe import Experiment, Recipe, blaming, build, content_key, fingerprint, resolved
+from kdkit.recipe import Experiment, Recipe, blaming, build, code_of, content_key, fingerprint, resolved
 from kdkit.registry import KdkitError
 from kdkit.runs.beginning import Beginning
 from kdkit.runs.cohort import cohort_callbacks
@@ -141,7 +141,12 @@ def _make_way(
     recipe: Recipe, folder: RunFolder, distiller: Distiller, *, resume: bool, overwrite: bool
 ) -> Callable[[], None]:
     """What is done when the run begins: an old one goes, and it is written what this one is."""
-    keys = {"seed": recipe.seed, "fingerprint": fingerprint(recipe), "content": content_key(recipe)}
+    keys = {
+        "seed": recipe.seed,
+        "fingerprint": fingerprint(recipe),
+        "content": content_key(recipe),
+        "code": code_of(recipe),
+    }
     graph = distiller.graph
     papers, text = {**provenance(), **keys}, resolved(recipe)  # made now: the old run may hold files that it names
 

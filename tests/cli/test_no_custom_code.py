@@ -124,6 +124,38 @@ def test_code_lies_beside_the_recipe_or_is_named_by_the_user(own):
     assert ran(own)
 
 
+def test_no_path_leads_elsewhere_but_a_runs_own(own, tmp_path_factory):
+    """Absolute ones, those of a suite's overrides and those of a run that was edited."""
+    there = tmp_path_factory.mktemp("elsewhere")
+    student, net = "student: {arch: resnet8}", f"{own / 'own.py'}:Net"
+    for inside in (net, f"sid, options: {{backbone: {net}, modules: 2}}", "~/own.py:Net"):
+        (there / "r.yaml").write_text(RECIPE.replace(student, f"student: {{arch: {inside!s}}}"))
+        assert "must lie beside the recipe" in refused("check", there / "r.yaml")
+    (there / "r.yaml").write_text(RECIPE.replace("- ce\n", f"- ce\n  - {own / 'own.py'}:Loss\n"))
+    assert "must lie beside the recipe" in refused("check", there / "r.yaml")
+    suite = SUITE % ("resnet8", "crd_inbatch")
+    (there / "p.yaml").write_text((own / "p.yaml").read_text())
+    for more in (f"overrides: ['models.student.arch={net}']", "overrides: ['models.student={arch: own.py:Net}']"):
+        (there / "suite.yaml").write_text(f"{suite}{more}\n")
+        assert "must lie beside the suite" in refused("bench", there / "suite.yaml", "--plan")
+    (there / "suite.yaml").write_text(suite.replace("student: resnet8", f"student: {net}"))
+    assert "must lie beside the recipe" in refused("bench", there / "suite.yaml", "--plan")
+    assert not ran(own)
+    assert kdkit("fit", "net.yaml", "--out", there / "run").code == 0
+    for verb in (["eval"], ["latency", "--batch", "1"], ["fit", "--resume", "--out", there / "run"]):
+        assert kdkit(verb[0], there / ("run/recipe.yaml" if verb[0] == "fit" else "run"), *verb[1:]).code == 0, verb
+    (own / "own.py").rename(own / "other.py")
+    recipe = there / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("own.py", "other.py"))
+    assert "must lie beside the recipe" in refused("eval", there / "run")
+
+
+@pytest.mark.parametrize("arch", ["subprocess:run", "os:system", "torch.hub:load", "torch:load", "pathlib:Path"])
+def test_what_runs_anything_is_no_model(own, arch):
+    (own / "r.yaml").write_text(RECIPE.replace("student: {arch: resnet8}", f"student: {{arch: '{arch}'}}"))
+    assert "builds no models" in refused("check", "r.yaml")
+
+
 WORDS = ["__class__", "_origin", "model_config", "origin", "__dict__.x", "kind", "trained", "models.student.source"]
 WORDS += ["models.student.__init__", "trainer.logger", "trainer.callbacks", "trainer.plugins", "data.root.__class__"]
 WORDS += ["losses.kd.cls", "losses.kd.loss", "optimizer.params", "data.seed", "trainer.default_root_dir", "losses.0"]
