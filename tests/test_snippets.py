@@ -119,7 +119,7 @@ def test_a_command_is_one(surroundings, monkeypatch, command):
     if verb in OF_A_RUN:
         return
     if verb in ("bench", "tune"):
-        assert (suite := context.params["suite"]).name == "suite.yaml" or load_suite(ROOT / suite)
+        assert (suite := Path(context.params["suite"])).name == "suite.yaml" or load_suite(ROOT / suite)
         return
     recipe = context.params["recipe"]
     if recipe in [info.name for info in packaged()]:

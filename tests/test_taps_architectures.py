@@ -61,6 +61,8 @@ def test_timm(name: str) -> None:
 
 
 def _intermediates(model: nn.Module, x: Tensor) -> list[Tensor]:
+    if not hasattr(model, "forward_intermediates"):  # DenseNet before timm 1.0.31
+        return timm.models.FeatureHookNet(model, range(len(model.feature_info)))(x)
     if model.__class__.__name__ != "VisionTransformer":
         return model.forward_intermediates(x, intermediates_only=True)
     pairs = model.forward_intermediates(x, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True)

@@ -206,7 +206,7 @@ def _peak(net: nn.Module, run: Callable[[], Any], device: torch.device) -> int |
     if device.type != "cpu":
         return None
     run()  # what is made once, and kept, is not this pass's
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         run()
     results = seen.profiler.kineto_results if seen.profiler is not None else None
     events = [event for event in results.events() if event.name() == "[memory]"] if results else []

@@ -83,7 +83,7 @@ class StepProfiler(pl.Callback):
             _wrap(stack, distiller, method, name)
         activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
         _wait()
-        self._profile = stack.enter_context(profile(activities=activities))
+        self._profile = stack.enter_context(profile(activities=activities, acc_events=True))
         self._began, self._first = time.perf_counter(), self._seen
 
     def _stop(self) -> None:
