@@ -7,6 +7,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of a child do not spin for each other: on shared cores, for minutes
 torch.set_num_threads(1)
 
 
@@ -14,6 +15,10 @@ def pytest_collection_finish():
     """What has been imported stays: no collection, of which every run ends with one, looks at it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # else what libraries made is said to leak
 
 
 @pytest.fixture(autouse=True)

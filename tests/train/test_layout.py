@@ -18,7 +18,7 @@ from kdkit.models import build
 torch.set_num_threads(2)
 x, y = torch.randn(29 * 8, 3, 32, 32), torch.randint(0, 10, (29 * 8,))
 student = build("resnet8", num_classes=10, widths=[4, 4, 8, 16])
-trainer = pl.Trainer(max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
 trainer.fit(kdkit.Distiller({"student": student}, ["ce"]), DataLoader(list(zip(x, y)), batch_size=29))
 """
 
