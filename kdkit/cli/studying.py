@@ -41,6 +41,7 @@ def compare(
     differ, and embeddings side by side: a table, figures, and compare.json.
     """
     from kdkit.console import show
+    from kdkit.runs.afterwards import log_found
     from kdkit.runs.folder import RunFolder
     from kdkit.study.compare import compare as look
     from kdkit.study.write import shown, write_comparison
@@ -55,6 +56,7 @@ def compare(
     run = RunFolder(first if first.is_dir() else first.parent)
     place = out or (run.comparison if run.recipe.is_file() else Path("compare"))
     typer.echo(f"figures and compare.json are in {write_comparison(found, place)}")
+    log_found(run, "compare", found.told, [place / name for name in found.numbers["figures"]])
 
 
 @app.command(epilog="Example: kdkit probe runs/kd-seed0 runs/crd-seed0 --data stl10")
@@ -73,6 +75,7 @@ def probe(
     A linear classifier on them, its regularisation chosen on held-out training images, and their nearest neighbours.
     """
     from kdkit.console import show, table
+    from kdkit.runs.afterwards import log_found, short
     from kdkit.runs.evaluate import keep
     from kdkit.runs.folder import RunFolder
     from kdkit.study.probe import probe as measure
@@ -83,6 +86,7 @@ def probe(
         found = measure(run, data, words, image_size=image_size, tap=tap)
         if path := out or (RunFolder(Path(run)).probes if RunFolder(Path(run)).recipe.is_file() else None):
             keep(path, " ".join([data, *words, *([run] if out else [])]), found)
+        log_found(RunFolder(Path(run)), "probe", {short([data, *words]): found})
         for name, its in found.items():
             model = name if Path(run).is_file() else f"{Path(run).name}/{name}"
             cells = [f"{100 * its['linear']:.2f}", f"{100 * its['knn']:.2f}", f"{100 * its['held_out']:.2f}"]

@@ -88,6 +88,7 @@ def evaluate(
     score, calibration errors, and top-1 by class.
     """
     from kdkit.console import show
+    from kdkit.runs.afterwards import log_found, short
     from kdkit.runs.evaluate import classes_table, results_table, score, write_evaluation
     from kdkit.runs.folder import RunFolder
 
@@ -98,6 +99,7 @@ def evaluate(
     show(classes_table(found.by_class, None if classes else 10), sys.stdout)
     if path := out or (RunFolder(run).evaluation if RunFolder(run).recipe.is_file() else None):
         write_evaluation(path, found, split, words)
+    log_found(RunFolder(run), "eval", {short([split, *words]): found.whole})
 
 
 @app.command(epilog="Example: kdkit check crd_cifar100 losses.crd.negatives=all")

@@ -47,6 +47,11 @@ class Evaluation:
     figures: dict[str, dict[str, float]]
     by_class: dict[str, dict[str, float]]
 
+    @property
+    def whole(self) -> dict[str, Any]:
+        """All of it by model, as in `eval.json`."""
+        return {name: {**self.figures[name], "by_class": self.by_class[name]} for name in self.figures}
+
 
 def evaluate(run: Path | str, overrides: Sequence[str] = (), *, split: str = "test") -> dict[str, dict[str, float]]:
     """`score`, without the classes: `{"student": {"top1": 0.71, "top5": 0.92, "nll": 1.05, …}}`."""
@@ -100,7 +105,7 @@ def write_evaluation(path: Path, found: Evaluation, split: str, overrides: Seque
         KdkitError: it cannot be written.
     """
     key = " ".join([split, *(word for word in overrides if not word.startswith("trainer."))])
-    keep(path, key, {name: {**found.figures[name], "by_class": found.by_class[name]} for name in found.figures})
+    keep(path, key, found.whole)
 
 
 def keep(path: Path, key: str, found: Any) -> None:

@@ -49,6 +49,11 @@ class Comparison:
     cases: dict[str, Cases]
     sample: Sample
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What was found of each model and of each student beside the teacher, without what else `numbers` say."""
+        return {"models": self.numbers["models"], "students": self.numbers["students"]}
+
 
 @dataclass
 class _Pair:
