@@ -46,15 +46,17 @@ class Rule:
     probe: int = 256
 
     def __post_init__(self) -> None:
-        least = {"warmup": 0, "patience": 1, "mute": 0, "keep": 1, "probe": 2}
+        least, wrong = {"warmup": 0, "patience": 1, "mute": 0, "keep": 1, "probe": 2}, []
         for word, low in least.items():
             value = getattr(self, word)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise KdkitError(f"{word} must be a whole number of at least {low}, got {value!r}")
+                wrong.append(f"{word} must be a whole number of at least {low}, got {value!r}")
         if not (math.isfinite(self.z) and self.z > 0):
-            raise KdkitError(f"z must be above 0, got {self.z!r}")
+            wrong.append(f"z must be above 0, got {self.z!r}")
         if not 0 < self.cut <= 1:
-            raise KdkitError(f"cut must lie above 0 and at most at 1, got {self.cut!r}")
+            wrong.append(f"cut must lie above 0 and at most at 1, got {self.cut!r}")
+        if wrong:
+            raise KdkitError("; ".join(wrong))
 
 
 @dataclass

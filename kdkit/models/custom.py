@@ -76,6 +76,8 @@ def call(factory: Callable[..., Any], arch: str, keywords: dict[str, Any]) -> nn
     except KdkitError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{arch}: "):  # which says it all
+            raise KdkitError(str(error)) from error
         raise KdkitError(f"{arch}: could not be built{given(keywords)}{told(error)}") from error
     if not isinstance(net, nn.Module):
         raise KdkitError(f"{arch}: must give an nn.Module, got {type(net).__name__}")

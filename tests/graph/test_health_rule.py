@@ -95,6 +95,7 @@ def test_the_ward_goes_on_from_its_state():
         ({"warmup": 1.5}, "warmup must be a whole number"),
         ({"z": -1}, "z must be above 0"),
         ({"cut": 2}, "cut must lie above 0 and at most at 1"),
+        ({"mute": -1, "cut": 2}, "mute must be a whole number of at least 0, got -1; cut must lie"),
     ],
 )
 def test_a_rule_out_of_range_is_refused(words, said):

@@ -20,7 +20,7 @@ SHORT += ["trainer.accelerator=cpu", "models.student.options.backbone=resnet8"]
             ["losses.sid.direction=reverse"],
             "label_smoothing .*must be above 0",
         ),
-        ("sid_cifar100", ["models.student.options.mode=lane"], r"options .*mode must be .* did you mean 'lean'"),
+        ("sid_cifar100", ["models.student.options.mode=lane"], r"'\): sid: mode must be .* did you mean 'lean'"),
         ("sid_cifar100", ["models.student.options.modules=many"], "modules: must be a whole number, got 'many'"),
         (
             "sid_isolated_cifar100",
