@@ -22,7 +22,9 @@ from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build, source, tuning
 from kdkit.runs.check_cohort import cohort_rows
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
+from kdkit.runs.dry_step import dry_steps
 from kdkit.runs.teacher import teacher_folder
+from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
 from kdkit.train.optim import rate
 from kdkit.untouched import untouched
@@ -51,8 +53,17 @@ def check(recipe: Recipe) -> CheckReport:
     graph = distiller.graph
     with untouched(graph):
         nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
-        kept = activation_bytes(graph, batch) * data.batch_size / len(batch.index)  # type: ignore[arg-type]
+        images = min(data.batch_size, facts.num_samples)
+        kept = activation_bytes(graph, batch) * images / len(batch.index)  # type: ignore[arg-type]
+        with blaming(recipe):
+            stumbles = tuple(dry_steps(graph, batch))
+    if data.drop_last and facts.num_samples < data.batch_size:
+        told = (
+            f"must be at most the {facts.num_samples} samples there are where drop_last is true, got {data.batch_size}"
+        )
+        raise RecipeError([recipe.origin.problem(("data", "batch_size"), told)])
     grown = facts.num_samples / (stand_in.num_samples or 1)
+    moved = f" ({experiment.balance} moves it)" if experiment.balance in RATE else ""
     steps = _steps_per_epoch(facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches)
     return CheckReport(
         name=recipe.name,
@@ -60,11 +71,11 @@ def check(recipe: Recipe) -> CheckReport:
         facts=facts,
         nodes=nodes,
         learning=tuple(_learn_row(distiller, name, steps) for name in graph.trained),
-        edges=tuple(row for edge in graph.bound for row in _edge_rows(graph, edge, grown)),
-        batch_size=data.batch_size,
+        edges=tuple(row for edge in graph.bound for row in _edge_rows(graph, edge, grown, moved)),
+        batch_size=images,
         steps_per_epoch=steps,
         epochs=recipe.trainer.max_epochs,
-        notes=tuple(_notes(recipe, experiment, graph)),
+        notes=(*_notes(recipe, experiment, graph), *stumbles),
         cohort=tuple(
             cohort_rows(experiment.cohort, experiment.health, recipe.trainer.max_epochs, held_out=data.selects)
         ),
@@ -182,7 +193,7 @@ def _finished(maker: Recipe) -> Path | None:
     return folder.weights(maker.trained[0]) if folder.complete else None
 
 
-def _edge_rows(graph: Graph, edge: BoundEdge, grown: float) -> Iterator[EdgeRow]:
+def _edge_rows(graph: Graph, edge: BoundEdge, grown: float, moved: str) -> Iterator[EdgeRow]:
     shapes = {
         End(name, tap): shape
         for phase in graph.phases
@@ -196,7 +207,7 @@ def _edge_rows(graph: Graph, edge: BoundEdge, grown: float) -> Iterator[EdgeRow]
             heads = [edge.heads[i * len(call.links) + j]] if len(edge.heads) else []
             yield EdgeRow(
                 name=edge.name,
-                weight=str(said.weight),
+                weight=f"{said.weight}{moved}",
                 source=" + ".join(map(str, link.sources)),
                 source_shape=shapes[link.sources[0]] if link.sources else None,
                 target=str(link.target),

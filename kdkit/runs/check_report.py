@@ -104,7 +104,7 @@ class CheckReport:
         nodes: the models.
         learning: how the trained ones learn.
         edges: the losses, tap by tap.
-        batch_size: over all ranks.
+        batch_size: over all ranks; a training set that is smaller is one batch.
         steps_per_epoch: batches in an epoch.
         epochs: length of the run.
         activation_bytes: what a step keeps for its backward pass; scaled up from a small batch.

@@ -9,6 +9,7 @@ import pytest
 from kdkit.console import show
 from kdkit.models.published import fetched
 from kdkit.registry import KdkitError
+from kdkit.train.balance import Balance
 from tests.runs.test_check import PAIR, report
 
 
@@ -88,3 +89,49 @@ def test_tables_fit_a_hundred_columns(tmp_path):
 def test_a_batch_of_one_has_no_relations():
     with pytest.raises(KdkitError, match=r"losses\.rkd: .* needs at least 3 of them, got 1; raise the batch size"):
         report(PAIR, "ce, rkd", overrides=["data.batch_size=1"])
+
+
+@pytest.mark.parametrize("kind", ["gradnorm", "uncertainty"])
+def test_balance_takes_part_in_the_dry_run(kind, monkeypatch):
+    looked = []
+    look = Balance.look
+    monkeypatch.setattr(Balance, "look", lambda self, *words: looked.append(look(self, *words)))
+    told = report(PAIR, "ce, kd", overrides=[f"balance={kind}"])
+    assert len(looked) == 1
+    assert [row.weight for row in told.edges] == [f"1 ({kind} moves it)", f"1 ({kind} moves it)"]
+    assert not told.notes
+    assert [row.weight for row in report(PAIR, "ce, kd").edges] == ["1", "1"]
+
+
+def test_what_balance_would_stumble_over_is_refused(tmp_path):
+    """The gradient of each loss by itself is taken, as in training."""
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Once(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        return x.sum()\n"
+        "    @staticmethod\n    def backward(ctx, g):\n        raise RuntimeError('not by itself')\n\n"
+        "class Mine(nn.Module):\n    def forward(self, student):\n        return Once.apply(student)\n"
+    )
+    assert report("student: {arch: resnet8}", "ce, own.py:Mine", tmp_path).notes == ()
+    with pytest.raises(KdkitError, match="not by itself"):
+        report("student: {arch: resnet8}", "ce, own.py:Mine", tmp_path, overrides=["balance=gradnorm"])
+
+
+def test_a_loss_that_is_no_number_is_told_by_name(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\nclass Mine(nn.Module):\n    def forward(self, student):\n"
+        "        return (-student.square()).sqrt().mean()\n"
+    )
+    (note,) = report("student: {arch: resnet8}", "ce, own.py:Mine", tmp_path).notes
+    assert note.startswith("Mine: is nan in a dry run on noise; trainer.on_nonfinite")
+
+
+def test_a_batch_larger_than_the_data_is_all_of_them():
+    told = report(PAIR, "ce, kd", overrides=["data.batch_size=5000"])
+    assert "steps   1 of 100 images an epoch, 4 in 4 epochs" in text_of(told).splitlines()
+    whole = report(PAIR, "ce, kd", overrides=["data.batch_size=100"])
+    assert (told.macs_per_step, told.activation_bytes) == (whole.macs_per_step, whole.activation_bytes)
+    with pytest.raises(
+        KdkitError, match=r"data\.batch_size: must be at most the 100 samples there are where drop_last"
+    ):
+        report(PAIR, "ce, kd", overrides=["data.batch_size=5000", "data.drop_last=true"])
