@@ -31,7 +31,9 @@ def compare(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for figures and compare.json; left out: compare in the first student's run."),
+        typer.Option(
+            help="Folder for figures and compare.json; left out: compare in the first student's run, or else here."
+        ),
     ] = None,
     no_custom_code: NoCustomCode = False,
 ) -> None:
@@ -42,9 +44,8 @@ def compare(
     """
     from kdkit.console import show
     from kdkit.runs.afterwards import log_found
-    from kdkit.runs.folder import RunFolder
     from kdkit.study.compare import compare as look
-    from kdkit.study.write import shown, write_comparison
+    from kdkit.study.write import run_of, shown, write_comparison
 
     models = [word for word in students if "=" not in word]
     words = [word for word in students if "=" in word] + ([f"data.root={data}"] if data else [])
@@ -52,11 +53,13 @@ def compare(
         raise KdkitError("name one student at least: kdkit compare TEACHER STUDENT")
     found = look(teacher, models, words, alone=alone, split=split, taps=taps.split(",") if taps else None)
     show(shown(found), sys.stdout)
-    first = Path(models[0])
-    run = RunFolder(first if first.is_dir() else first.parent)
-    place = out or (run.comparison if run.recipe.is_file() else Path("compare"))
+    run = run_of(models[0])
+    place = out or (run.comparison if run else Path("compare"))
     typer.echo(f"figures and compare.json are in {write_comparison(found, place)}")
-    log_found(run, "compare", found.told, [place / name for name in found.numbers["figures"]])
+    if run is None and out is None:
+        typer.echo(f"{models[0]}, the first student, is no run of yours to keep them in; --out names another folder")
+    if run is not None:
+        log_found(run, "compare", found.told, [place / name for name in found.numbers["figures"]])
 
 
 @app.command(epilog="Example: kdkit probe runs/kd-seed0 runs/crd-seed0 --data stl10")

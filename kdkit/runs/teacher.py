@@ -15,9 +15,14 @@ from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.lock import only_here
 
 
+def teachers() -> Path:
+    """Where all runs find the teachers that were trained for one of them."""
+    return home() / "teachers"
+
+
 def teacher_folder(recipe: Recipe) -> RunFolder:
     """The folder that a recipe's result has for ever: its name holds a hash of all that the result depends on."""
-    return RunFolder(home() / "teachers" / f"{recipe.name}-{content_key(recipe)[:12]}", teacher=True)
+    return RunFolder(teachers() / f"{recipe.name}-{content_key(recipe)[:12]}", teacher=True)
 
 
 def trained_weights(recipe: Recipe, fit: Callable[[Recipe, RunFolder], Any]) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import matplotlib.image
@@ -15,9 +16,10 @@ from kdkit import data, models
 from kdkit.cli import app
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import evaluate
+from kdkit.runs.folder import RunFolder
 from kdkit.study.compare import WHO, compare
 from kdkit.study.subjects import _names
-from kdkit.study.write import write_comparison
+from kdkit.study.write import run_of, write_comparison
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 DATA = ["data={name: digits, image_size: 8}", "trainer.accelerator=cpu"]
@@ -145,6 +147,28 @@ def test_the_verb_writes_every_figure(pair, tmp_path, monkeypatch):
     assert said.exit_code == 0
     assert "pip install 'kdkit[study]'" in said.stderr
     assert json.loads((out / "compare.json").read_text())["embeddings"] is None
+
+
+def test_it_lies_where_its_user_looks(pair, tmp_path, monkeypatch):
+    """In the first student's run or here; not with a teacher that is shared, nor in a run that merely is here."""
+    _, _, teacher, student = pair
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("kdkit.study.write.planar", lambda *words: None)
+    shared, run = tmp_path / "home" / "teachers" / "t-0123", tmp_path / "runs" / "s"
+    for folder, weights, arch in ((shared, teacher, "resnet14"), (run, student, "resnet8")):
+        folder.mkdir(parents=True)
+        shutil.copy(weights, folder / "net.safetensors")
+        (folder / "recipe.yaml").write_text(f"models: {{net: {{arch: {arch}}}}}\nlosses: [ce]\ntrainer: {{}}\n")
+    swapped = CliRunner().invoke(app, ["compare", str(run), str(shared), *DATA, "--taps", "logits"])
+    assert swapped.exit_code == 0, swapped.output
+    assert (tmp_path / "compare" / "compare.json").is_file()
+    assert f"are in compare\n{shared}, the first student, is no run of yours to keep them in; --out" in swapped.output
+    assert sorted(path.name for path in shared.iterdir()) == ["net.safetensors", "recipe.yaml"]
+    assert [run_of(str(word)) for word in (run, run / "net.safetensors")] == [RunFolder(run)] * 2
+    assert [run_of(str(word)) for word in (shared, student, shared / "net.safetensors")] == [None] * 3
+    (tmp_path / "recipe.yaml").touch()
+    assert [run_of(word) for word in ("teacher_digits", "timm/resnet18")] == [None] * 2
 
 
 def test_what_cannot_be_compared(pair, tmp_path, monkeypatch):
