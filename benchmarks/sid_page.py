@@ -173,24 +173,26 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """Accuracy by label noise on the left, time and memory of a step on the right."""
+    """Accuracy by label noise for each set that has rows, then time and memory of a step."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    sets = [name for name in SETS if select(rows, bench="sid accuracy", set=name)]
+    figure = Figure(figsize=(4.2 * len(sets) + 5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for method, name in NAMES.items():
-        found = [
-            (noise, list(figures(rows, set="digits", method=method, noise=noise).values())) for noise in (0, 0.2, 0.4)
-        ]
-        points = [(100 * noise, *mean_and_deviation(values)) for noise, values in found if values]
-        if points:
-            x, y, error = zip(*points, strict=True)
-            left.errorbar(x, y, [0 if math.isnan(e) else e for e in error], marker="o", capsize=3, label=name)
-    left.set(title="digits", xlabel="training labels that are wrong (%)", ylabel="top-1 (%)")
-    left.legend(fontsize="x-small", loc="lower left")
+    *lefts, right = figure.subplots(1, len(sets) + 1)
+    for axes, where in zip(lefts, sets, strict=True):
+        for method, name in NAMES.items():
+            found = [
+                (noise, list(figures(rows, set=where, method=method, noise=noise).values())) for noise in (0, 0.2, 0.4)
+            ]
+            points = [(100 * noise, *mean_and_deviation(values)) for noise, values in found if values]
+            if points:
+                x, y, error = zip(*points, strict=True)
+                axes.errorbar(x, y, [0 if math.isnan(e) else e for e in error], marker="o", capsize=3, label=name)
+        axes.set(title=where, xlabel="training labels that are wrong (%)", ylabel="top-1 (%)")
+        axes.legend(fontsize="x-small", loc="lower left")
     steps = [row for what in reversed(COSTS) for row in select(rows, bench="sid cost", what=what, device="cpu")]
     for shift, word, values in (
         (0.2, "time", [row["time_to_bp"][1] for row in steps]),
@@ -202,7 +204,7 @@ def plot(rows: Sequence[Row]) -> str:
     right.set(title="a step on a CPU", xlabel="as a multiple of back-propagation's")
     if steps:
         right.legend(fontsize="x-small")
-    for axes in (left, right):
+    for axes in (*lefts, right):
         axes.grid(alpha=0.3)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdkit"}):
