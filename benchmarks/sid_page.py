@@ -192,7 +192,8 @@ def plot(rows: Sequence[Row]) -> str:
                 x, y, error = zip(*points, strict=True)
                 axes.errorbar(x, y, [0 if math.isnan(e) else e for e in error], marker="o", capsize=3, label=name)
         axes.set(title=where, xlabel="training labels that are wrong (%)", ylabel="top-1 (%)")
-        axes.legend(fontsize="x-small", loc="lower left")
+    if lefts:
+        lefts[0].legend(fontsize="x-small", loc="lower left")
     steps = [row for what in reversed(COSTS) for row in select(rows, bench="sid cost", what=what, device="cpu")]
     for shift, word, values in (
         (0.2, "time", [row["time_to_bp"][1] for row in steps]),
