@@ -26,11 +26,11 @@ def untouched(module: nn.Module) -> Iterator[None]:
         with generators.kept(devices), torch.no_grad():
             yield
     finally:
-        for buffer, value in before:
-            if not torch.equal(buffer, value):  # BatchNorm writes past the version counter
-                buffer.copy_(value)
         for part, mine in held.items():
+            part.training = modes[part]
             part._buffers.clear()
             part._buffers.update(mine)
-        for part, mode in modes.items():
-            part.training = mode
+        for buffer, value in before:
+            strided = buffer.layout is torch.strided
+            if not (strided and torch.equal(buffer, value)):  # BatchNorm writes past the version counter
+                buffer.copy_(value)

@@ -10,10 +10,11 @@ from typing import Any
 from kdkit.bench.items import as_item, as_model, slug, told
 from kdkit.bench.overrides import changes, check_overrides, concerns
 from kdkit.bench.suite import ALONE, TEACHER, Method, Pair, Read
-from kdkit.recipe import Recipe, content_key, fingerprint, load, loads, of_tree, packaged, resolved, source
+from kdkit.recipe import Recipe, code_of, content_key, fingerprint, load, loads, of_tree, packaged, resolved, source
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
 from kdkit.recipe.named import find_loss
+from kdkit.recipe.own_code import PAPERS
 from kdkit.recipe.syntax import Item, read
 from kdkit.recipe.tree import edge_name, normalise
 from kdkit.recipe.write import document
@@ -278,11 +279,13 @@ def _published(recipe: Recipe) -> str | None:
 
 def _written(recipe: Recipe, folder: Path) -> Path:
     """A file with the recipe; folders of the data and words of the machine come from who asks for its weights."""
-    from kdkit.runs.folder import write_text
+    from kdkit.runs.folder import write_json, write_text
 
     path = (folder / content_key(recipe)[:12] / f"{recipe.name}.yaml").resolve()
     try:
         write_text(path, resolved(recipe))
+        if code := code_of(recipe):
+            write_json(path.with_name(PAPERS), {"code": code})
     except OSError as error:
         raise KdkitError(
             f"{path.parent} cannot be written ({error.strerror}); give another folder with --out"

@@ -96,7 +96,7 @@ def identity(cell: Cell, suite: str, folder: RunFolder) -> Row:
         "student": cell.ends[1],
         "data": cell.recipe.data.name,
         "node": cell.node,
-        **{k: v for k, v in read_json(folder.provenance).items() if k != "classes"},
+        **{k: v for k, v in read_json(folder.provenance).items() if k not in ("classes", "code")},
         "fingerprint": cell.column,
         "content": cell.content,
     }

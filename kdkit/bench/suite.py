@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.explain import problems
-from kdkit.recipe.own_code import ELSEWHERE, named_elsewhere
+from kdkit.recipe.own_code import ELSEWHERE, strays, strays_of_override
 from kdkit.recipe.schema import Origin
 from kdkit.recipe.syntax import Item, read
 from kdkit.recipe.tree import split
@@ -128,17 +128,17 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Read:
     _distinct([(method.name, method.mark) for method in methods])
     if isinstance(suite.seeds, list):
         _distinct([(str(seed.value), seed.mark) for seed in tree.value["seeds"].value])
-    _code_beside(suite, tree, path.parent)
+    if found := list(_code_beside(suite, tree, path.parent)):
+        raise RecipeError(found)
     whole = suite.model_copy(update={"overrides": [*suite.overrides, *overrides]})
     return Read(path.stem, path.parent, whole, methods, tree)
 
 
-def _code_beside(suite: Suite, tree: Item, folder: Path) -> None:
-    """What a suite overrides counts as said on the command line; its code does not."""
+def _code_beside(suite: Suite, tree: Item, folder: Path) -> Iterator[Problem]:
+    yield from strays(tree, folder, (), "suite")
     for text in [*suite.overrides, *(text for pair in suite.pairs for text in pair.overrides)]:
-        for file in named_elsewhere(split(text)[1].plain, folder):
-            message = ELSEWHERE.format(kind="suite", file=file)
-            raise RecipeError([Problem.at(tree.mark, f"overrides: {text}", message)])
+        for file in strays_of_override(split(text)[1], folder):
+            yield Problem.at(tree.mark, f"overrides: {text}", ELSEWHERE.format("suite", file))
 
 
 def _methods(listed: Item) -> tuple[Method, ...]:

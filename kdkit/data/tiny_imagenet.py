@@ -104,6 +104,8 @@ class TinyImageNet(Folder):
                 download_and_extract_archive(URL, part, md5=MD5)
                 os.replace(Path(part) / NAME, self.folder)
         except (RuntimeError, OSError, EOFError) as problem:
+            if self.folder.is_dir():  # another process was faster
+                return
             raise self._broken(f"was not found, and its download failed ({problem})") from problem
 
     def _downloads(self) -> bool:

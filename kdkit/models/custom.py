@@ -20,7 +20,8 @@ from kdkit.consent import REFUSED, own_code_runs
 from kdkit.fault import what, where
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 
-WORKING = ("torch", "torch.hub")  # beside Python's own: what loads and runs whatever it is given
+TOOLS = {*sys.stdlib_module_names, "numpy", "pip", "setuptools"}  # what loads or runs whatever it is given
+NO_MODEL = "{}: {} makes no model and no loss; name a package that does, or a file beside the recipe"
 
 
 def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
@@ -39,8 +40,8 @@ def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise KdkitError(f"{spec}: must be package.module:callable or file.py:callable")
-    if place in WORKING or place.partition(".")[0] in sys.stdlib_module_names:
-        raise KdkitError(f"{spec}: {place} builds no models; name a package of models, or a file beside the recipe")
+    if place.partition(".")[0] in TOOLS:
+        raise KdkitError(NO_MODEL.format(spec, place))
     folder = Path(base or ".").resolve()
     module = _from_file(folder / os.path.expanduser(place)) if place.endswith(".py") else _from_package(place, folder)
     if not hasattr(module, name):
@@ -50,11 +51,19 @@ def load_factory(spec: str, base: Path | None = None) -> Callable[..., Any]:
     factory = getattr(module, name)
     if isinstance(factory, nn.Module):
         raise KdkitError(f"{spec}: must be a class or a function, got a {type(factory).__name__} already built")
+    if not place.endswith(".py") and _tool(factory):
+        raise KdkitError(NO_MODEL.format(spec, name))
     try:
         inspect.signature(factory)
     except (TypeError, ValueError):
         raise KdkitError(f"{spec}: must be a class or a function of Python, got {factory!r}") from None
     return factory  # type: ignore[no-any-return]
+
+
+def _tool(factory: Any) -> bool:
+    """Whether a name that a package hands on is a tool's."""
+    home = str(factory.__module__).partition(".")[0] if inspect.isroutine(factory) or inspect.isclass(factory) else ""
+    return home in TOOLS or (home == "torch" and not (inspect.isclass(factory) and issubclass(factory, nn.Module)))
 
 
 def accepts(factory: Callable[..., Any], keyword: str) -> bool:

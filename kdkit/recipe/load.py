@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from kdkit.consent import own_code_runs
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.find import find, find_protocol, home, protocol_names
-from kdkit.recipe.own_code import ELSEWHERE, elsewhere, known_of, refused
+from kdkit.recipe.own_code import known_of, refused, strays
 from kdkit.recipe.schema import RECIPE_ENDINGS, WEIGHTS_ENDINGS, Origin, Recipe
 from kdkit.recipe.syntax import Item, parse, read
 from kdkit.recipe.tree import merge, normalise, override
@@ -78,7 +78,9 @@ def _read(
     early = [text for text in overrides if re.match(r"\s*(protocol|stages)\b", text)]  # what is unfolded or merged
     root, protocol = _with_protocol(override(root, early), folder)
     root = override(normalise(root), [text for text in overrides if text not in early])
-    root = _anchored(root, folder, known)
+    if found := list(strays(root, folder, known)):
+        raise RecipeError(found)
+    root = _anchored(root, folder)
     origin = Origin(name, folder, protocol, allow_custom := allow_custom and own_code_runs(), root)
     if not allow_custom and (found := refused(origin)):
         raise RecipeError(found)
@@ -115,14 +117,14 @@ def _with_protocol(root: Item, folder: Path) -> tuple[Item, str | None]:
     return merge(Item(rest, root.mark), under), name
 
 
-def _anchored(root: Item, folder: Path, known: Collection[str] | None) -> Item:
+def _anchored(root: Item, folder: Path) -> Item:
     """Files that the recipe names, made absolute: its resolved text means the same anywhere on this machine."""
     value = dict(root.value)
     losses, models = value.get("losses"), value.get("models")
     if losses is not None and isinstance(losses.value, list):
-        value["losses"] = Item([_anchor(edge, "loss", folder, known) for edge in losses.value], losses.mark)
+        value["losses"] = Item([_anchor(edge, "loss", folder) for edge in losses.value], losses.mark)
     if models is not None and isinstance(models.value, dict):
-        anchored = {k: _model(v, folder, known) for k, v in models.value.items()}
+        anchored = {k: _model(_anchor(v, "weights", folder), folder) for k, v in models.value.items()}
         value["models"] = Item(anchored, models.mark)
     data = value.get("data")
     root_of = data.value.get("root") if data is not None and isinstance(data.value, dict) else None
@@ -134,18 +136,15 @@ def _anchored(root: Item, folder: Path, known: Collection[str] | None) -> Item:
     return Item(value, root.mark)
 
 
-def _model(item: Item, folder: Path, known: Collection[str] | None) -> Item:
-    """One model, with the files of a net inside it (`backbone: FILE:NAME`, `backbone: {arch: FILE:NAME}`)."""
-    item = _anchor(_anchor(item, "arch", folder, known), "weights", folder, known)
-    options = item.value.get("options") if isinstance(item.value, dict) else None
-    if options is None or not isinstance(options.value, dict) or "backbone" not in options.value:
-        return item
-    inner = _anchor(options.value["backbone"], "arch", folder, known)
-    options = _anchor(Item({**options.value, "backbone": inner}, options.mark), "backbone", folder, known)
-    return Item({**item.value, "options": options}, item.mark)
+def _model(item: Item, folder: Path) -> Item:
+    """One model, with the files of the nets inside it (`backbone: FILE:NAME`, `backbone: {arch: FILE:NAME}`)."""
+    item = _anchor(_anchor(item, "arch", folder), "backbone", folder)
+    inner = {word: item.child(word) for word in ("options", "backbone")}
+    nets = {word: _model(net, folder) for word, net in inner.items() if net is not None}
+    return Item({**item.value, **nets}, item.mark) if nets else item
 
 
-def _anchor(item: Item, word: str, folder: Path, known: Collection[str] | None) -> Item:
+def _anchor(item: Item, word: str, folder: Path) -> Item:
     found = item.value.get(word) if isinstance(item.value, dict) else None
     if found is None or not isinstance(found.value, str):
         return item
@@ -161,8 +160,6 @@ def _anchor(item: Item, word: str, folder: Path, known: Collection[str] | None) 
     places: tuple[Path, ...] = (folder, Path())
     if word != "weights" and not found.mark.is_override:  # code comes from beside the recipe, or whence the user says
         places = (folder,)
-        if elsewhere(file, folder, known):
-            raise RecipeError([Problem.at(found.mark, word, ELSEWHERE.format(kind="recipe", file=file))])
     there = next((base / file for base in places if os.path.exists(base / file)), None)
     there = there or (Path() if found.mark.is_override else folder) / file
     return Item({**item.value, word: Item(f"{there.resolve()}{colon}{name}", found.mark)}, item.mark)

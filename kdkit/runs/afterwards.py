@@ -30,8 +30,8 @@ def log_found(run: RunFolder, verb: str, found: Mapping[str, Any], pictures: Seq
     """
     if not run.recipe.is_file():
         return
-    words = read_recipe(run.recipe, "trainer").plain
-    kind = words["trainer"].get("logger")
+    words = read_recipe(run.recipe).plain
+    kind = words.get("trainer", {}).get("logger")
     if kind not in MAKERS:
         return
     if find_spec(kind) is None:

@@ -68,7 +68,7 @@ def refuse_code(path: Path, told: Mapping[str, Any]) -> None:
     if ":" in str(told.get("arch")):
         raise KdkitError(
             f"{path} is of your own code ({told['arch']}), and a weights file alone runs none; "
-            "give the run's folder, or put its recipe.yaml beside the file"
+            "give the run's folder, or put its recipe.yaml and provenance.json beside the file"
         )
 
 

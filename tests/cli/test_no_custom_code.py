@@ -1,12 +1,15 @@
 """Python that comes with a recipe: whose it is, and that none of it runs where that is forbidden."""
 
+import json
 import os
 
 import pytest
 
 from kdkit.consent import WORD
+from kdkit.models.custom import load_factory
 from kdkit.recipe import load, loads
 from kdkit.recipe.errors import RecipeError
+from kdkit.registry import KdkitError
 from tests.cli.command import RECIPE, kdkit, refused
 
 CODE = """
@@ -133,13 +136,19 @@ def test_no_path_leads_elsewhere_but_a_runs_own(own, tmp_path_factory):
         assert "must lie beside the recipe" in refused("check", there / "r.yaml")
     (there / "r.yaml").write_text(RECIPE.replace("- ce\n", f"- ce\n  - {own / 'own.py'}:Loss\n"))
     assert "must lie beside the recipe" in refused("check", there / "r.yaml")
+    nested = f"sid, options: {{backbone: {{arch: sid, modules: 2, backbone: {net}}}, modules: 2}}"
+    (there / "r.yaml").write_text(RECIPE.replace(student, f"student: {{arch: {nested}}}"))
+    assert "must lie beside the recipe" in refused("check", there / "r.yaml")
     suite = SUITE % ("resnet8", "crd_inbatch")
     (there / "p.yaml").write_text((own / "p.yaml").read_text())
-    for more in (f"overrides: ['models.student.arch={net}']", "overrides: ['models.student={arch: own.py:Net}']"):
-        (there / "suite.yaml").write_text(f"{suite}{more}\n")
+    staged = f"stages=[{{name: a, losses: [{{'{own / 'own.py'}:Loss': {{weight: 1}}}}]}}]"
+    for more in (f"models.student.arch={net}", "models.student={arch: own.py:Net}", staged):
+        (there / "suite.yaml").write_text(f'{suite}overrides: ["{more}"]\n')
         assert "must lie beside the suite" in refused("bench", there / "suite.yaml", "--plan")
-    (there / "suite.yaml").write_text(suite.replace("student: resnet8", f"student: {net}"))
-    assert "must lie beside the recipe" in refused("bench", there / "suite.yaml", "--plan")
+    mine = f"mine: [ce, {{'{own / 'own.py'}:Loss': {{weight: 1}}}}]"
+    for other in (suite.replace("student: resnet8", f"student: {net}"), suite.replace("crd_inbatch", mine)):
+        (there / "suite.yaml").write_text(other)
+        assert "must lie beside the suite" in refused("bench", there / "suite.yaml", "--plan")
     assert not ran(own)
     assert kdkit("fit", "net.yaml", "--out", there / "run").code == 0
     for verb in (["eval"], ["latency", "--batch", "1"], ["fit", "--resume", "--out", there / "run"]):
@@ -150,10 +159,30 @@ def test_no_path_leads_elsewhere_but_a_runs_own(own, tmp_path_factory):
     assert "must lie beside the recipe" in refused("eval", there / "run")
 
 
-@pytest.mark.parametrize("arch", ["subprocess:run", "os:system", "torch.hub:load", "torch:load", "pathlib:Path"])
+def test_a_link_to_the_recipes_folder_is_no_way_out_of_it(own, tmp_path_factory):
+    link = tmp_path_factory.mktemp("linked") / "link"
+    link.symlink_to(own)
+    (own / "r.yaml").write_text(RECIPE.replace("student: {arch: resnet8}", f"student: {{arch: {link / 'own.py'}:Net}}"))
+    assert kdkit("check", "r.yaml").code == 0
+
+
+def test_a_teacher_of_ones_own_in_a_suite_is_taught(own):
+    (own / "suite.yaml").write_text((SUITE % ("resnet8", "at")).replace("resnet14", "own.py:Net").replace(", at]", "]"))
+    told = kdkit("bench", "suite.yaml", "--out", "table", "--results", "rows.jsonl")
+    assert told.code == 0, told.err
+    rows = [json.loads(line) for line in (own / "rows.jsonl").read_text().splitlines()]
+    assert {row["method"] for row in rows} == {"teacher", "student", "kd"}
+    assert str(own) not in json.dumps(rows)
+
+
+NO_MODELS = ["subprocess:run", "os:system", "torch.hub:load", "torch:load", "pathlib:Path", "numpy:load"]
+NO_MODELS += ["torch.utils.model_zoo:load_url", "timm.models._builder:load_state_dict_from_url"]
+
+
+@pytest.mark.parametrize("arch", NO_MODELS)
 def test_what_runs_anything_is_no_model(own, arch):
-    (own / "r.yaml").write_text(RECIPE.replace("student: {arch: resnet8}", f"student: {{arch: '{arch}'}}"))
-    assert "builds no models" in refused("check", "r.yaml")
+    with pytest.raises(KdkitError, match="makes no model and no loss"):
+        load_factory(arch)
 
 
 WORDS = ["__class__", "_origin", "model_config", "origin", "__dict__.x", "kind", "trained", "models.student.source"]
