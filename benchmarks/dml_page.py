@@ -124,7 +124,9 @@ def plot(rows: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     sets = [name for name in SETS if cohorts(rows, name)]
-    figure = Figure(figsize=(7, 0.5 + 0.38 * sum(len(cohorts(rows, name)) + 1 for name in sets)), layout="constrained")
+    figure = Figure(
+        figsize=(7, 0.5 + 0.38 * sum(len(cohorts(rows, name)) + 1.8 for name in sets)), layout="constrained"
+    )
     sizes = [len(cohorts(rows, name)) + 0.5 for name in sets]
     for axes, name in zip(figure.subplots(len(sets), squeeze=False, height_ratios=sizes)[:, 0], sets, strict=True):
         for y, (method, peers) in enumerate(its := cohorts(rows, name)):
@@ -136,7 +138,8 @@ def plot(rows: Sequence[Row]) -> None:
         axes.set_yticks([-y for y in range(len(its))], who)
         axes.set_ylim(-len(its) + 0.5, 0.5)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_xlabel(f"top-1 gained over the same peers alone, in points ({name})")
+        axes.set_title(name, fontsize="medium", loc="left")
+        axes.set_xlabel("top-1 gained over the same peers alone, in points")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdkit"}):
         figure.savefig(PLOT, metadata={"Date": None, "Creator": None})
 

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from kdkit import data, models
+from kdkit.recipe.errors import RecipeError
+from kdkit.recipe.own_code import known_of, strays
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import ENDING
 from kdkit.runs.folder import RunFolder
@@ -73,7 +75,10 @@ def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         raise KdkitError(f"{folder} is not a run's folder; give one that `kdkit fit` wrote, or a model's name")
-    words = read_recipe(recipe, "models", "data").plain
+    said = read_recipe(recipe, "models", "data")
+    if found := list(strays(said, folder, known_of(recipe))):
+        raise RecipeError(found)
+    words = said.plain
     told = words["data"]
     width = None
     if any(not spec.get("num_classes") for spec in words["models"].values()):
@@ -104,7 +109,10 @@ def _shape(spec: Mapping[str, Any], told: Mapping[str, Any] | None, image_size: 
         if side is None:
             raise
         channels, height, width = 3, 0, 0
-    return channels, side or height, side or width
+    shape = channels, side or height, side or width
+    if not all(type(n) is int and n > 0 for n in shape):
+        raise KdkitError(f"data: {dict(told or {})} do not say how large the images are; give --image-size")
+    return shape
 
 
 def _facts(told: Mapping[str, Any]) -> data.DataFacts:

@@ -13,7 +13,7 @@ from typing import Any
 from kdkit.registry import KdkitError
 from kdkit.runs import events
 from kdkit.runs.folder import RunFolder, read_json
-from kdkit.runs.papers import MEND, read_recipe
+from kdkit.runs.papers import MEND, read_recipe, reading
 from kdkit.runs.portable import portable
 from kdkit.runs.result import check_metrics, read_figures
 
@@ -112,7 +112,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _table(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    with reading(path), path.open(encoding="utf-8", newline="") as file:
         return [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
 
 

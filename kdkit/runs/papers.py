@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def reading(file: Path | str) -> Iterator[None]:
     """What a file of a run says is only read inside; where it says what no run says, that is one error."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
         raise KdkitError(f"{file} is damaged ({what(error)}); {MEND}") from None
 
 

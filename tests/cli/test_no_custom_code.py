@@ -156,7 +156,8 @@ def test_no_path_leads_elsewhere_but_a_runs_own(own, tmp_path_factory):
     (own / "own.py").rename(own / "other.py")
     recipe = there / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("own.py", "other.py"))
-    assert "must lie beside the recipe" in refused("eval", there / "run")
+    for verb in (["eval"], ["latency"], ["export"], ["probe", "--data", "digits"], ["compare", there / "run"]):
+        assert "must lie beside the recipe" in refused(verb[0], there / "run", *verb[1:]), verb
 
 
 def test_a_link_to_the_recipes_folder_is_no_way_out_of_it(own, tmp_path_factory):
