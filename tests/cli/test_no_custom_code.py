@@ -156,7 +156,7 @@ def test_no_path_leads_elsewhere_but_a_runs_own(own, tmp_path_factory):
     (own / "own.py").rename(own / "other.py")
     recipe = there / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("own.py", "other.py"))
-    for verb in (["eval"], ["latency"], ["export"], ["probe", "--data", "digits"], ["compare", there / "run"]):
+    for verb in (["eval"], ["latency"], ["export"], ["probe", "--data", "digits"]):
         assert "must lie beside the recipe" in refused(verb[0], there / "run", *verb[1:]), verb
 
 
