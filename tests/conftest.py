@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.damage import TRIED
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of a child do not spin for each other: on shared cores, for minutes
 torch.set_num_threads(1)
@@ -17,8 +19,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_sessionfinish():
+def pytest_sessionfinish(session):
     gc.unfreeze()  # else what libraries made is said to leak
+    if TRIED["damaged files"] and not hasattr(session.config, "workerinput"):
+        print(f"\nfigure: {TRIED['damaged files']} damaged files, {session.testsfailed} tracebacks or wrong numbers")
 
 
 @pytest.fixture(autouse=True)

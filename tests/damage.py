@@ -3,6 +3,7 @@
 import os
 import random
 
+TRIED = {"damaged files": 0}
 NIGHTLY = os.environ.get("KDKIT_NIGHTLY") == "1"
 
 
@@ -20,4 +21,5 @@ def spoilt(content, count, nightly):
             found[at:end] = bytes(end - at)
         else:
             found[at:at] = content[at : at + made.randrange(1, 600)]
+        TRIED["damaged files"] += 1
         yield bytes(found)

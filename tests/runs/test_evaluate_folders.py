@@ -133,7 +133,7 @@ def test_a_weights_file_runs_no_code(alone, tmp_path, monkeypatch):
         evaluate("evil.safetensors", ["data.name=digits"])
     nested = {"arch": "sid", "num_classes": "10", "options": '{"backbone": "os:system"}'}
     models.save_weights(net, "evil.safetensors", nested)
-    with pytest.raises(KdkitError, match="not run here"):
+    with pytest.raises(KdkitError, match="not allowed here"):
         evaluate("evil.safetensors", ["data.name=digits"])
     assert not (tmp_path / "ran").exists()
 
