@@ -49,9 +49,9 @@ def check_zip(path: Path) -> None:
         KdkitError: a record is not what was written, or is packed: a few bytes could stand for a whole disk.
         OSError: the disk cannot be read, which says nothing of the file.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as records:
             listed = records.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in listed):

@@ -162,6 +162,15 @@ def test_a_disk_that_cannot_be_read_is_no_damaged_file(tmp_path, monkeypatch, na
     assert f"{path}: cannot be read (Input/output error)" in refused(path)
 
 
+def test_an_archive_on_several_disks_is_damage(tmp_path):
+    torch.save(net().state_dict(), path := tmp_path / "w.pth")
+    content = bytearray(path.read_bytes())
+    locator = content.rindex(b"PK\x06\x07")
+    content[locator + 16] = 3
+    path.write_bytes(content)
+    assert "is not a whole PyTorch weights file" in refused(path)
+
+
 def test_places_before_the_file_are_damage(tmp_path):
     """The list of records says that it lies further on than it does: every record then begins before the file."""
     path, stream = tmp_path / "w.pth", io.BytesIO()
