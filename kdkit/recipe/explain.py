@@ -108,9 +108,18 @@ def unknown_key(key: str, parent: Loc, origin: Origin) -> str:
         return "unknown key 'lr'; the learning rate stands beside the optimizer, as `lr`"
     if parent and parent[-1] in ("optimizer", "data") and (whole := _renamed((*parent, key), origin)):
         return whole
+    if not parent and (home := _home(key, origin)):
+        return f"unknown key {key!r}; it is a word of `{home}`: {home}: {{{key}: …}}"
     known = list(_known(parent, origin))
     beyond = BEYOND if parent == ("trainer",) else ""
     return f"unknown key {key!r}{nearest(key, known) or '; known: ' + ', '.join(known) + beyond}"
+
+
+def _home(key: str, origin: Origin) -> str:
+    """The section of a recipe that a word stands in; empty where there is none."""
+    data = origin.tree.child("data")
+    sections = ("trainer", "cohort", *(("data",) if data is not None and data.child("name") is not None else ()))
+    return next((part for part in sections if key in _known((part,), origin)), "")
 
 
 def _renamed(loc: Loc, origin: Origin) -> str:
@@ -128,7 +137,7 @@ def _known(parent: Loc, origin: Origin) -> Iterable[str]:
     model: type[Words] = Recipe
     here = origin.tree
     for step in parent:
-        here = here.value[step]
+        here = here.child(step) or here
     try:
         match parent:
             case ("trainer",):

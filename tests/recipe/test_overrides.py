@@ -155,6 +155,8 @@ def test_overrides_replace_whole_mappings_lists_and_schedules():
         ),
         ("optimizer.name=sdg", r"optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'"),
         ("optimizer.lr=1", "unknown key 'lr'; the learning rate stands beside the optimizer, as `lr`"),
+        ("max_epochs=3", "unknown key 'max_epochs'; it is a word of `trainer`: trainer: {max_epochs: …}"),
+        ("health=true", "unknown key 'health'; it is a word of `cohort`: cohort: {health: …}"),
         ("optimizer.momentum=high", "optimizer.momentum: must be a number, got 'high'"),
         ("lr=[1", "override 'lr=\\[1': not YAML"),
         ("lr=!!python/name:os.system", "tags .* are refused"),
