@@ -10,6 +10,7 @@ from tests.damage import TRIED
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of a child do not spin for each other: on shared cores, for minutes
+os.fsync = lambda file: None  # nobody pulls a plug here, and a disk takes 0.2 s of every run
 torch.set_num_threads(1)
 
 
