@@ -80,6 +80,7 @@ class Balance(nn.Module):
         if kind not in RATE:
             raise KdkitError(f"balance must be one of {', '.join(KINDS)}, got {kind!r}")
         self.kind, self.names, self.steps = kind, list(names), 0
+        self._sent: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor, Tensor]] = {}
         for word in ("logs", "first", "mean", "square", "moves"):
             self.register_buffer(word, torch.zeros(len(self.names)))
 
@@ -92,8 +93,7 @@ class Balance(nn.Module):
         known = [name for name in self.names if name in terms]
         if not known:
             return
-        at = torch.tensor([self.names.index(name) for name in known], device=self.logs.device)
-        base = torch.tensor([_base(graph, name) for name in known], device=self.logs.device)
+        at, base = self._places(graph, tuple(known))
         values = torch.stack([terms[name].detach().to(self.logs.dtype) for name in known])
         if ranks.speak():
             average([values])
@@ -111,6 +111,14 @@ class Balance(nn.Module):
             self.logs[at] += (-self.logs[at]).exp().mean().log()
         for name, factor, weight in zip(known, (-self.logs[at]).exp(), base, strict=True):
             graph.edges[name].weight.copy_(factor * weight)  # type: ignore[operator]
+
+    def _places(self, graph: Graph, known: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Where edges stand and what their recipe's weights are; sent to the device once, for to send is to wait."""
+        key = known, self.logs.device
+        if key not in self._sent:
+            at, base = [self.names.index(name) for name in known], [_base(graph, name) for name in known]
+            self._sent[key] = torch.tensor(at, device=key[1]), torch.tensor(base, device=key[1])
+        return self._sent[key]
 
     def _length(self, graph: Graph, name: str, term: Tensor) -> Tensor:
         edge: Any = graph.edges[name]

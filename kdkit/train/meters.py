@@ -86,7 +86,8 @@ def look_at_weights(models: Mapping[str, nn.Module], epoch: int) -> None:
         NonFiniteLossError: a weight is NaN or infinite.
     """
     for name, model in models.items():
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        fine = [parameter.detach().isfinite().all() for parameter in model.parameters()]
+        if fine and not torch.stack(fine).all():
             raise NonFiniteLossError(
                 f"the weights of {name!r} are not finite after epoch {epoch + 1}, though every loss was; "
                 "training has stopped, and no checkpoint holds them"

@@ -7,8 +7,6 @@ the same tensors: Python runs once, as it does for a CUDA graph.
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import kdkit
 from kdkit import data
@@ -19,33 +17,12 @@ from kdkit.train import captured as recording
 from kdkit.train.meters import TermSums
 from kdkit.train.optim import NodeOptimizers
 from tests.nets import net
+from tests.tape import Tape
 from tests.train.running import fit, loader, pair, trainer
 
 CRD = kdkit.Edge("crd", num_negatives=8, embed_dim=8)
 FADING = kdkit.Edge("kd", weight={"linear": [1.0, 0.0]}, temperature={"linear": [4.0, 2.0]})
 LATE = kdkit.Edge("at", when={"from": 1})
-
-
-class Tape(TorchDispatchMode):
-    """The operations that ran, with what they took and gave."""
-
-    def __init__(self):
-        super().__init__()
-        self.done = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.done.append((function, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def again(self):
-        """Every operation once more, results put where they stood."""
-        for function, args, kwargs, result in self.done:
-            new = tree_leaves(function(*args, **kwargs))
-            for old, value in zip(tree_leaves(result), new, strict=True):
-                if isinstance(old, torch.Tensor) and old is not value and old.data_ptr() != value.data_ptr():
-                    old.detach().copy_(value)
 
 
 @pytest.fixture

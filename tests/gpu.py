@@ -1,0 +1,214 @@
+"""A GPU on paper, for machines that have none: the CPU computes, and what would lie on `cuda:0` is noted.
+
+Mixing devices fails. Waiting for the GPU is counted, and refused while a graph is being recorded, as is work on the
+host's own tensors, which no replay would repeat. A replay does the recorded operations again. Seen is what Python
+calls; what torch does within one call counts as one.
+"""
+
+import contextlib
+import traceback
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from tests.tape import Tape
+
+CUDA = torch.device("cuda", 0)
+WAITS = """
+item tolist numpy nonzero argwhere unique unique_consecutive masked_select bincount repeat_interleave equal allclose
+is_nonzero __bool__ __float__ __int__ __index__ __array__ __contains__ __format__ __repr__
+"""
+FREE = """
+size dim ndimension numel nelement stride storage_offset data_ptr element_size untyped_storage is_contiguous is_complex
+is_floating_point is_inference is_same_size get_device register_hook register_post_accumulate_grad_hook retain_grad
+__len__ __hash__ __reduce_ex__ _has_compatible_shallow_copy_type
+"""
+LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full"
+MOVES = {"to", "cuda", "cpu", "type_as"}
+
+
+class Gpu(TorchFunctionMode):
+    """Notes who lies where.
+
+    Attributes:
+        waits: what the host waited for, and the line of kdkit that made it wait.
+        recorded: how many graphs were recorded.
+        started: how often one of them ran.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.there = WeakTensorKeyDictionary()
+        self.waits, self.capturing, self.recorded, self.started = [], False, 0, 0
+
+    def on(self, tensor):
+        """Whether a tensor lies on the GPU; None of what torch made by itself, such as a gradient in a hook."""
+        return self.there.get(tensor)
+
+    def wait(self, what):
+        if self.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+        lines = [f for f in traceback.extract_stack() if "/kdkit/" in f.filename]
+        self.waits.append((what, f"{lines[-1].filename.split('/kdkit/')[-1]}:{lines[-1].lineno}" if lines else "torch"))
+
+    def note(self, found, there):
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, torch.Tensor):
+                self.there[leaf] = there
+        return found
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        where = [self.on(tensor) for tensor in tensors]
+        if name == "__get__":
+            return self.looked(function, args, where[0])
+        if name == "__set__":
+            if function == torch.Tensor.data.__set__:
+                self.there[args[0]] = where[1]
+            return function(*args, **kwargs)
+        if name in FREE.split():
+            return function(*args, **kwargs)
+        if name in MOVES and tensors:
+            return self.moved(name, function, args, kwargs, where)
+        if name == "copy_":
+            return self.copied(function, args, kwargs, where)
+        there = True in where
+        if (asked := kwargs.get("device")) is not None:
+            there = torch.device(asked).type == "cuda"
+            kwargs["device"] = "cpu" if there else asked
+            if there and name in ("tensor", "as_tensor"):
+                self.wait(f"{name} of numbers")
+        elif there:
+            self.check(name, args, tensors, where)
+        elif self.capturing and tensors and None not in where:
+            raise RuntimeError(f"{name}: work on the host, which no replay repeats")
+        if kwargs.pop("pin_memory", False):
+            there = False
+        return self.note(function(*args, **kwargs), there)
+
+    def check(self, name, args, tensors, where):
+        """Refuse two devices in one call, but for single numbers; count a wait."""
+        far = [t for t, w in zip(tensors, where, strict=True) if w is False and (t.ndim or name in ("stack", "cat"))]
+        picks = name in ("__getitem__", "__setitem__")
+        if far and picks and self.on(args[0]):
+            self.wait("index from the host")
+        elif far and name not in LIKE.split():
+            raise RuntimeError(f"{name}: {[tuple(t.shape) for t in far]} on the CPU, others on cuda:0")
+        masks = [t for t in tree_leaves(args[1:2]) if isinstance(t, torch.Tensor) and t.dtype == torch.bool]
+        if name in WAITS.split() or (name == "__getitem__" and masks):  # a mask's sum is the size of the result
+            self.wait(name)
+
+    def looked(self, function, args, there):
+        if function == torch.Tensor.device.__get__ and there:
+            return CUDA
+        if function == torch.Tensor.is_cuda.__get__:
+            return bool(there)
+        return self.note(function(*args), there)
+
+    def copied(self, function, args, kwargs, where):
+        found = function(*args, **kwargs)
+        if len(where) == 2 and None not in where and where[0] != where[1]:
+            if self.capturing:
+                raise RuntimeError("copy_: a replay would copy the same again")
+            if not (kwargs.get("non_blocking") or args[2:] == (True,)) and (args[1].ndim or where[1]):
+                self.wait("copy to the device" if where[0] else "copy to the host")
+        return found
+
+    def moved(self, name, function, args, kwargs, where):
+        asked = next((a for a in (*args[1:2], kwargs.get("device")) if isinstance(a, (str, torch.device))), None)
+        if len(where) > 1:
+            target = where[1]
+        elif name in ("cuda", "cpu"):
+            target = name == "cuda"
+        else:
+            target = where[0] if asked is None else torch.device(asked).type == "cuda"
+        args, kwargs = tree_map(_on_paper, (args, kwargs))
+        found = args[0] if name == "cuda" else function(*args, **kwargs)
+        if bool(target) != bool(where[0]):
+            if found is args[0]:
+                found = found.clone()
+            if self.capturing:
+                raise RuntimeError(f"{name}: a replay would copy the same again")
+            if not (kwargs.get("non_blocking") or args[2:3] == (True,)):
+                self.wait("copy to the host" if where[0] else "copy to the device")
+        return self.note(found, target)
+
+
+def _on_paper(word):
+    cuda = isinstance(word, (str, torch.device)) and str(word).startswith("cuda")
+    return torch.device("cpu") if cuda else word
+
+
+class Stream:
+    """Of streams and events nothing is kept."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_, **__):
+        pass
+
+    def nothing(self, *_):
+        return None
+
+    def elapsed_time(self, _):
+        return 1.0
+
+    wait_stream = synchronize = record = is_capturing = nothing
+
+
+@contextlib.contextmanager
+def gpu(monkeypatch):
+    """Within it `cuda:0` is there; gives its `Gpu`."""
+    mode, group = Gpu(), torch._C._group_tensors_by_device_and_dtype
+
+    class CUDAGraph:
+        ran = 0
+
+        def replay(self):
+            mode.started += 1
+            self.ran += 1
+            if self.ran > 1:  # the recording itself was the first run
+                with torch._C.DisableTorchFunction():
+                    self.tape.again()
+
+    @contextlib.contextmanager
+    def graph(made, **_):
+        mode.capturing = True
+        try:
+            with Tape() as made.tape:
+                yield
+        finally:
+            mode.capturing = False
+        mode.recorded += 1
+
+    def grouped(lists, with_indices=False):
+        found = group(lists, with_indices)
+        return {(CUDA if mode.on(of[0][0][0]) else device, dtype): of for (device, dtype), of in found.items()}
+
+    def put(place, **values):
+        for name, value in values.items():
+            monkeypatch.setattr(place, name, value)
+
+    def always(value):
+        return lambda *_, **__: value
+
+    nothing, stream = always(None), always(Stream())
+    put(torch._C, _group_tensors_by_device_and_dtype=grouped)
+    put(torch.Tensor, pin_memory=lambda self, *_: self)
+    put(torch.accelerator, is_available=always(True), current_stream=stream, current_device_index=always(0))
+    put(torch.accelerator, set_device_index=nothing)
+    put(torch.cuda, is_available=always(True), is_initialized=always(True), _lazy_init=nothing)
+    put(torch.cuda, device_count=always(1), current_device=always(0), set_device=nothing)
+    put(torch.cuda, get_device_capability=always((9, 0)), get_device_name=always("a GPU on paper"))
+    put(torch.cuda, is_bf16_supported=always(True), is_current_stream_capturing=lambda: mode.capturing)
+    put(torch.cuda, synchronize=lambda *_: mode.wait("synchronize"), empty_cache=nothing)
+    put(torch.cuda, memory_allocated=always(0), max_memory_allocated=always(0), reset_peak_memory_stats=nothing)
+    put(torch.cuda, Stream=Stream, Event=Stream, current_stream=stream, stream=lambda *_: contextlib.nullcontext())
+    put(torch.cuda, graph=graph, CUDAGraph=CUDAGraph, graph_pool_handle=always((0, 1)))
+    put(torch.cuda, get_rng_state=always(torch.zeros(16, dtype=torch.uint8)), set_rng_state=nothing)
+    put(torch.cuda, get_rng_state_all=always([]), set_rng_state_all=nothing, manual_seed_all=nothing)
+    with mode:
+        yield mode

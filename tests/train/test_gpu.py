@@ -1,0 +1,198 @@
+"""Training on a GPU on paper: nothing mixes devices, no step waits, a recorded step is the ordinary one."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import kdkit
+from kdkit.recipe import load
+from kdkit.runs.fit import fit
+from tests.cli.command import kdkit as command
+from tests.gpu import gpu
+from tests.nets import loader, net
+from tests.train.running import pair
+
+CRD = kdkit.Edge("crd", num_negatives=8, embed_dim=8)
+MUTUAL = kdkit.Edge("dml", among=["a", "b"])
+
+
+def peers():
+    return {"a": net(8, seed=2), "b": net(8, seed=3)}
+
+
+def slow_copy():
+    return {"student": net(8, seed=2), "teacher": kdkit.ema("student")}
+
+
+CASES = {
+    "plain": {},
+    "fp32": {"precision": "32-true"},
+    "bf16": {"precision": "bf16-true"},
+    "clip": {"gradient_clip_val": 1.0},
+    "accumulate": {"accumulate_grad_batches": 2},
+    "crd": {"edges": ["ce", CRD]},
+    "late": {"edges": ["ce", kdkit.Edge("at", when={"from": 1})]},
+    "fade": {"edges": ["ce", kdkit.Edge("kd", weight={"linear": [1.0, 0.0]})]},
+    "share": {"edges": ["ce", kdkit.Edge("kd", weight={"share": 0.5})]},
+    "head": {"edges": ["ce", kdkit.Edge("hint", head="conv_bn_relu")]},
+    "relations": {"edges": ["ce", "rkd", "pkt", "nst"]},
+    "ema": {"nodes": slow_copy},
+    "peers": {"nodes": peers, "edges": ["ce", MUTUAL]},
+    "sequential": {"nodes": peers, "edges": ["ce", MUTUAL], "words": {"update": "sequential"}},
+    "skip": {"words": {"on_nonfinite": "skip"}},
+    "rollback": {"words": {"on_nonfinite": "rollback"}},
+    "gradnorm": {"words": {"balance": "gradnorm"}},
+    "uncertainty": {"words": {"balance": "uncertainty"}},
+    "equal_share": {"words": {"balance": "equal_share"}},
+    "pcgrad": {"words": {"pcgrad": True, "compile": False}},
+    "adamw": {"words": {"optimizer": {"name": "adamw"}, "lr": 1e-3}},
+}
+NOT_RECORDED = {"accumulate", "sequential", "gradnorm", "uncertainty", "equal_share", "share", "pcgrad"}
+
+
+@pytest.fixture
+def there(monkeypatch):
+    with gpu(monkeypatch) as mode:
+        yield mode
+
+
+@pytest.fixture
+def within(there, monkeypatch):
+    """What was waited for from the end of one step to the end of the next, in one epoch."""
+    waited, seen, plain = [], [0], kdkit.Distiller.training_step
+
+    def step(self, batch, number):
+        assert {p.device.type for p in self.parameters()} == {"cuda"}
+        plain(self, batch, number)
+        waited.extend(there.waits[seen[0] :] if number else [])
+        seen[0] = len(there.waits)
+
+    monkeypatch.setattr(kdkit.Distiller, "training_step", step)
+    return waited
+
+
+def run(case, accelerator="gpu", **words):
+    case = {"precision": "bf16-mixed", **case}
+    nodes, edges = case.pop("nodes", pair)(), case.pop("edges", ["ce", "kd"])
+    made = kdkit.Distiller(nodes, edges, **{"compile": "auto", **words, **case.pop("words", {})})
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator=accelerator, devices=1, max_epochs=2, **quiet, **case)
+    trainer.fit(made, loader(n=104), loader(n=32))
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_waits(name, there, within):
+    run(CASES[name])
+    assert within == []
+    assert bool(there.recorded) == (name not in NOT_RECORDED)
+
+
+@pytest.mark.parametrize("name", ["plain", "crd", "ema", "skip", "clip"])
+def test_no_ordinary_step_waits(name, there, within):
+    run(CASES[name], compile=False)
+    assert within == []
+    assert there.recorded == 0
+
+
+def test_a_scaler_waits_once_a_step(there, within):
+    """Torch's own, to know whether gradients overflowed."""
+    run({"precision": "16-mixed"})
+    assert {what for what, _ in within} == {"item"}
+
+
+@pytest.mark.parametrize("name", ["plain", "crd", "late"])
+def test_what_is_learned_there(name, monkeypatch):
+    case = {"precision": "32-true", **CASES[name]}
+    here = run(case, accelerator="cpu").state_dict()
+    with gpu(monkeypatch) as there:
+        found = {key: value.cpu() for key, value in run(case).state_dict().items()}
+    assert there.started > 3
+    for key, value in here.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("crd_kd_cifar100", ["losses.crd.num_negatives=64"]),
+        ("dml_elastic_cifar100", ["cohort.join.c.epoch=1", "cohort.leave.a.epoch=1", "cohort.ramp=0"]),
+        ("kd_cifar100", ["models.teacher.cache=true"]),
+    ],
+)
+def test_recipes(recipe, words, there, within, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    words = [*words, "data.fake=true", "data.batch_size=4", "trainer.max_epochs=2", "trainer.limit_train_batches=6"]
+    words += ["trainer.limit_val_batches=1", "trainer.accelerator=gpu", "trainer.compile=auto"]
+    words += [f"models.{name}.arch=resnet8" for name in load(recipe).models]
+    words += ["models.teacher.weights=random"] if "teacher" in load(recipe).models else []
+    assert fit(load(recipe, words), out=tmp_path / "run").last
+    assert within == []
+
+
+def test_verbs(there, tmp_path, monkeypatch):
+    """What looks at trained models takes them there, and its images with them."""
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    small = ["data.subset=64", "data.batch_size=32", "trainer.max_epochs=1"]
+    for words in (
+        ["fit", "student_digits", "--out", "run", *small],
+        ["eval", "run"],
+        ["compare", "run/student.safetensors", "run", "data.subset=64"],
+        ["probe", "run", "--data", "digits", "data.subset=64"],
+        ["latency", "run", "--mode", "eager", "--batch", "2", "--repeats", "5", "--seconds", "0"],
+    ):
+        said = command(*words)
+        assert said.code == 0, said
+    assert "a GPU on paper" in said.out
+
+
+class TestThePaper:
+    """It finds what it is for."""
+
+    def test_two_devices(self, there):
+        with pytest.raises(RuntimeError, match=r"add.*on the CPU"):
+            torch.ones(2, device="cuda") + torch.ones(2)
+        assert (torch.ones(2, device="cuda") + torch.tensor(1.0)).device.type == "cuda"
+
+    def test_places_follow(self, there):
+        net = torch.nn.Linear(2, 2).to("cuda")
+        net(torch.ones(1, 2, device="cuda")).sum().backward()
+        assert {net.weight.device.type, net.weight.grad.device.type, net.weight.T.device.type} == {"cuda"}
+        assert net.to("cpu").weight.device.type == "cpu"
+
+    @pytest.mark.parametrize(
+        "look",
+        [
+            lambda x: x[0].item(),
+            lambda x: bool((x > 0).all()),
+            lambda x: x[x > 0],
+            lambda x: x.cpu(),
+            lambda x: x[torch.tensor([0])],
+            lambda x: torch.tensor([1.0], device="cuda"),
+            lambda x: torch.ones(2).to("cuda"),
+            lambda x: x.nonzero(),
+        ],
+    )
+    def test_waits(self, look, there):
+        x = torch.ones(2, device="cuda")
+        look(x)
+        assert len(there.waits) == 1
+        with (
+            pytest.raises(RuntimeError, match=r"capturing|no replay|same again"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            look(x)
+
+    def test_work_on_the_host_is_not_recorded(self, there):
+        x = torch.ones(2)
+        with pytest.raises(RuntimeError, match="no replay repeats"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            x.add_(1)
+
+    def test_a_replay(self, there):
+        graph, x = torch.cuda.CUDAGraph(), torch.zeros(2, device="cuda")
+        with torch.cuda.graph(graph):
+            x.add_(1)
+        graph.replay()
+        graph.replay()
+        assert x.tolist() == [2, 2]
