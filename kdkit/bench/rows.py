@@ -86,18 +86,30 @@ def _as_written(line: str) -> bool:
     return found is not None and crc32(f"{found[1]}}}".encode()) == found[2]
 
 
-def identity(cell: Cell, suite: str, folder: RunFolder) -> Row:
-    """Which run a row is of, and where it ran."""
+def place(cell: Cell, suite: str) -> Row:
+    """Where a row stands in a table: whatever is of the cell, and not of the run, which several cells may share."""
     return {
         "suite": suite,
         "pair": cell.pair,
         "method": cell.method,
         "teacher": cell.ends[0],
         "student": cell.ends[1],
+        "fingerprint": cell.column,
+        "protocol": cell.protocol,
+        "protocol_epochs": cell.protocol_epochs,
+        "changes": list(cell.changes),
+        "written": cell.written,
+        **cell.told,
+    }
+
+
+def identity(cell: Cell, suite: str, folder: RunFolder) -> Row:
+    """Which run a row is of, and where it ran."""
+    return {
         "data": cell.recipe.data.name,
         "node": cell.node,
         **{k: v for k, v in read_json(folder.provenance).items() if k not in ("classes", "code")},
-        "fingerprint": cell.column,
+        **place(cell, suite),
         "content": cell.content,
     }
 
@@ -127,14 +139,9 @@ def make_row(cell: Cell, suite: str, folder: RunFolder, extra: Row, hidden: Sequ
         "variant": content_key(cell.recipe.model_copy(update={"seed": 0})),  # rows that differ in their seed alone
         **figures,
         **extra,
-        "protocol": cell.protocol,
-        "protocol_epochs": cell.protocol_epochs,
-        "changes": list(cell.changes),
-        "written": cell.written,
         "parameters": sum(t.numel() for name, t in weights.items() if not name.endswith(STATISTICS)),
         "curve": _curve(folder, cell.node),
         "recipe": _portable(cell, hidden),
-        **cell.told,
         **said,
     }
 

@@ -13,7 +13,7 @@ from kdkit.bench.expand import Cell, expand
 from kdkit.bench.job import Job
 from kdkit.bench.live import Running, State
 from kdkit.bench.plan import Plan
-from kdkit.bench.rows import append, read_rows
+from kdkit.bench.rows import append, place, read_rows
 from kdkit.bench.suite import Read
 
 
@@ -135,9 +135,8 @@ class _Runner:
         for cell in list(self.waiting):
             if (row := self.plan.elsewhere(cell)) is not None:
                 self.waiting.remove(cell)
-                same = {"pair": cell.pair, "method": cell.method, "fingerprint": cell.column, "suite": self.suite.name}
                 plain = {word: value for word, value in row.items() if word != "tuned"}
-                self._keep(cell, {**plain, **same, **cell.told}, "the same run as " + row["pair"])
+                self._keep(cell, {**plain, **place(cell, self.suite.name)}, "the same run as " + row["pair"])
             elif cell.needs is None or any(c == cell.needs for c, _ in self.plan.rows):
                 self.waiting.remove(cell)
                 return cell

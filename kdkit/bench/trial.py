@@ -11,4 +11,4 @@ def worst_row(cell: Cell, suite: str, folder: RunFolder, why: str) -> Row:
     """The row of a trial whose loss became non-finite."""
     nothing = {cell.node: {"top1": 0.0}}
     figures = {"last": nothing, "best": nothing, "epochs": 0, "minutes": None, "peak_gb": None}
-    return {**identity(cell, suite, folder), **figures, **cell.told, "why": why}
+    return {**identity(cell, suite, folder), **figures, "why": why}

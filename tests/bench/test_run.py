@@ -11,6 +11,7 @@ from kdkit.bench.plan import Plan
 from kdkit.bench.rows import read_rows
 from kdkit.bench.run import make_plan, run_suite
 from kdkit.bench.suite import load_suite
+from kdkit.bench.table import blocks
 from kdkit.recipe import content_key, loads
 from tests.bench.grid import TINY, write
 
@@ -135,6 +136,10 @@ def test_two_pairs_share_the_student_alone(tmp_path):
     assert [row["pair"] for row in mine] == ["one", "two"]
     assert mine[0]["started"] == mine[1]["started"]
     assert any("the same run as one" in line for line in told)
+    one, two = blocks(rows)  # a table for each pair, with its teacher and the student alone
+    assert [[line.method for line in block.lines] for block in (one, two)] == [["teacher", "student"]] * 2
+    assert mine[1]["teacher"] == "resnet14"
+    assert not any("may not be compared" in note for block in (one, two) for note in block.notes)
 
 
 def test_the_time_left_is_told_by_runs_of_its_like(tmp_path):
