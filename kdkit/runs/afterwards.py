@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.console import tell
-from kdkit.registry import KdkitError
+from kdkit.runs.beside import Beside, logged_as, offline
 from kdkit.runs.folder import RunFolder
-from kdkit.runs.loggers import MAKERS, Beside
+from kdkit.runs.loggers import MAKERS, pictures_of
 from kdkit.runs.papers import read_recipe
 from kdkit.runs.result import read_figures
 
@@ -20,7 +19,7 @@ from kdkit.runs.result import read_figures
 def log_found(run: RunFolder, verb: str, found: Mapping[str, Any], pictures: Sequence[Path] = ()) -> None:
     """Log numbers and pictures as a part of a run, after its last epoch; nothing for a run that logs nowhere else.
 
-    A service that takes nothing is a warning: what was found stands in the run's folder all the same.
+    A service that takes nothing is a warning: what was found stands in the run's folder, and is given to it next time.
 
     Args:
         run: its folder.
@@ -37,31 +36,20 @@ def log_found(run: RunFolder, verb: str, found: Mapping[str, Any], pictures: Seq
     if find_spec(kind) is None:
         _warn(f"{kind}, which {run.path} is logged to, is not installed and gets nothing; pip install 'kdkit[{kind}]'")
         return
-    if kind == "wandb" and _offline(run):
+    begun = kind in logged_as(run) or any(run.path.glob("wandb/offline-run-*"))
+    if kind == "wandb" and begun and offline(run):
         _warn("wandb is offline, where it cannot go on with a run, and gets nothing; upload the run, and do this again")
         return
-    epochs = int(read_figures(run).get("epochs") or 1) if run.complete else 1
     logger = Beside(kind, *MAKERS[kind], words, run)
-    try:
-        logger.log_metrics({**dict(_flat(found, verb)), "epoch": epochs - 1})
-        logger.close(list(pictures))
-    except KdkitError:
-        raise
-    except Exception as error:  # each service has its own
-        why = " ".join(str(error).split())[:200]
-        _warn(f"{kind} did not take what was found ({why})")
+    own = pictures_of(run) if run.unlogged.is_file() or not begun else []
+    logger.hold(dict(_flat(found, verb)), int(read_figures(run).get("epochs") or 1) if run.complete else 1)
+    logger.close([*own, *pictures])
 
 
 def short(words: Sequence[str]) -> str:
     """What was looked at, without folders of this machine: `test root=photos`."""
     pairs = (word.removeprefix("data.").rpartition("=") for word in words if not word.startswith("trainer."))
     return " ".join(f"{name}{equals}{Path(value).name}" for name, equals, value in pairs)
-
-
-def _offline(run: RunFolder) -> bool:
-    """Whether W&B would write another run of the same id, which replaces the first where both are uploaded."""
-    waiting = (part for part in run.path.glob("wandb/offline-run-*") if not any(part.glob("*.synced")))
-    return os.environ.get("WANDB_MODE") in ("offline", "dryrun") or any(waiting)
 
 
 def _warn(text: str) -> None:

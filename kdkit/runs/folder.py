@@ -123,6 +123,11 @@ class RunFolder:
         return self.path / f"{OURS}logged.json"
 
     @property
+    def unlogged(self) -> Path:
+        """Numbers that it did not take yet."""
+        return self.path / f"{OURS}unlogged.json"
+
+    @property
     def lock(self) -> Path:
         """Held while somebody trains here."""
         return self.path / f"{OURS}lock"

@@ -10,94 +10,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from kdkit.recipe import Recipe, RecipeError
 from kdkit.recipe.write import document
-from kdkit.runs.folder import RunFolder, read_json, write_json
-
-
-class Beside(Logger):
-    """A logger that is made with the run's first numbers: by then the run has begun, and its folder is its own.
-
-    It gets what metrics.csv gets, with epochs that are over as steps, and at the end the run's pictures.
-
-    Args:
-        kind: its name in a recipe.
-        make: makes Lightning's logger.
-        show: gives it a picture.
-        words: the recipe, which it gets first.
-        folder: where its id is kept, so that a run that goes on is the same one there.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        make: Callable[[RunFolder], Any],
-        show: Callable[[Any, Path], None],
-        words: Mapping[str, Any],
-        folder: RunFolder,
-    ) -> None:
-        super().__init__()
-        self.kind, self.make, self.show, self.words, self.folder = kind, make, show, words, folder
-        self.inner: Any = None
-
-    @property
-    def name(self) -> str:
-        """Its name in a recipe."""
-        return self.kind
-
-    @property
-    def version(self) -> int:
-        """There is one."""
-        return 0
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Pass them on."""
-        if "epoch" in metrics:
-            if self.inner is None:
-                self._begin()
-            told = {key: float(value) for key, value in metrics.items() if key != "epoch"}
-            self.inner.log_metrics(told, step=int(metrics["epoch"]) + 1)
-
-    def _begin(self) -> None:
-        before = logged_as(self.folder)
-        self.inner = self.make(self.folder)
-        if self.kind not in before:  # else it has them
-            self.inner.log_hyperparams(dict(self.words))
-            write_json(self.folder.logged, {**before, self.kind: str(getattr(self.inner, "version", "") or "")})
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """It gets the recipe."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write what it holds back."""
-        if self.inner is not None:
-            self.inner.save()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """A run that failed ends here; of one that did not the pictures are still to come."""
-        if self.inner is not None:
-            self.inner.save()
-            if status != "success":
-                self._end(status)
-
-    def close(self, pictures: list[Path]) -> None:
-        """Give it the pictures, and end."""
-        if self.inner is not None:
-            for picture in pictures:
-                self.show(self.inner, picture)
-            self._end("success")
-
-    def _end(self, status: str) -> None:
-        """W&B, too, which else took what the next run in this process logs for a part of this one."""
-        self.inner.finalize(status)
-        if finish := getattr(getattr(self.inner, "experiment", None), "finish", None):
-            finish()
+from kdkit.runs.beside import Beside, logged_as
+from kdkit.runs.folder import RunFolder
 
 
 def beside(recipe: Recipe, folder: RunFolder) -> list[Logger]:
@@ -116,17 +33,6 @@ def beside(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     return [Beside(kind, make, show, document(recipe), folder)]
 
 
-def logged_as(folder: RunFolder) -> dict[str, str]:
-    """The run's ids at whom it logs to, by the logger's name.
-
-    Raises:
-        KdkitError: the file is damaged.
-    """
-    if not folder.logged.is_file():
-        return {}
-    return dict(read_json(folder.logged, "delete it, and the run is logged as another one from here on"))
-
-
 def pass_on(trainer: pl.Trainer, figures: Mapping[str, float], epoch: int) -> None:
     """Give numbers that metrics.csv has not, after so many epochs, to whoever logs beside it."""
     for logger in trainer.loggers:
@@ -136,10 +42,14 @@ def pass_on(trainer: pl.Trainer, figures: Mapping[str, float], epoch: int) -> No
 
 def show_pictures(trainer: pl.Trainer, folder: RunFolder) -> None:
     """Give the run's pictures to whoever logs beside metrics.csv."""
-    pictures = [path for path in (folder.curves, folder.beliefs) if path.is_file()]
     for logger in trainer.loggers:
         if isinstance(logger, Beside):
-            logger.close(pictures)
+            logger.close(pictures_of(folder))
+
+
+def pictures_of(folder: RunFolder) -> list[Path]:
+    """What its training drew."""
+    return [path for path in (folder.curves, folder.beliefs) if path.is_file()]
 
 
 def _tensorboard(folder: RunFolder) -> TensorBoardLogger:
@@ -166,11 +76,19 @@ def _mlflow(folder: RunFolder) -> MLFlowLogger:
     words: dict[str, Any] = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
     if words["tracking_uri"] is None:  # else pictures would lie in the working directory
         words = {"tracking_uri": f"sqlite:///{there / 'mlflow.db'}", "artifact_location": str(there / "mlflow")}
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # else one call to a server that is away
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # takes ten minutes
     words |= {"run_name": folder_name, "run_id": logged_as(folder).get("mlflow")}
     return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", "kdkit"), **words)
 
 
 def _in_mlflow(logger: Any, picture: Path) -> None:
+    place, own = (
+        logger.experiment.get_run(logger.run_id).info.artifact_uri,
+        os.environ.get("MLFLOW_TRACKING_URI") is None,
+    )
+    if own and not os.path.isdir(Path(place).parents[2]):
+        raise FileNotFoundError(f"the run's folder was moved, and mlflow.db says that its pictures lie in {place}")
     logger.experiment.log_artifact(logger.run_id, str(picture))
 
 

@@ -95,6 +95,7 @@ def test_wandb_offline_is_not_given_a_second_run_of_one_id(fitted, monkeypatch, 
     run = RunFolder(tmp_path / "run")
     shutil.copytree(fitted / "other", run.path)
     run.recipe.write_text(run.recipe.read_text().replace("logger: csv", "logger: wandb"))
+    run.logged.write_text('{"wandb": "abc123"}')
     given = []
     monkeypatch.setitem(loggers.MAKERS, "wandb", (lambda folder: Given(given), None))
     monkeypatch.setattr(afterwards, "find_spec", lambda name: object())

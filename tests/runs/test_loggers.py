@@ -6,7 +6,7 @@ import pytest
 
 from kdkit.recipe import content_key, load
 from kdkit.registry import KdkitError
-from kdkit.runs import loggers
+from kdkit.runs import afterwards, beside, loggers
 from kdkit.runs.folder import RunFolder
 from kdkit.train.distiller import Distiller
 from tests.cli.command import RECIPE, kdkit, refused
@@ -154,3 +154,157 @@ def test_mlflow_and_wandb_are_asked_for_the_run_that_there_was(tmp_path, monkeyp
     folder.logged.write_text("{")
     with pytest.raises(KdkitError, match=r"logged\.json cannot be read .* delete it"):
         loggers.logged_as(folder)
+
+
+class Away(Recorder):
+    """A service that does not answer while `away`, as `made` counts."""
+
+    away = True
+
+    def _ask(self):
+        if type(self).away:
+            raise ConnectionError("no\nnetwork")
+
+    def log_hyperparams(self, words):
+        self._ask()
+        super().log_hyperparams(words)
+
+    def log_metrics(self, metrics, step):
+        self._ask()
+        super().log_metrics(metrics, step)
+
+    @property
+    def experiment(self):
+        """As W&B's and MLflow's: it asks the service."""
+        self._ask()
+        return None
+
+
+@pytest.fixture
+def service(monkeypatch):
+    """Each Lightning logger that was made, of one service that is away at first."""
+    made = []
+
+    def make(folder):
+        made.append(Away())
+        return made[-1]
+
+    def show(logger, path):
+        logger._ask()
+        logger.pictures.append(path.name)
+
+    for place in (loggers, afterwards):
+        monkeypatch.setattr(place, "find_spec", lambda name: object())
+    monkeypatch.setitem(loggers.MAKERS, "mlflow", (make, show))
+    monkeypatch.setattr(Away, "away", True)
+    return made
+
+
+def test_a_service_that_is_away_costs_no_run_and_gets_all_of_it_later(recipe, service, monkeypatch):
+    said = kdkit("fit", recipe, "trainer.logger=mlflow", "--out", "run", "--diagnose")
+    assert said.code == 0
+    warned = [line for line in said.err.splitlines() if line.startswith("warning: mlflow")]
+    assert len(warned) == 2
+    assert "takes nothing now (no network); training goes on" in warned[0]
+    assert "(no network); it is kept, and the next `kdkit eval run` gives it" in warned[1]
+    run = recipe.parent / "run"
+    assert (run / "result.json").is_file()
+    assert not RunFolder(run).logged.exists()
+
+    said = kdkit("eval", run, "trainer.accelerator=cpu")  # still away
+    assert (said.code, said.err.count("warning: mlflow did not take what was found")) == (0, 1)
+    monkeypatch.setattr(Away, "away", False)
+    said = kdkit("eval", run, "data.batch_size=7", "trainer.accelerator=cpu")
+    assert (said.code, said.err) == (0, "")
+    last = service[-1]
+    for epoch, row in rows(run).items():
+        assert {key: last.metrics[epoch][key] for key in row} == pytest.approx(row, rel=1e-6)
+    assert 0 < last.metrics[1]["gradient/student/kd"] < 1  # what metrics.csv has not
+    assert {name.split("/student")[0] for name in last.metrics[2] if name.startswith("eval/")} == {
+        "eval/test",
+        "eval/test batch_size 7",  # MLflow takes no =
+    }
+    assert (last.pictures, last.words["seed"], last.ended) == (["curves.png"], 0, ["success"])
+    assert kdkit("eval", run, "trainer.accelerator=cpu").code == 0
+    assert set(service[-1].metrics) == {2}  # nothing twice
+    assert (service[-1].words, service[-1].pictures) == (None, [])
+
+
+def test_a_service_that_comes_back_gets_what_it_lacks_while_the_run_goes_on(recipe, service, monkeypatch):
+    validated = Distiller.on_validation_epoch_end
+
+    def back(self):
+        validated(self)
+        Away.away = self.current_epoch == 1
+
+    monkeypatch.setattr(beside, "PATIENCE", 0)
+    monkeypatch.setattr(Distiller, "on_validation_epoch_end", back)
+    said = kdkit("fit", recipe, "trainer.logger=mlflow", "trainer.max_epochs=3", "--out", "run")
+    assert (said.code, said.err.count("warning:")) == (0, 1)
+    assert len(service) == 1
+    assert set(service[0].metrics) == {1, 2, 3}
+    assert not RunFolder(recipe.parent / "run").unlogged.exists()
+
+
+def test_a_service_that_keeps_a_run_waiting_is_asked_seldom(tmp_path, monkeypatch):
+    now, asked = [0.0], []
+
+    def make(folder):
+        asked.append(now[0])
+        now[0] += 90
+        raise TimeoutError
+
+    monkeypatch.setattr(beside.time, "monotonic", lambda: now[0])
+    (tmp_path / "run").mkdir()
+    logger = beside.Beside("mlflow", make, None, {}, RunFolder(tmp_path / "run"))
+    for epoch in range(100):
+        now[0] += 60
+        logger.log_metrics({"loss": float(epoch), "epoch": epoch})
+    assert len(asked) == 4
+    assert sum(90 for _ in asked) < now[0] / 15
+
+
+def test_a_logger_that_comes_later_gets_the_epochs_before_and_wandb_offline_all_of_them(recipe, recorder, monkeypatch):
+    """W&B offline cannot go on with a run: what is uploaded last replaces the rest, and so must be whole."""
+    step = Distiller.training_step
+
+    def stopped(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)
+
+    for out, before, mode in (("later", "csv", "online"), ("offline", "wandb", "offline")):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        monkeypatch.setattr(Distiller, "training_step", stopped)
+        assert kdkit("fit", recipe, f"trainer.logger={before}", "--out", out).code != 0
+        recorder.__init__()
+        monkeypatch.setattr(Distiller, "training_step", step)
+        assert kdkit("fit", recipe, "trainer.logger=wandb", "--out", out, "--resume").code == 0
+        assert recorder.words is not None
+        for epoch, row in rows(recipe.parent / out).items():
+            assert recorder.metrics[epoch] == pytest.approx(row, rel=1e-6)
+
+
+def test_names_that_mlflow_takes(tmp_path):
+    """Characters that Lightning would drop make two names one, and MLflow refuses all numbers for one odd name."""
+    names = [
+        "loss/my.py:A",
+        "by_class/猫",
+        "by_class/犬",
+        "by_class/..",
+        "a//b",
+        "x=1",
+        "l" * 300 + "1",
+        "l" * 300 + "2",
+    ]
+    told = [beside._name("mlflow", name) for name in names]
+    assert told[:6] == ["loss/my.py_3a_A", "by_class/_732b_", "by_class/_72ac_", "by_class/__", "a/_/b", "x 1"]
+    assert len(set(told)) == len(names)
+    assert max(map(len, told)) == 250
+    assert [beside._name("wandb", name) for name in names] == names
+    given = []
+    inner = Recorder()
+    inner.log_metrics = lambda metrics, step: given.append(len(metrics))
+    logger = beside.Beside("mlflow", lambda folder: inner, None, {}, RunFolder(tmp_path))
+    logger.log_metrics({**{f"by_class/{i}": 0.5 for i in range(1001)}, "epoch": 0})
+    assert given == [1000, 1]  # as many as MLflow takes at once
