@@ -72,6 +72,8 @@ def plain() -> Makers:
         "ce": cross_entropy,
         "ce smoothed": cross_entropy,
         "kd": simple(lambda s, t: kl(s, t, T)),
+        "dkd": lambda case: Contender(lambda: plain_dkd(case.students[0], case.teachers[0], case.labels)),
+        "dist": simple(plain_dist),
         "dml": simple(lambda s, t: kl(s, t, 1.0)),
         "mse": simple(F.mse_loss),
         "hint": simple(F.mse_loss),
@@ -88,6 +90,23 @@ def plain() -> Makers:
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     targets, log_p = (teacher / temperature).softmax(1), (student / temperature).log_softmax(1)
     return F.kl_div(log_p, targets, reduction="batchmean") * temperature**2
+
+
+def plain_dkd(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """With a table of the others' logits."""
+    others = torch.arange(student.shape[1] - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= labels[:, None])
+    p, q = (F.softmax(x / T, 1).gather(1, labels[:, None]) for x in (student, teacher))
+    own = F.kl_div(torch.cat([p, 1 - p], 1).log(), torch.cat([q, 1 - q], 1), reduction="batchmean") * T**2
+    return own + 8 * kl(student.gather(1, others), teacher.gather(1, others), T)
+
+
+def plain_dist(student: Tensor, teacher: Tensor) -> Tensor:
+    def apart(a: Tensor, b: Tensor, dim: int) -> Tensor:
+        return 1 - F.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim).mean()
+
+    p, q = F.softmax(student / T, 1), F.softmax(teacher / T, 1)
+    return T**2 * (apart(p, q, 0) + apart(p, q, 1))
 
 
 def plain_at(student: Tensor, teacher: Tensor) -> Tensor:
@@ -239,7 +258,7 @@ def repdistiller(clone: Path) -> Makers:
 def mdistiller(clone: Path) -> Makers:
     """The functions in its distillers."""
     sys.path.append(str(clone))
-    names = "KD", "AT", "NST", "PKT", "RKD", "CRD"
+    names = "KD", "DKD", "AT", "NST", "PKT", "RKD", "CRD"
     found = SimpleNamespace(**{name: importlib.import_module(f"mdistiller.distillers.{name}") for name in names})
     found.CRD.AliasMethod.__init__ = lambda self, probs: None  # its own sampler is not used here and wants CUDA
     found.CRD.AliasMethod.cuda = lambda self: None
@@ -260,6 +279,7 @@ def mdistiller(clone: Path) -> Makers:
         "at": lambda case: Contender(lambda: found.AT.at_loss(case.students, case.teachers, 2)),
         "nst": lambda case: Contender(lambda: found.NST.nst_loss(case.students, case.teachers)),
         "kd": simple(lambda s, t: found.KD.kd_loss(s, t, T)),
+        "dkd": lambda case: simple(lambda s, t: found.DKD.dkd_loss(s, t, case.labels, 1.0, 8.0, T))(case),
         "pkt": lambda case: simple(found.PKT.pkt_loss, factor=case.batch, note=PKT)(case),
         "rkd": simple(found.RKD.rkd_loss),
         "crd": crd,

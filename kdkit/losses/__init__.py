@@ -12,6 +12,8 @@ from kdkit.losses.at import ATLoss
 from kdkit.losses.ce import CrossEntropyLoss
 from kdkit.losses.contrastive import InBatchCRDLoss, NTXentLoss
 from kdkit.losses.crd import CRDLoss
+from kdkit.losses.dist import DISTLoss
+from kdkit.losses.dkd import DKDLoss
 from kdkit.losses.dml import DMLLoss
 from kdkit.losses.kd import KDLoss
 from kdkit.losses.nst import NSTLoss
@@ -25,6 +27,8 @@ __all__ = [
     "CRDLoss",
     "CosineLoss",
     "CrossEntropyLoss",
+    "DISTLoss",
+    "DKDLoss",
     "DMLLoss",
     "HintLoss",
     "InBatchCRDLoss",

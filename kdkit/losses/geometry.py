@@ -15,6 +15,16 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return x * torch.where(square > torch.finfo(x.dtype).tiny, square, 1.0).rsqrt()
 
 
+def centred_unit(x: Tensor, dim: int = -1) -> Tensor:
+    """`x` about its mean along `dim`, scaled to length 1: inner products of these are Pearson's correlations.
+
+    What rounding cannot tell from a constant stays next to zero and passes its gradient on unscaled.
+    """
+    about = x - x.mean(dim, keepdim=True)
+    square, noise = about.square().sum(dim, keepdim=True), x.square().sum(dim, keepdim=True)
+    return about * torch.where(square > noise * (8 * torch.finfo(x.dtype).eps) ** 2, square, 1.0).rsqrt()
+
+
 def centred_gram(x: Tensor) -> Tensor:
     """Inner products of the rows of `x` (B, D) about their mean: (B, B).
 

@@ -14,6 +14,9 @@ NAMES = [
     "hint_cifar100",
     "at_cifar100",
     "nst_cifar100",
+    "dkd_cifar100",
+    "dist_cifar100",
+    "kd_standardised_cifar100",
     "pkt_cifar100",
     "rkd_cifar100",
     "crd_cifar100",
@@ -45,7 +48,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 34
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 37
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
@@ -98,6 +101,8 @@ def test_sid_and_its_controls_differ_in_nothing_but_the_modules():
         ("nst_cifar100", {"ce": 1, "nst": 50}),
         ("pkt_cifar100", {"ce": 1, "pkt": 30000 / 64}),
         ("rkd_cifar100", {"ce": 1, "rkd": 1}),
+        ("dist_cifar100", {"ce": 1, "dist": 2}),
+        ("kd_standardised_cifar100", {"ce": 0.1, "kd": 9}),
         ("crd_cifar100", {"ce": 1, "crd": 0.8}),
         ("crd_kd_cifar100", {"ce": 1, "kd": 1, "crd": 0.8}),
         ("kd_imagenet", {"ce": 0.5, "kd": 0.5}),
