@@ -77,7 +77,7 @@ def test_each_is_right_and_loads_again_from_its_resolved_text(name):
 
 def test_methods_under_one_protocol_are_compared_fairly():
     students = [n for n in NAMES if n.endswith("_cifar100") and "teacher" in load(n).models]
-    assert len(students) == 9
+    assert len(students) == 12
     assert len({fingerprint(load(name)) for name in students}) == 1
     assert len({fingerprint(load(n)) for n in NAMES if n.endswith("_imagenet")}) == 1
     assert load("student_resnet20_cifar100").models["student"] == load("kd_cifar100").models["student"]
