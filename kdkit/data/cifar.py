@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdkit.data.data_facts import DataFacts
+from kdkit.data.download import FAILURES, fetch, may_download, told_missing
 from kdkit.data.files import data_root
 from kdkit.data.module import DeviceData
 from kdkit.registry import KdkitError
@@ -31,19 +33,12 @@ class CIFAR100(DeviceData):
     @property
     def missing(self) -> str:
         """Its folder, where there is none."""
-        import torchvision
-
-        folder = data_root(self.root) / getattr(torchvision.datasets, type(self).__name__).base_folder
-        if folder.is_dir():
-            return ""
-        if self._downloads():
-            return f"{folder} will be downloaded"
-        return f"{folder} was not found; set data.root=FOLDER or KDKIT_DATA, or data.download=true"
+        return told_missing(data_root(self.root) / self._theirs().base_folder, self._downloads())
 
     @property
     def class_names(self) -> list[str]:
         """The classes, by label."""
-        return list(self._open(train=False).classes)
+        return list(self._open(train=False, download=False).classes)
 
     def prepare_data(self) -> None:
         """Download where that is wanted; Lightning calls it in one process per machine."""
@@ -56,24 +51,31 @@ class CIFAR100(DeviceData):
         return images, torch.tensor(samples.targets)
 
     def _downloads(self) -> bool:
-        own = self.root is None and not os.environ.get("KDKIT_DATA")
-        return own if self.download is None else self.download
+        return may_download(self.root, self.download)
 
-    def _open(self, train: bool, download: bool = False):  # type: ignore[no-untyped-def]  # torchvision has no types
+    def _theirs(self) -> Any:
         import torchvision
 
-        cls = getattr(torchvision.datasets, type(self).__name__)
-        folder = data_root(self.root)
-        try:
-            return cls(str(folder), train=train, download=download)
-        except (RuntimeError, OSError, EOFError) as problem:
-            state = "is corrupted" if (folder / cls.base_folder).is_dir() else "was not found"
-            failed = f" and its download failed ({problem})" if download else ""
-            fetch = "" if download else ", or download it there with data.download=true"
-            raise KdkitError(
-                f"data: root must be a folder that holds {cls.base_folder}/ whole; it {state} in {folder}{failed}; "
-                f"set data.root=FOLDER or KDKIT_DATA{fetch}"
-            ) from problem
+        return getattr(torchvision.datasets, type(self).__name__)
+
+    def _open(self, train: bool, download: bool) -> Any:
+        theirs, folder = self._theirs(), data_root(self.root)
+        state = "is corrupted" if (folder / theirs.base_folder).is_dir() else "was not found"
+        with suppress(*FAILURES):
+            return theirs(str(folder), train=train, download=False)
+        problem: Exception | None = None
+        if download:
+            try:
+                fetch(folder, theirs.base_folder, lambda part: theirs(part, train=train, download=True))
+                return theirs(str(folder), train=train, download=False)
+            except FAILURES as error:
+                problem = error
+        failed = f" and its download failed ({problem})" if download else ""
+        other = "" if download else ", or download it there with data.download=true"
+        raise KdkitError(
+            f"data: root must be a folder that holds {theirs.base_folder}/ whole; it {state} in {folder}{failed}; "
+            f"set data.root=FOLDER or KDKIT_DATA{other}"
+        ) from problem
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.data.data_facts import DataFacts
+from kdkit.data.download import FAILURES, fetch, may_download, told_missing
 from kdkit.data.files import data_root
 from kdkit.data.module import DeviceData
 from kdkit.registry import KdkitError
@@ -39,6 +41,11 @@ class STL10(DeviceData):
         return DataFacts(10, 5_000, size, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
 
     @property
+    def missing(self) -> str:
+        """Its folder, where there is none."""
+        return told_missing(data_root(self.root) / _theirs().base_folder, self._downloads())
+
+    @property
     def class_names(self) -> list[str]:
         """The classes, by label."""
         return ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
@@ -46,11 +53,11 @@ class STL10(DeviceData):
     def prepare_data(self) -> None:
         """Download where that is wanted; Lightning calls it in one process per machine."""
         if self._downloads():
-            self._open("test", download=True)
+            self._open("test")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """All images, (n, 3, image_size, image_size) uint8, and labels."""
-        samples = self._open("train" if train else "test", download=self._downloads())
+        samples = self._open("train" if train else "test")
         images, labels = torch.from_numpy(samples.data), torch.from_numpy(samples.labels).long()
         if self.image_size == images.shape[-1]:
             return images.contiguous(), labels
@@ -61,18 +68,26 @@ class STL10(DeviceData):
         return torch.cat(small), labels
 
     def _downloads(self) -> bool:
-        own = self.root is None and not os.environ.get("KDKIT_DATA")
-        return own if self.download is None else self.download
+        return may_download(self.root, self.download)
 
-    def _open(self, split: str, download: bool = False):  # type: ignore[no-untyped-def]  # torchvision has no types
-        from torchvision.datasets import STL10 as Theirs  # noqa: N811
+    def _open(self, split: str) -> Any:
+        folder, problem = data_root(self.root), None
+        with suppress(*FAILURES):
+            return _theirs()(str(folder), split=split, download=False)
+        if self._downloads():
+            try:
+                fetch(folder, _theirs().base_folder, lambda part: _theirs()(part, split=split, download=True))
+                return _theirs()(str(folder), split=split, download=False)
+            except FAILURES as error:
+                problem = error
+        failed = f"; its download failed ({problem})" if problem else ", or download it with data.download=true"
+        raise KdkitError(
+            f"data: {_theirs().base_folder}/ was not found whole in {folder}; "
+            f"set data.root=FOLDER or KDKIT_DATA{failed}"
+        ) from problem
 
-        folder = data_root(self.root)
-        try:
-            return Theirs(str(folder), split=split, download=download)
-        except (RuntimeError, OSError, EOFError) as problem:
-            failed = f"; its download failed ({problem})" if download else ", or download it with data.download=true"
-            raise KdkitError(
-                f"data: {Theirs.base_folder}/ was not found whole in {folder}; "
-                f"set data.root=FOLDER or KDKIT_DATA{failed}"
-            ) from problem
+
+def _theirs() -> Any:
+    from torchvision.datasets import STL10 as Theirs  # noqa: N811
+
+    return Theirs

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
 
 from kdkit.data.data_facts import DataFacts
+from kdkit.data.download import FAILURES, fetch, may_download, told_missing
 from kdkit.data.files import FileList, data_root, find_images
 from kdkit.data.folder import Folder
 from kdkit.registry import KdkitError
@@ -50,11 +50,7 @@ class TinyImageNet(Folder):
     @property
     def missing(self) -> str:
         """Its folder, where there is none."""
-        if self.folder.is_dir():
-            return ""
-        if self._downloads():
-            return f"{self.folder} will be downloaded"
-        return f"{self.folder} was not found; set data.root=FOLDER or KDKIT_DATA, or data.download=true"
+        return told_missing(self.folder, self._downloads())
 
     @cached_property
     def sets(self) -> tuple[FileList, FileList]:
@@ -99,18 +95,12 @@ class TinyImageNet(Folder):
         from torchvision.datasets.utils import download_and_extract_archive
 
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=self.folder.parent, prefix=".kdkit-") as part:  # no half of it under its name
-                download_and_extract_archive(URL, part, md5=MD5)
-                os.replace(Path(part) / NAME, self.folder)
-        except (RuntimeError, OSError, EOFError) as problem:
-            if self.folder.is_dir():  # another process was faster
-                return
+            fetch(self.folder.parent, NAME, lambda part: download_and_extract_archive(URL, part, md5=MD5))
+        except FAILURES as problem:
             raise self._broken(f"was not found, and its download failed ({problem})") from problem
 
     def _downloads(self) -> bool:
-        own = self.root is None and not os.environ.get("KDKIT_DATA")
-        return own if self.download is None else self.download
+        return may_download(self.root, self.download)
 
     def _broken(self, how: str) -> KdkitError:
         fetch = "" if self._downloads() else ", or data.download=true"
