@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses import checks
-from kdkit.losses.geometry import centred_unit
+from kdkit.losses.geometry import correlation
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
@@ -66,10 +66,5 @@ class DISTLoss(nn.Module):
         checks.same_shape("dist", student, teacher, remedy="fit the teacher to the student's classes first (`tune:`)")
         checks.several("dist", student, 2)
         p, q = (student / self.temperature).softmax(1), (teacher.detach() / self.temperature).softmax(1)
-        apart = self.inter * _apart(p, q, 1) + self.intra * _apart(p, q, 0)
-        return self.temperature**2 * apart
-
-
-def _apart(p: Tensor, q: Tensor, dim: int) -> Tensor:
-    """1 − the mean of Pearson's correlations along `dim`."""
-    return 1 - (centred_unit(p, dim) * centred_unit(q, dim)).sum(dim).mean()
+        inter, intra = (1 - correlation(p, q, dim).mean() for dim in (1, 0))
+        return self.temperature**2 * (self.inter * inter + self.intra * intra)

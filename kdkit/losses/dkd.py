@@ -73,20 +73,17 @@ class DKDLoss(nn.Module):
         teacher = teacher.detach()
         if self.standardise:
             student, teacher = standardised(student), standardised(teacher)
-        own = torch.zeros_like(student, dtype=torch.bool).scatter(1, labels[:, None], True)
-        log_p, others_p = _apart(student / self.temperature, own)
-        log_q, others_q = _apart(teacher / self.temperature, own)
-        value = self.alpha * _kl(log_q, log_p) + self.beta * _kl(others_q, others_p)
-        return self.temperature**2 * value.mean()
+        own, s, t = labels[:, None], student / self.temperature, teacher / self.temperature
+        log_p, _, others_s = _apart(s, own)
+        log_q, left_t, others_t = _apart(t, own)
+        target = (log_q.exp() * (log_q - log_p)).sum(1)
+        q = (left_t - others_t).exp()  # among the others; 0 at the own
+        others = (q * (t - s)).sum(1) - (others_t - others_s)[:, 0]
+        return self.temperature**2 * (self.alpha * target + self.beta * others).mean()
 
 
-def _apart(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (the own class, all others), (B, 2), and among the others, (B, C), 0 at the own."""
-    others = logits.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
-    mine = logits.masked_fill(~own, -torch.inf).logsumexp(1, keepdim=True)
-    return torch.cat([mine, others], 1).log_softmax(1), (logits - others).masked_fill(own, 0.0)
-
-
-def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """KL(q ‖ p) of each row; an entry that is 0 on both sides adds nothing."""
-    return (log_q.exp() * (log_q - log_p)).sum(1)
+def _apart(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of (own class, all others), (B, 2); logits without the own one, and their logsumexp (B, 1)."""
+    left = logits.scatter(1, own, -torch.inf)
+    others = left.logsumexp(1, keepdim=True)
+    return torch.cat([logits.gather(1, own), others], 1).log_softmax(1), left, others

@@ -16,13 +16,27 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def centred_unit(x: Tensor, dim: int = -1) -> Tensor:
-    """`x` about its mean along `dim`, scaled to length 1: inner products of these are Pearson's correlations.
+    """`x` about its mean along `dim`, scaled to length 1.
 
     What rounding cannot tell from a constant stays next to zero and passes its gradient on unscaled.
     """
-    about = x - x.mean(dim, keepdim=True)
-    square, noise = about.square().sum(dim, keepdim=True), x.square().sum(dim, keepdim=True)
-    return about * torch.where(square > noise * (8 * torch.finfo(x.dtype).eps) ** 2, square, 1.0).rsqrt()
+    about, inverse = _about(x, dim)
+    return about * inverse
+
+
+def correlation(x: Tensor, y: Tensor, dim: int = -1) -> Tensor:
+    """Pearson's, along `dim`; a constant correlates with nothing."""
+    (x, inverse_x), (y, inverse_y) = _about(x, dim), _about(y, dim)
+    return (x * y).sum(dim, keepdim=True) * (inverse_x * inverse_y)
+
+
+def _about(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Differences from the mean, and one over their length: 1 where they are nothing but rounding."""
+    mean = x.mean(dim, keepdim=True)
+    about = x - mean
+    square = about.square().sum(dim, keepdim=True)
+    noise = (square + x.shape[dim] * mean.square()) * (8 * torch.finfo(x.dtype).eps) ** 2
+    return about, torch.where(square > noise, square, 1.0).rsqrt()
 
 
 def centred_gram(x: Tensor) -> Tensor:
