@@ -63,7 +63,9 @@ def cells(line: Line) -> list[str]:
         _number(gain and 100 * gain.mean, "+.2f"),
         "< 0.001" if line.p < 0.001 else _number(line.p, ".3f"),
         _number(gain and 100 * gain.detectable),
-        f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio and not math.isnan(ratio.ratio) else "–",
+        f"{_number(ratio.ratio)} [{_number(ratio.low)}, {_number(ratio.high)}]"
+        if ratio and not math.isnan(ratio.ratio)
+        else "–",
         _number(line.reach, ".0f"),
         _number(line.minutes, ".1f"),
         _number(line.gigabytes),

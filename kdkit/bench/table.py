@@ -96,12 +96,14 @@ def _block(rows: list[Row], others: list[str]) -> Block:
     first = next((row for row in rows if row["method"] != TEACHER), rows[0])
     groups = _grouped(rows)
     alone = next((group for name, group in groups.items() if group[0]["method"] == ALONE), None)
-    lines = [_line(name, group, alone) for name, group in groups.items()]
+    twins = {group[0]["method"] for name, group in groups.items() if name != group[0]["method"]}
+    whose = len({row["suite"] for row in rows}) > 1
+    lines = [_line(name, its, alone, its[0]["method"] in twins, whose) for name, its in groups.items()]
     notes = []
     if first["epochs"] != first["protocol_epochs"]:
         word = "shortened" if first["epochs"] < first["protocol_epochs"] else "lengthened"
         notes.append(
-            f"a {word} schedule: {first['epochs']} epochs where the protocol {first['protocol']} has "
+            f"a {word} schedule: {first['epochs']} epoch{'s' * (first['epochs'] != 1)} where the protocol {first['protocol']} has "
             f"{first['protocol_epochs']}; it ranks no methods of the whole one"
         )
     if changes := [text for text in first.get("changes", []) if not _of_method(text)]:
@@ -116,7 +118,7 @@ def _block(rows: list[Row], others: list[str]) -> Block:
     elif not any(row["method"] == TEACHER for row in rows):
         notes.append("no row of the teacher: no transfer ratio")
     lines = _tested(lines, groups)
-    title = f"{first['pair']} on {first['data']}, {first['epochs']} epochs"
+    title = f"{first['pair']} on {first['data']}, {first['epochs']} epoch{'s' * (first['epochs'] != 1)}"
     return Block(title, _facts(rows), lines, notes)
 
 
@@ -137,7 +139,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def _line(name: str, rows: list[Row], alone: list[Row] | None) -> Line:
+def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose: bool) -> Line:
     first, node = rows[0], rows[0]["node"]
     notes = []
     theirs = published(first["data"], first["teacher"], first["student"], first["method"])
@@ -154,8 +156,10 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None) -> Line:
         notes.append(f"its student has {size:,} parameters, alone {usual:,} ({100 * (size / usual - 1):+.1f} %)")
     own = [text for text in first.get("changes", []) if _of_method(text)]
     written = theirs is not None and first.get("written")
-    if name != first["method"] or own or written:
-        why = f"the suite overrides {', '.join(own)}; " if own else "written out in the suite; " if written else ""
+    if twin or own or written:
+        suites = sorted({row["suite"] for row in rows})
+        why = f"of suite {', '.join(suites)}; " if twin and whose else ""
+        why += f"the suite overrides {', '.join(own)}; " if own else "written out in the suite; " if written else ""
         notes.append(f"{why}losses: {_losses(first)}")
     for fix in dict.fromkeys(fix for row in rows for fix in missing(row)):
         older = sum(fix in missing(row) for row in rows)
@@ -208,7 +212,11 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         ratio = None
         if teacher is not None:
             ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
-        notes = [*line.notes, *([f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else [])]
+        notes = [
+            *line.notes,
+            *(["Δ, p and transfer ratio are beside the tuned student alone"] if beside == tuned else []),
+        ]
+        notes += [f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []
         if len(seeds) < line.n:
             notes.append(f"compared with the student alone on the {len(seeds)} seeds that both have")
         made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))

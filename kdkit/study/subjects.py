@@ -32,8 +32,8 @@ def subjects(
     """The models that words mean, and the data of the first one that says what it was trained on.
 
     Args:
-        words: runs' folders, weights files (another program's, too, where a run among them names it), packaged recipes
-            that were run, or `timm/NAME`, `torchvision/NAME` with their published weights.
+        words: runs' folders, weights files (another program's, too, where a run among them names it), recipes that were
+            run for a student or under a packaged name, or `timm/NAME`, `torchvision/NAME` with published weights.
         overrides: `key=value` words about the data.
         split: `test` or `train`.
 
@@ -79,7 +79,8 @@ def _trained(
 def _file(word: str) -> Path:
     """The one weights file that a word means."""
     path = Path(word)
-    if not path.exists() and word in {info.name for info in packaged()}:
+    file = path.suffix in (".yaml", ".yml") and path.is_file()
+    if file or (not path.exists() and word in {info.name for info in packaged()}):
         folder = teacher_folder(load(word))
         if not folder.complete:
             raise KdkitError(f"{word} has no result yet; `kdkit fit {word}` trains it, and gives a folder to name here")

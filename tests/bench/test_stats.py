@@ -113,7 +113,10 @@ def test_a_lead_that_is_none_divides_nothing():
     found = stats.transfer(np.full(500, 0.71), np.full(500, 0.70), 0.705 + noise)
     assert math.isnan(found.ratio)
     assert "too close to 0" in found.reason
-    assert math.isnan(stats.transfer(np.full(5, 0.7), np.full(5, 0.7), np.full(5, 0.6)).ratio)
+    behind = stats.transfer(np.full(5, 0.7), np.full(5, 0.7), np.full(5, 0.6))
+    assert math.isnan(behind.ratio)
+    assert "-10.00 points" in behind.reason
+    assert behind.reason.endswith("it has none")
 
 
 def test_epochs_to_nearly_the_end():

@@ -152,7 +152,35 @@ def test_two_weights_of_a_loss_are_two_lines():
     other = [row("kd", seed, 0.7, variant="other", recipe="losses: [ce: {weight: 3}]\n") for seed in range(3)]
     (made,) = blocks([*grid(), *other])
     assert [one.method for one in made.lines] == ["teacher", "student", "kd", "kd (2)"]
-    assert "losses: [{ce: {weight: 3}}]" in line(made, "kd (2)").notes
+    assert line(made, "kd").notes == ("losses: [ce]",)
+    assert line(made, "kd (2)").notes == ("losses: [{ce: {weight: 3}}]",)
+    (made,) = blocks([*grid(), *({**its, "suite": "theirs"} for its in other)])
+    assert line(made, "kd").notes == ("of suite s; losses: [ce]",)
+    assert line(made, "kd (2)").notes == ("of suite theirs; losses: [{ce: {weight: 3}}]",)
+    assert line(made, "student").notes == ()
+
+
+def test_a_tuned_method_is_compared_with_the_tuned_student_and_says_so():
+    tuned = {"score": 0.7, "trial": 0, "trials": 2, "values": {}}
+    more = [row("student-tuned", s, 0.70, tuned={**tuned, "of": "student"}) for s in range(3)]
+    more += [row("kd-tuned", s, 0.71, tuned={**tuned, "of": "kd"}) for s in range(3)]
+    (made,) = blocks([*grid(), *more])
+    assert line(made, "kd-tuned").gain.mean == pytest.approx(0.01)
+    assert "Δ, p and transfer ratio are beside the tuned student alone" in line(made, "kd-tuned").notes
+    assert not any("tuned" in note for note in line(made, "kd").notes)
+
+
+def test_one_epoch_is_no_epochs():
+    (made,) = blocks(grid(epochs=1))
+    assert made.title.endswith(", 1 epoch")
+    assert "1 epoch where the protocol" in made.notes[0]
+
+
+def test_numbers_below_zero_have_one_sign():
+    (made,) = blocks([row("teacher", 0, 0.80), *(row("student", s, 0.7) for s in range(3)), row("kd", 0, 0.65)])
+    ratio = cells(line(made, "kd"))[9]
+    assert ratio.startswith("−0.5")
+    assert "-" not in ratio
 
 
 def test_rows_that_come_with_kdkit_join_those_of_the_same_protocol():

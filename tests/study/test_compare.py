@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from kdkit import data, models
 from kdkit.cli import app
+from kdkit.recipe import load
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import evaluate
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.teacher import teacher_folder
 from kdkit.study.compare import WHO, compare
-from kdkit.study.subjects import _names
+from kdkit.study.subjects import _file, _names
 from kdkit.study.write import run_of, write_comparison
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -247,6 +249,19 @@ def test_a_packaged_recipe_is_called_by_its_name(tmp_path):
         "teacher_digits",
         "resnet18",
     ]
+
+
+def test_a_recipes_file_is_the_teacher_that_was_trained_by_it(tmp_path):
+    """What a run of a suite names in its recipe; its result lies under `KDKIT_HOME`."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("protocol: digits_20\nmodels: {net: {arch: resnet8}}\nlosses: [ce]\n", encoding="utf-8")
+    with pytest.raises(KdkitError, match="has no result yet"):
+        _file(str(recipe))
+    folder = teacher_folder(load(recipe)).path
+    folder.mkdir(parents=True)
+    for name in ("net.safetensors", "result.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    assert _file(str(recipe)) == folder / "net.safetensors"
 
 
 def test_a_teacher_of_another_program_is_known_by_its_students_recipe(pair, tmp_path):
