@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +27,7 @@ from kdkit.runs.provenance import machine
 
 MODES = ("eager", "compiled", "exported")
 BATCHES = (1, 64, 256)
+WORD = {"eager": "", "compiled": "torch.compile: ", "exported": "onnxruntime: "}  # who refuses
 WARM_UP, FEWEST = 20, 5  # passes before any is timed; timed ones that there are even where time is short
 
 
@@ -45,7 +46,7 @@ def latency(
         models: as `subjects` gives them.
         batches: images in a pass.
         modes: `eager`; `compiled`: `torch.compile`, on a GPU as a CUDA graph; `exported`: ONNX, run by onnxruntime.
-        device: `cpu`, `cuda`, …; `auto`: the accelerator where there is one.
+        device: `cpu`, `cuda`, `cuda:1`, …; `auto`: the accelerator where there is one.
         repeats: timed passes, after 20 that are not.
         seconds: for the timed passes of one model in one mode at one batch; at least 5 are timed.
 
@@ -60,22 +61,25 @@ def latency(
         raise KdkitError(f"batch must be at least 1, got {bad[0]}")
     where_to = _device(device)
     rows = tuple(_model_row(model) for model in models)
-    report = LatencyReport(where_to.type, machine(), str(torch.__version__), rows, [], [])
+    report = LatencyReport(str(where_to), machine(), str(torch.__version__), rows, [], [])
     nets = {model.name: Logits(model.net).to(where_to) for model in models}
-    with TemporaryDirectory() as folder, torch.inference_mode():
+    compiling = _all_compiled(len(models)) if "compiled" in modes else nullcontext()
+    with _current(where_to), compiling, TemporaryDirectory() as folder, torch.inference_mode():
         for mode in dict.fromkeys(modes):
             for batch in dict.fromkeys(batches):
                 passes: dict[str, Callable[[], Any]] = {}
-                for model in models:
+                if mode == "compiled":
+                    torch.compiler.reset()  # before the first of them: it forgets whatever was compiled
+                for i, model in enumerate(models):
                     images = torch.randn(batch, *model.shape, generator=torch.Generator().manual_seed(0)).to(where_to)
-                    file = Path(folder) / f"{model.name.replace('/', '_')}.onnx"
                     try:
-                        passes[model.name] = _ready(mode, nets[model.name], images, file)
+                        passes[model.name] = _ready(mode, nets[model.name], images, Path(folder) / f"{i}.onnx")
                     except (KdkitError, torch.OutOfMemoryError) as error:
                         report.left_out.append((model.name, mode, batch, str(error).splitlines()[0]))
                 memory = {name: _peak(nets[name], run, where_to) for name, run in passes.items() if mode == "eager"}
-                for name, times in _timed(passes, where_to, repeats, seconds, seen=mode != "exported").items():
-                    report.times.append(TimeRow.of(name, mode, batch, times, memory.get(name)))
+                found = _timed(passes, where_to, repeats, seconds, seen=mode != "exported")
+                report.times.extend(TimeRow.of(name, mode, batch, found[name], memory.get(name)) for name in found)
+                report.left_out.extend((name, mode, batch, "out of memory") for name in passes if name not in found)
     return report
 
 
@@ -102,6 +106,17 @@ def _device(word: str) -> torch.device:
     return device
 
 
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Events, statistics and graphs of CUDA are those of the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _all_compiled(models: int) -> AbstractContextManager[Any]:
+    """They share the code that is compiled, of which torch else compiles eight and runs the others as they are."""
+    limits = {"recompile_limit": max(8, models), "accumulated_recompile_limit": max(256, 2 * models)}
+    return torch._dynamo.config.patch(limits)  # type: ignore[no-any-return]
+
+
 def _model_row(model: Subject) -> ModelRow:
     example = torch.zeros(1, *model.shape)
     try:
@@ -120,27 +135,31 @@ def _model_row(model: Subject) -> ModelRow:
 
 def _ready(mode: str, net: nn.Module, images: Tensor, file: Path) -> Callable[[], Any]:
     """A pass over `images` without arguments; whatever is made once is made here."""
-    if mode == "eager":
-        return lambda: net(images)
+    run: Callable[[], Any]
     if mode == "exported":
         if not file.exists():
-            tell(f"exporting {file.stem} …", sys.stderr)
+            tell(f"exporting {type(net.net).__name__} …", sys.stderr)
             with torch.inference_mode(False), torch.no_grad():
                 whole = torch.zeros(2, *images.shape[1:])
-                write_onnx(net.to("cpu"), whole, file)
-                net.to(images.device)
-        return OnnxNet(file, images.device.type).bound(images)  # type: ignore[no-any-return]
-    torch.compiler.reset()
-    made = torch.compile(net, dynamic=False, mode="reduce-overhead" if images.device.type == "cuda" else "default")
-    tell(f"compiling for batches of {len(images)} …", sys.stderr)
+                try:
+                    write_onnx(net.to("cpu"), whole, file)
+                finally:
+                    net.to(images.device)
+        run = OnnxNet(file, images.device).bound(images)
+    elif mode == "eager":
+        run = lambda: net(images)  # noqa: E731
+    else:
+        made = torch.compile(net, dynamic=False, mode="reduce-overhead" if images.device.type == "cuda" else "default")
+        tell(f"compiling for batches of {len(images)} …", sys.stderr)
+        run = lambda: made(images)  # noqa: E731
     try:
-        made(images)
+        run()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # no C++ compiler, a model that the compiler cannot read
+    except Exception as error:  # no C++ compiler, a model that the compiler cannot read or that has a tensor elsewhere
         told = what(error).strip().splitlines()
-        raise KdkitError(f"torch.compile: {told[0][:200]}") from error
-    return lambda: made(images)
+        raise KdkitError(f"{WORD[mode]}{told[0][:200]}") from error
+    return run
 
 
 def _timed(

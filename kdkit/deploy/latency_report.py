@@ -70,7 +70,7 @@ class LatencyReport:
     """Models beside each other.
 
     Attributes:
-        device: what they ran on.
+        device: what they ran on: `cpu`, `cuda:0`, ….
         machine: processor, threads, GPUs.
         torch: its version.
         models: the models.
@@ -115,8 +115,9 @@ class LatencyReport:
         heads = (
             "mode", ">batch", "model", ">median ms", ">p90 ms", ">images/s", ">peak memory", ">× first", ">passes",
         )  # fmt: skip
-        gpus = self.machine.get("gpus") or []
-        on = gpus[0] if self.device == "cuda" and gpus else self.machine["processor"]
+        kind, _, number = self.device.partition(":")
+        gpus = dict(enumerate(self.machine.get("gpus") or []))
+        on = gpus.get(int(number or 0), "") if kind == "cuda" else self.machine["processor"]
         notes = [f"on {self.device}: {on}, {self.machine['threads']} threads, torch {self.torch}"]
         whys = dict.fromkeys((name, mode, why) for name, mode, _, why in self.left_out)
         notes += [f"left out: {name}, {mode}: {why}" for name, mode, why in whys]

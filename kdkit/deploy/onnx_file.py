@@ -80,21 +80,28 @@ class OnnxNet:
 
     Args:
         path: the file.
-        device: `cpu`, or `cuda` where onnxruntime was built for it.
+        device: the CPU, or a GPU where onnxruntime was built for it.
 
     Raises:
         KdkitError: onnxruntime is not installed, or has nothing for this device.
     """
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         runtime = extra("onnxruntime")
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(
+            (place := torch.device(device)).type
+        )
         if provider not in runtime.get_available_providers():
             raise KdkitError(f"the onnxruntime that is installed does not run on {device}")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        self.session = runtime.InferenceSession(str(path), options, providers=[provider])
+        words = {"device_id": place.index or 0} if place.type == "cuda" else {}
+        self.session = runtime.InferenceSession(str(path), options, providers=[(provider, words)])
+        if self.session.get_providers()[0] != provider:  # it takes the CPU, and says so in its log
+            raise KdkitError(
+                f"onnxruntime cannot start its {provider}: its CUDA or cuDNN is not the one it was built for"
+            )
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from kdkit import models
+from kdkit.console import show
 from kdkit.deploy import latency as room
+from kdkit.deploy import onnx_file
 from kdkit.deploy.latency import latency
-from kdkit.deploy.latency_report import TimeRow
+from kdkit.deploy.latency_report import LatencyReport, ModelRow, TimeRow
 from kdkit.deploy.subjects import Subject, subjects
 from kdkit.registry import KdkitError
 from tests.cli.command import RECIPE, kdkit, refused
@@ -87,8 +90,6 @@ def test_what_cannot_be_done_is_left_out_and_told(wide, monkeypatch, capsys):
     report = latency([wide], batches=[1, 2], modes=["compiled", "eager"], device="cpu", repeats=5, seconds=0)
     assert [(row.mode, row.batch) for row in report.times] == [("eager", 1), ("eager", 2)]
     assert report.left_out[0] == ("wide", "compiled", 1, "torch.compile: RuntimeError: no C++ compiler")
-    from kdkit.console import show
-
     show(report, sys.stdout)
     assert "left out: wide, compiled: torch.compile: RuntimeError: no C++ compiler\n" in capsys.readouterr().out
 
@@ -162,3 +163,145 @@ def test_weights_by_themselves_are_timed_by_what_they_say_of_themselves(tmp_path
     models.save_weights(net, tmp_path / "bare.safetensors")
     with pytest.raises(KdkitError, match="does not say what model it is of"):
         subjects([str(tmp_path / "bare.safetensors")])
+
+
+@pytest.mark.parametrize(("models", "batches"), [(2, [2, 3]), (9, [2])])
+def test_each_model_is_compiled_once_a_batch(monkeypatch, models, batches):
+    """Not again when the next one is, and none, however many there are, runs as it is and is called compiled."""
+    compiled, real = [], torch.compile
+
+    def count(program, inputs):
+        compiled.append(program)
+        return program.forward
+
+    monkeypatch.setattr(torch, "compile", lambda net, **_: real(net, dynamic=False, backend=count))
+    nets = [Subject(f"n{i}", "N", nn.Sequential(nn.Flatten(), nn.Linear(4, 3 + i)), (1, 1, 4)) for i in range(models)]
+    latency(nets, batches=batches, modes=["compiled"], device="cpu", repeats=5, seconds=0)
+    assert len(compiled) == len(batches) * models
+
+
+class Elsewhere(nn.Module):
+    """It runs on one kind of device alone, as one with a tensor that is no buffer does."""
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            raise RuntimeError("Expected all tensors to be on the same device\nand advice")
+        return x.flatten(1)
+
+
+def test_a_model_that_does_not_run_there_or_for_want_of_memory_is_left_out(wide, monkeypatch):
+    class Large(nn.Module):
+        def forward(self, x):
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nOf 80 GiB …")
+            return x.flatten(1)
+
+    large = Subject("large", "Large", Large(), (1, 1, 4))
+    report = latency([large, wide], batches=[2, 4], modes=["eager"], device="cpu", repeats=5, seconds=0)
+    assert [(row.name, row.batch) for row in report.times] == [("large", 2), ("wide", 2), ("wide", 4)]
+    assert report.left_out == [("large", "eager", 4, "CUDA out of memory.")]
+    with pytest.raises(KdkitError, match=r"^RuntimeError: Expected all tensors to be on the same device$"):
+        room._ready("eager", room.Logits(Elsewhere()), torch.zeros(1, 1, 1, 4, device="meta"), None)
+
+
+def test_models_whose_names_differ_by_a_slash_have_files_of_their_own(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    seen = []
+    monkeypatch.setattr(room, "write_onnx", lambda net, whole, file: seen.append(file.name) or file.touch())
+    monkeypatch.setattr(room, "OnnxNet", lambda file, device: type("N", (), {"bound": lambda self, x: lambda: None})())
+    nets = [Subject(name, "N", nn.Flatten(), (1, 1, 4)) for name in ("a/b", "a_b")]
+    latency(nets, batches=[1], modes=["exported"], device="cpu", repeats=5, seconds=0)
+    assert len(set(seen)) == 2
+
+
+def test_an_export_that_fails_leaves_the_model_where_it_was(monkeypatch):
+    moved = []
+
+    class Net(nn.Module):
+        net = None
+
+        def to(self, device):
+            moved.append(str(device))
+            return self
+
+    def fails(*_):
+        raise KdkitError("no")
+
+    monkeypatch.setattr(room, "write_onnx", fails)
+    with pytest.raises(KdkitError, match="no"):
+        room._ready("exported", Net(), torch.zeros(1, 1, 1, 4, device="meta"), Path("gone.onnx"))
+    assert moved == ["cpu", "meta"]
+
+
+def test_cuda_is_timed_on_the_device_that_was_asked_for(monkeypatch):
+    """Events, statistics and onnxruntime else take GPU 0."""
+    current, events, second = [0], [], torch.device("cuda:1")
+
+    class Current:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            current.append(self.device.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            events.append(("record", current[-1]))
+
+        def synchronize(self):
+            events.append(("wait", current[-1]))
+
+        def elapsed_time(self, end):
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append(("idle", current[-1])))
+    with room._current(second):
+        assert room._clock(second, seen=True)(lambda: events.append(("run", current[-1]))) == 2.5
+    assert events == [(what, 1) for what in ("idle", "record", "run", "record", "wait")]
+    with room._current(CPU):
+        assert current == [0]
+
+    taken = {}
+
+    class Session:
+        def __init__(self, path, options, providers):
+            taken["providers"] = providers
+
+        def get_providers(self):
+            return taken["starts"]
+
+        def get_inputs(self):
+            return [type("Node", (), {"name": "x"})]
+
+        get_outputs = get_inputs
+
+    class Runtime:
+        InferenceSession, SessionOptions = Session, type("Options", (), {})
+
+        def get_available_providers():
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnx_file, "extra", lambda name: Runtime)
+    taken["starts"] = Runtime.get_available_providers()
+    onnx_file.OnnxNet(Path("net.onnx"), second)
+    assert taken["providers"] == [("CUDAExecutionProvider", {"device_id": 1})]
+    taken["starts"] = ["CPUExecutionProvider"]  # what it falls back to without a word
+    with pytest.raises(KdkitError, match="onnxruntime cannot start its CUDAExecutionProvider"):
+        onnx_file.OnnxNet(Path("net.onnx"), second)
+
+
+def test_the_gpu_that_is_named_is_the_one_that_ran(capsys):
+    machine = {"gpus": ["first", "second"], "processor": "a processor", "threads": 1}
+    for device, name in (("cuda:1", "second"), ("cuda", "first"), ("cpu", "a processor")):
+        model, row = ModelRow("n", "N", 1, 1, (1, 1, 4), 3), TimeRow.of("n", "eager", 1, [1.0], None)
+        show(LatencyReport(device, machine, "2", (model,), [row], []), sys.stdout)
+        assert f"on {device}: {name}, 1 threads" in capsys.readouterr().out
