@@ -139,7 +139,7 @@ class BoundEdge(nn.Module):
                     raise KdkitError(f"edge {edge.name!r}: the loss needs `{word}`; give it as an option")
         with torch.random.fork_rng(devices=[]):
             for pick in (max, min):  # the constructor judges both ends of every schedule; the last one is kept
-                torch.manual_seed(key)
+                torch.default_generator.manual_seed(key)
                 ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
                 loss = construct(edge, {**options, **ends})
         for word, schedule in moving.items():

@@ -108,6 +108,7 @@ class Graph(nn.Module):
 
     # -- binding ---------------------------------------------------------------------------------------------------
 
+    @tapping.shared_runs()
     def bind(self, example: Batch, facts: Facts, epochs: float) -> None:
         """Resolve taps, size heads, build losses and check every schedule, by one dry run that leaves no trace.
 

@@ -38,7 +38,7 @@ def bind_head(
             if isinstance(options, dict):
                 name = options.pop("share", name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)
+        torch.default_generator.manual_seed(key)
         head = shared.get(name) if name else None
         if head is None:
             head = build_head(spec, student, teacher)

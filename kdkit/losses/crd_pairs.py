@@ -53,7 +53,7 @@ class Pairs(nn.Module):
             )
         self.num_samples, self.num_negatives, self.replace = num_samples, num_negatives, replace
         self.negative_key, self.positive_key = draws.key(seed, "crd negatives"), draws.key(seed, "crd positives")
-        order = label.argsort(stable=True)
+        order = label if sample_labels is None else label.argsort(stable=True)
         for name, value in {
             "label": label,
             "order": torch.cat([order, order]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from kdkit.recipe.errors import Problem, RecipeError, shown
@@ -28,6 +29,7 @@ class RecipeInfo:
     title: str
 
 
+@cache
 def home() -> Path:
     """The folder of packaged recipes: inside the installed package, or beside it in a source checkout."""
     package = Path(__file__).resolve().parent.parent
@@ -37,8 +39,14 @@ def home() -> Path:
 
 def packaged() -> list[RecipeInfo]:
     """Every packaged recipe by name, protocols left out."""
-    paths = sorted(path for path in home().rglob("*.yaml") if PROTOCOLS not in path.relative_to(home()).parts)
-    return [RecipeInfo(path.stem, path, _title(path)) for path in paths]
+    return [RecipeInfo(name, path, _title(path)) for name, path in packaged_files().items()]
+
+
+def packaged_files() -> dict[str, Path]:
+    """The file of every packaged recipe, by name."""
+    top = home()
+    paths = sorted(path for path in top.rglob("*.yaml") if PROTOCOLS not in path.relative_to(top).parts)
+    return {path.stem: path for path in paths}
 
 
 def is_file(name: str | os.PathLike[str]) -> bool:
@@ -58,7 +66,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     if is_file(name):
         return Path(name)
     name = str(name)
-    known = {info.name: info.path for info in packaged()}
+    known = packaged_files()
     if name in known:
         return known[name]
     hint = nearest(name, list(known)) or "; `kdkit recipes` lists them"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def parse_value(text: str, mark: Mark) -> Item:
     return _parse(text, mark.file, mark) or Item(None, mark)
 
 
+@lru_cache(maxsize=128)  # a suite reads the same few files for every run; nobody changes an item
 def _parse(text: str, file: str, mark: Mark | None) -> Item | None:
     if len(text) > SIZE:
         raise _error(file, None, TOO_LARGE)

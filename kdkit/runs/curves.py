@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdkit.runs.events import Told, without_absent
 from kdkit.storage import whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HIGH = 3.2  # inches, of the axes
 
 
 def draw_curves(
@@ -31,12 +36,14 @@ def draw_curves(
     from matplotlib.ticker import MaxNLocator
 
     rows = without_absent(rows, events)
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = Figure()
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     positive = all(not v <= 0 for row in rows.values() for key, v in row.items() if key.startswith("loss/"))
-    left.set(title="loss terms, unweighted", yscale="log" if positive else "linear")
-    right.set(title="top-1 (%)")
+    left.set_title("loss terms, unweighted", y=1.0)
+    left.set_yscale("log" if positive else "linear")
+    right.set_title("top-1 (%)", y=1.0)
+    lines = 0
     for axes, prefix, suffix, factor in ((left, "loss/", "", 1.0), (right, "val/", "/top1", 100.0)):
         for column in _columns(rows, prefix, suffix):
             epochs = sorted(at for at, row in rows.items() if column in row)
@@ -50,11 +57,25 @@ def draw_curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         _mark(axes, events)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
-    figure.suptitle(title)
+        if labels := axes.get_legend_handles_labels()[1]:
+            columns = min(4, max(1, 55 // (max(map(len, labels)) + 8)))
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / HIGH), "borderaxespad": 0.0}
+            axes.legend(**place, ncols=columns, frameon=False, fontsize="small")
+            lines = max(lines, -(-len(labels) // columns))
+    _lay_out(figure, title, lines)
     with whole(path) as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def _lay_out(figure: Figure, title: str, lines: int) -> None:
+    """Places in inches, a line of the legend being 0.19 high; to let matplotlib find them doubles the time."""
+    below, above, wide = 0.6 + 0.19 * lines, 0.75, 10
+    tall = below + HIGH + above
+    figure.set_size_inches(wide, tall)
+    figure.subplots_adjust(
+        left=0.75 / wide, right=1 - 0.15 / wide, bottom=below / tall, top=1 - above / tall, wspace=0.16
+    )
+    figure.suptitle(title, y=1 - 0.12 / tall)
 
 
 def _mark(axes: Any, events: Sequence[Told]) -> None:

@@ -7,5 +7,6 @@ logits, (B, D) embeddings, (B, C, H, W) maps (channels-last ones are turned) or 
 """
 
 from kdkit.taps.capture import Taps, classifier, expand
+from kdkit.taps.trace import shared_runs
 
-__all__ = ["Taps", "classifier", "expand"]
+__all__ = ["Taps", "classifier", "expand", "shared_runs"]

@@ -1,5 +1,6 @@
 """Suites become recipes; what is wrong is told with its line."""
 
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from kdkit.bench import expand as expanding
 from kdkit.bench.expand import expand
 from kdkit.bench.suite import load_suite
-from kdkit.recipe import RecipeError, RecipeInfo, content_key, load, packaged, source
+from kdkit.losses import RKDLoss
+from kdkit.recipe import RecipeError, RecipeInfo, content_key, load, packaged, source, syntax
 from kdkit.recipe.write import document
 from tests.bench.grid import TINY, write
 
@@ -165,3 +167,28 @@ def test_the_suites_of_the_repository_expand(path, tmp_path):
 def test_two_methods_that_are_one_run(tmp_path):
     twice = TINY.replace("[student, kd]", "[kd, a: [ce, {kd: {weight: 0.5}}], b: [ce, {kd: {weight: 0.5}}]]")
     refused(tmp_path, twice, "b and a are the same recipe for tiny; leave one of them out")
+
+
+def test_what_all_runs_share_is_read_and_judged_once(tmp_path, monkeypatch):
+    asked, parsed = [], []
+
+    def counted(cls, name, calls):
+        plain = getattr(cls, name)
+        monkeypatch.setattr(cls, name, wraps(plain)(lambda *a, **k: (calls.append(name), plain(*a, **k))[1]))
+
+    counted(RKDLoss, "__init__", asked)
+    counted(syntax._Loader, "get_single_node", parsed)
+    pairs = "[{teacher: resnet8, student: resnet8, name: a}, {teacher: resnet20, student: resnet8, name: b}]"
+    text = f"protocol: digits_20\npairs: {pairs}\nmethods: [mine: [ce, rkd: {{distance_weight: 3.5}}]]\nseeds: 3\n"
+    assert len(cells(tmp_path, text)) == 8
+    assert len(asked) == 1
+    before = len(parsed)
+    cells(tmp_path, text)
+    assert len(parsed) == before
+
+
+def test_a_recipe_that_changed_is_read_anew(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    for rate in (0.1, 0.2):
+        recipe.write_text(f"protocol: digits_20\nmodels: {{student: {{arch: resnet8}}}}\nlosses: [ce]\nlr: {rate}\n")
+        assert load(recipe).lr == rate

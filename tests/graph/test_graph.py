@@ -78,6 +78,17 @@ def test_binding_leaves_no_trace():
     pickle.dumps(student)
 
 
+def test_a_model_meets_the_example_once_for_all_its_taps():
+    teacher, student = net(), net()
+    met = {teacher: [], student: []}
+    for model, modes in met.items():
+        model.register_forward_pre_hook(lambda m, _, modes=modes: modes.append(m.training))
+    edges = [Edge("ce"), Edge("at", taps="stages"), Edge("at", name="late", taps="stage1", when={"from": 5})]
+    graph = bound({"teacher": frozen(teacher), "student": student}, edges)
+    assert len(graph.phases) == 2
+    assert met == {teacher: [False] * 3, student: [False, True, True]}  # then every phase is rehearsed
+
+
 def test_the_model_that_comes_out_is_the_one_that_went_in():
     nodes = pair()
     graph = bound(nodes, [Edge("hint", source="teacher.stage2", target="student.stage2", head="conv_bn_relu")])

@@ -57,6 +57,17 @@ def test_the_legend_covers_no_curve(drawn):
         assert axes.get_legend().get_window_extent(renderer).y1 < axes.get_window_extent(renderer).y0
 
 
+@pytest.mark.parametrize("names", [["a", "b"], [f"student_of_class_{i}" for i in range(9)]])
+def test_every_name_is_in_the_picture_and_beside_the_others(drawn, names):
+    left, right = drawn(2, names)
+    renderer = left.figure.canvas.get_renderer()
+    first, second = (axes.get_legend().get_window_extent(renderer) for axes in (left, right))
+    whole = left.figure.bbox
+    assert not first.overlaps(second)
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 for box in (first, second))
+    assert all(axes.get_window_extent(renderer).width > whole.width / 3 for axes in (left, right))
+
+
 @pytest.mark.parametrize(("loss", "scale"), [(1.0, "log"), (-1.0, "linear"), (0.0, "linear"), (math.nan, "log")])
 def test_losses_are_drawn_logarithmically_where_that_is_possible(drawn, loss, scale):
     assert drawn(2, loss=loss)[0].get_yscale() == scale
