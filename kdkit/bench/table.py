@@ -103,7 +103,7 @@ def _block(rows: list[Row], others: list[str]) -> Block:
     if first["epochs"] != first["protocol_epochs"]:
         word = "shortened" if first["epochs"] < first["protocol_epochs"] else "lengthened"
         notes.append(
-            f"a {word} schedule: {first['epochs']} epoch{'s' * (first['epochs'] != 1)} where the protocol {first['protocol']} has "
+            f"a {word} schedule: {_epochs(first)} where the protocol {first['protocol']} has "
             f"{first['protocol_epochs']}; it ranks no methods of the whole one"
         )
     if changes := [text for text in first.get("changes", []) if not _of_method(text)]:
@@ -118,7 +118,7 @@ def _block(rows: list[Row], others: list[str]) -> Block:
     elif not any(row["method"] == TEACHER for row in rows):
         notes.append("no row of the teacher: no transfer ratio")
     lines = _tested(lines, groups)
-    title = f"{first['pair']} on {first['data']}, {first['epochs']} epoch{'s' * (first['epochs'] != 1)}"
+    title = f"{first['pair']} on {first['data']}, {_epochs(first)}"
     return Block(title, _facts(rows), lines, notes)
 
 
@@ -244,6 +244,10 @@ def _machine(row: Row) -> str:
 def _base(row: Row) -> str:
     """Its method as published, beside which a tuned one stands."""
     return str(row["tuned"]["of"] if "tuned" in row else row["method"])
+
+
+def _epochs(row: Row) -> str:
+    return f"{row['epochs']} epoch{'s' * (row['epochs'] != 1)}"
 
 
 def _of_method(override: str) -> bool:

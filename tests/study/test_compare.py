@@ -251,8 +251,9 @@ def test_a_packaged_recipe_is_called_by_its_name(tmp_path):
     ]
 
 
-def test_a_recipes_file_is_the_teacher_that_was_trained_by_it(tmp_path):
+def test_a_recipes_file_is_the_teacher_that_was_trained_by_it(tmp_path, monkeypatch):
     """What a run of a suite names in its recipe; its result lies under `KDKIT_HOME`."""
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("protocol: digits_20\nmodels: {net: {arch: resnet8}}\nlosses: [ce]\n", encoding="utf-8")
     with pytest.raises(KdkitError, match="has no result yet"):
