@@ -13,6 +13,7 @@ from kdkit.models.resnet50 import BasicBlock, Bottleneck, FourStageResNet
 from kdkit.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kdkit.models.sid import sid
 from kdkit.models.sid_cnn import SimpleCNN
+from kdkit.models.simkd import simkd
 from kdkit.models.vgg import VGG
 from kdkit.models.wrn import WideResNet
 from kdkit.registry import Registry
@@ -43,3 +44,4 @@ MODELS.add("shufflenetv2", ShuffleNetV2)
 
 MODELS.add("simple_cnn", SimpleCNN)
 MODELS.add("sid", sid)
+MODELS.add("simkd", simkd)

@@ -94,7 +94,7 @@ def _run(net: nn.Module, cuts: Sequence[str]) -> list[tuple[str, Tensor]]:
 def _try(net: nn.Module, cuts: Sequence[str]) -> list[tuple[str, Tensor]]:
     """What each cut gave, pooled, in order of time; the net's own output is the last."""
     problem: Exception | None = None
-    for x in _examples(net):
+    for x in examples(net):
         found: list[tuple[str, Tensor]] = []
         handles = [net.get_submodule(path).register_forward_hook(partial(_note, net, found, path)) for path in cuts]
         try:
@@ -119,7 +119,7 @@ def _note(
     return detached
 
 
-def _examples(net: nn.Module) -> Iterator[Tensor]:
+def examples(net: nn.Module) -> Iterator[Tensor]:
     """Blank inputs of the shapes that the net may take."""
     first = next((m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
     if isinstance(first, nn.Linear):

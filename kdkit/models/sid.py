@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdkit.models.beliefs import Beliefs
+from kdkit.models.classifier import take_out_classifier
 from kdkit.models.recompute import blocks, recomputed
 from kdkit.models.sid_isolated import IsolatedCascade
-from kdkit.registry import KdkitError, nearest
+from kdkit.registry import KdkitError
 
 
 class SIDCascade(nn.Module):
@@ -123,31 +124,3 @@ def sid(
     net = IsolatedCascade(backbone, isolate, num_classes, features, modules, **words)
     state(net, backbone)
     return net
-
-
-def take_out_classifier(net: nn.Module, num_classes: int, path: str | None = None) -> int:
-    """Put an identity in the place of a net's linear classifier, so that it gives features; returns their width.
-
-    Without a path it is what timm's `get_classifier()` says, or the only linear layer with `num_classes` outputs.
-
-    Raises:
-        KdkitError: there is no such layer, or there are several.
-    """
-    modules = dict(net.named_modules())
-    if path is not None:
-        if path not in modules or not path:
-            near = nearest(path, list(modules))
-            raise KdkitError(f"sid: classifier must be the path of a module in the backbone, got {path!r}{near}")
-        found = [path]
-    elif callable(getter := getattr(net, "get_classifier", None)):
-        found = [name for name, module in modules.items() if module is getter() and name]
-    else:
-        found = [n for n, m in modules.items() if n and isinstance(m, nn.Linear) and m.out_features == num_classes]
-    linear = [module for name in found if isinstance(module := modules[name], nn.Linear)]
-    if len(linear) != 1:
-        raise KdkitError(
-            f"sid: the backbone must have one linear classifier of {num_classes} outputs, "
-            f"found {', '.join(found) or 'none'}; name it as `classifier:`, or take another backbone"
-        )
-    net.set_submodule(found[0], nn.Identity())
-    return linear[0].in_features

@@ -75,6 +75,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
     """
     from kdkit import data
     from kdkit.graph import Span, Stage
+    from kdkit.models.classifier import reuse_classifier
 
     with blaming(recipe, "data"):
         datamodule = data.build(recipe.data.name, seed=recipe.seed, fake=recipe.data.fake, **recipe.data.arguments)
@@ -90,6 +91,10 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
     if problems:
         raise RecipeError(problems)
     files = {name: _weights(recipe, name, modules[name], weights) for name in modules if weights is not None}
+    for name, spec in recipe.models.items():
+        if spec.classifier is not None:
+            with blaming(recipe, "models", name, "classifier"):
+                reuse_classifier(modules[name], modules[spec.classifier], num_classes, copy=weights is not None)
     return Experiment(
         name=recipe.name,
         recipe=recipe,

@@ -70,6 +70,8 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
             yield problem(f"{name} is frozen and has no weights; give it `weights:` {right}")
     elif spec.tune is not None:
         yield problem(f"tune fits a frozen model, and {name} is trained anyway; leave it out", "tune")
+    if message := _classifier(recipe, name, spec):
+        yield problem(message, "classifier")
     if spec.arch is not None:
         yield from _arch(recipe, name, spec)
         yield from check_options(recipe.origin, name, spec)
@@ -85,6 +87,18 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
             source(recipe, name, above)
         except RecipeError as error:
             yield problem(f"no weights from {spec.weights!r}: {error}", "weights")
+
+
+def _classifier(recipe: Recipe, name: str, spec: ModelSpec) -> str:
+    """What is wrong with whose last layer a model predicts by."""
+    frozen = [other for other in recipe.models if other != name and recipe.kind(other) == "frozen"]
+    told = f"frozen: {', '.join(frozen) or 'none'}"
+    if spec.classifier is None:
+        wanted = spec.arch == "simkd" and frozen
+        return f"simkd predicts by its teacher's last layer; say `classifier: {frozen[0]}`" if wanted else ""
+    if recipe.kind(name) == "frozen":
+        return f"{name} is frozen and predicts by its own; leave it out"
+    return "" if spec.classifier in frozen else f"must name a frozen model, got {spec.classifier!r}; {told}"
 
 
 def _arch(recipe: Recipe, name: str, spec: ModelSpec) -> Found:

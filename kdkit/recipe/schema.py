@@ -53,6 +53,7 @@ class ModelSpec(Words):
         tune: fit it to the data first; for a teacher with other classes.
         num_classes: width of its logits; left out: the data's, or its own for a frozen pretrained model.
         options: arguments of the architecture.
+        classifier: the frozen model whose last layer it predicts by, which stays as it is.
         cache: keep on disk what it says of every view of every image (`by: epochs`: of every image in every epoch of
             this seed), and read it from there; for a frozen model.
         frozen: whether it stays as it is; left out: yes where its name begins with `teacher`.
@@ -72,6 +73,7 @@ class ModelSpec(Words):
     tune: TuneSpec | None = None
     num_classes: Positive | None = None
     options: Options = Field(default_factory=dict)
+    classifier: Word | None = None
     cache: Cache = None
     frozen: Flag | None = None
     ema: Word | None = None

@@ -14,8 +14,9 @@ from benchmarks.timing import peak_bytes
 from kdkit.losses import SIDLoss
 from kdkit.models import build, normalisation
 from kdkit.models.beliefs import CHAINS, KINDS, MODES
+from kdkit.models.classifier import take_out_classifier
 from kdkit.models.recompute import blocks
-from kdkit.models.sid import SIDCascade, take_out_classifier
+from kdkit.models.sid import SIDCascade
 from kdkit.registry import KdkitError
 from kdkit.taps import Taps
 

@@ -1,0 +1,68 @@
+"""A net's classifier: where it is, and handing one net's to another."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kdkit.registry import KdkitError, nearest
+
+
+def find_classifier(net: nn.Module, num_classes: int, path: str | None = None, who: str = "sid") -> str:
+    """The module path of a net's linear classifier.
+
+    Without a path it is what timm's `get_classifier()` says, or the only linear layer with `num_classes` outputs.
+
+    Raises:
+        KdkitError: there is no such layer, or there are several; `who` asks for it.
+    """
+    modules = dict(net.named_modules())
+    if path is not None:
+        if path not in modules or not path:
+            near = nearest(path, list(modules))
+            raise KdkitError(f"{who}: classifier must be the path of a module in the backbone, got {path!r}{near}")
+        found = [path]
+    elif callable(getter := getattr(net, "get_classifier", None)):
+        found = [name for name, module in modules.items() if module is getter() and name]
+    else:
+        found = [n for n, m in modules.items() if n and isinstance(m, nn.Linear) and m.out_features == num_classes]
+    linear = [name for name in found if isinstance(modules[name], nn.Linear)]
+    if len(linear) != 1:
+        raise KdkitError(
+            f"{who}: the backbone must have one linear classifier of {num_classes} outputs, "
+            f"found {', '.join(found) or 'none'}; name it as `classifier:`, or take another backbone"
+        )
+    return linear[0]
+
+
+def take_out_classifier(net: nn.Module, num_classes: int, path: str | None = None) -> int:
+    """Put an identity in the place of a net's linear classifier, so that it gives features; returns their width."""
+    found = find_classifier(net, num_classes, path)
+    linear = net.get_submodule(found)
+    net.set_submodule(found, nn.Identity())
+    return int(linear.in_features)  # type: ignore[arg-type]
+
+
+def reuse_classifier(student: nn.Module, teacher: nn.Module, num_classes: int, *, copy: bool = True) -> None:
+    """Let a student predict by a teacher's classifier, which stays as it is from now on.
+
+    Args:
+        student: its classifier must read as many numbers as the teacher's.
+        teacher: a trained one.
+        num_classes: of both.
+        copy: whether the weights are copied too; without, the student's are only frozen.
+
+    Raises:
+        KdkitError: the classifiers differ in size, or one of the nets has none.
+    """
+    whose = "classifier"
+    own = student.get_submodule(find_classifier(student, num_classes, who=whose))
+    theirs = teacher.get_submodule(find_classifier(teacher, num_classes, who=whose))
+    sizes = [(int(net.in_features), int(net.out_features)) for net in (own, theirs)]  # type: ignore[arg-type]
+    if sizes[0] != sizes[1]:
+        raise KdkitError(
+            f"classifier: the student's reads {sizes[0][0]} numbers and the teacher's {sizes[1][0]}, for "
+            f"{sizes[0][1]} and {sizes[1][1]} classes; `arch: simkd` with `width: {sizes[1][0]}` fits one to the other"
+        )
+    if copy:
+        own.load_state_dict(theirs.state_dict(), strict=False)
+    own.requires_grad_(False)

@@ -1,0 +1,125 @@
+"""A student that predicts by its teacher's classifier: its shape, whose weights it has, and what leaves with it."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit import models
+from kdkit.models.classifier import reuse_classifier
+from kdkit.recipe import RecipeError, loads
+from kdkit.recipe.build import build
+from kdkit.registry import KdkitError
+from kdkit.runs.fit import fit
+from kdkit.taps import Taps
+from tests.cli.command import kdkit
+
+RECIPE = """
+data: {name: digits, subset: 64, batch_size: 32, image_size: 16}
+models:
+  teacher: {arch: resnet8, options: {widths: [4, 4, 8, 24]}, weights: t.safetensors}
+  student: {arch: simkd, options: {backbone: {arch: resnet8, widths: [4, 4, 4, 8]}, width: 24}, classifier: teacher}
+losses: [{mse: {taps: stage-1}}]
+optimizer: {name: sgd}
+lr: 0.01
+trainer: {max_epochs: 2, accelerator: cpu, check_teachers: false}
+"""
+
+
+def by_hand(net, x):
+    """The paper's figure 1: maps, projector, pooling, the teacher's layer."""
+    maps = net.layer3[0](net.layer2(net.layer1(net.relu(net.bn1(net.conv1(x))))))
+    projected = net.layer3[1](maps)
+    return projected.mean((2, 3)) @ net.fc.weight.T + net.fc.bias
+
+
+def test_its_prediction():
+    net = models.build("simkd", num_classes=5, backbone="resnet8", width=40, factor=4).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(net(x), by_hand(net, x))
+    convolutions = [m for m in net.layer3[1] if isinstance(m, nn.Conv2d)]
+    shapes = [tuple(m.weight.shape) for m in convolutions]
+    assert shapes == [(10, 64, 1, 1), (10, 10, 3, 3), (40, 10, 1, 1)]
+    plain = sum(p.numel() for p in models.build("resnet20", num_classes=100).parameters())
+    grown = models.build("simkd", num_classes=100, backbone="resnet20", width=64)
+    assert sum(p.numel() for p in grown.parameters()) - plain == 13_568
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet8", "wrn_16_2", "vgg8", "mobilenetv2", "shufflenetv2", "timm/test_resnet", "torchvision/resnet18"],
+)
+def test_any_backbone(backbone):
+    """The tap of the last stage, and the classifier, read behind the projector."""
+    net = models.build("simkd", num_classes=5, backbone=backbone, width=24).eval()
+    taps = Taps(net, ["stage-1", "embedding"], torch.randn(2, 3, 64, 64))
+    with taps.open():
+        net(torch.randn(2, 3, 64, 64))
+        found = taps.take()
+    assert found["stage-1"].shape[:2] == (2, 24)
+    torch.testing.assert_close(found["stage-1"].mean((2, 3)), found["embedding"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"backbone": "resnet8"}, "width"),
+        ({"backbone": "resnet8", "width": 0}, "simkd: width must be a whole number of at least 1, got 0"),
+        ({"backbone": "resnet8", "width": 4, "factor": 8}, "simkd: factor must be at most the width, 4, got 8"),
+        ({"backbone": "resnet8", "width": 4, "after": "layer9"}, "in the backbone, got 'layer9'; did you mean"),
+        (
+            {"backbone": "resnet8", "width": 4, "after": "layer2"},
+            "reads, pooled, as 64 numbers; layer2 gives 32 channels",
+        ),
+        ({"backbone": "resnet8", "width": 4, "after": "fc"}, "64 numbers; fc gives none"),
+        ({"backbone": "timm/test_vit", "width": 4}, "does not read the maps of patch_embed.proj"),
+    ],
+)
+def test_refused(words, message):
+    with pytest.raises(KdkitError, match=message):
+        models.build("simkd", num_classes=5, **words)
+
+
+def test_a_classifier_that_does_not_fit():
+    student, teacher = models.build("resnet8", num_classes=5), models.build("wrn_16_2", num_classes=5)
+    with pytest.raises(KdkitError, match=r"reads 64 numbers and the teacher's 128.*`width: 128`"):
+        reuse_classifier(student, teacher, 5)
+
+
+def test_a_run_and_what_leaves_with_it(tmp_path, monkeypatch):
+    """The teacher's layer is the student's from the first step to the exported file, and never moves."""
+    monkeypatch.chdir(tmp_path)
+    teacher = models.build("resnet8", num_classes=10, widths=[4, 4, 8, 24])
+    teacher.requires_grad_(False).fc.weight.mul_(3)
+    models.save_weights(teacher, tmp_path / "t.safetensors", {"arch": "resnet8"})
+    fit(loads(RECIPE, folder=tmp_path), out=tmp_path / "run")
+    stored = models.read_weights(tmp_path / "run" / "student.safetensors")
+    assert torch.equal(stored["fc.weight"], teacher.fc.weight)
+    assert torch.equal(stored["fc.bias"], teacher.fc.bias)
+    start = build(loads(RECIPE, folder=tmp_path), weights=None).nodes["student"].module.state_dict()
+    assert not torch.equal(stored["layer3.1.0.weight"], start["layer3.1.0.weight"])
+    assert not torch.equal(stored["conv1.weight"], start["conv1.weight"])
+    for words in (["eval", "run"], ["eval", "run/student.safetensors"], ["export", "run", "--format", "safetensors"]):
+        said = kdkit(*words)
+        assert said.code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("classifier: teacher", "classifier: teecher", "must name a frozen model, got 'teecher'; frozen: teacher"),
+        ("classifier: teacher", "classifier: student", "must name a frozen model, got 'student'"),
+        (", classifier: teacher", "", "simkd predicts by its teacher's last layer; say `classifier: teacher`"),
+        ("weights: t.safetensors", "weights: random, classifier: student", "teacher is frozen and predicts by its own"),
+    ],
+)
+def test_recipes_that_are_refused(old, new, message, tmp_path):
+    (tmp_path / "t.safetensors").touch()
+    with pytest.raises(RecipeError, match=message):
+        loads(RECIPE.replace(old, new), folder=tmp_path)
+
+
+def test_a_width_that_does_not_fit_is_told_with_its_line(tmp_path):
+    models.save_weights(models.build("resnet8", num_classes=10), tmp_path / "t.safetensors", {"arch": "resnet8"})
+    text = RECIPE.replace("options: {widths: [4, 4, 8, 24]}, ", "")
+    with pytest.raises(RecipeError, match=r"models.student.classifier: .*`width: 64`"):
+        fit(loads(text, folder=tmp_path), out=tmp_path / "run")
