@@ -76,6 +76,12 @@ def several(loss: str, student: Tensor, least: int) -> None:
         )
 
 
+def classes(loss: str, student: Tensor, least: int) -> None:
+    """Raise `ValueError` unless logits (B, C) are of enough classes."""
+    if student.shape[1] < least:
+        raise ValueError(f"{loss}: student must tell at least {least} classes, got {student.shape[1]}; choose `mse`")
+
+
 def dims(loss: str, shape: str, **tensors: Tensor) -> None:
     """Raise `ValueError` unless every tensor has as many dimensions as `shape`, e.g. `"(B, C, H, W)"`, has letters."""
     for name, tensor in tensors.items():

@@ -70,6 +70,7 @@ class DKDLoss(nn.Module):
         checks.dims("dkd", "(B, C)", student=student, teacher=teacher)
         checks.same_shape("dkd", student, teacher, remedy="fit the teacher to the student's classes first (`tune:`)")
         checks.class_labels("dkd", labels, student.shape[0])
+        checks.classes("dkd", student, 2)
         teacher = teacher.detach()
         if self.standardise:
             student, teacher = standardised(student), standardised(teacher)

@@ -25,17 +25,21 @@ def centred_unit(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor, dim: int = -1) -> Tensor:
-    """Pearson's, along `dim`; a constant correlates with nothing."""
+    """Pearson's, along `dim`; a constant correlates with nothing, nor does what hardly differs from 0."""
     (x, inverse_x), (y, inverse_y) = _about(x, dim), _about(y, dim)
     return (x * y).sum(dim, keepdim=True) * (inverse_x * inverse_y)
 
 
 def _about(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Differences from the mean, and one over their length: 1 where they are nothing but rounding."""
+    """Differences from the mean, and one over their length: 1 where they are nothing but rounding.
+
+    So it is where a length is below 1e-12 (float32): the gradient of `rsqrt` takes its third power, which overflows.
+    """
+    info = torch.finfo(x.dtype)
     mean = x.mean(dim, keepdim=True)
     about = x - mean
     square = about.square().sum(dim, keepdim=True)
-    noise = (square + x.shape[dim] * mean.square()) * (8 * torch.finfo(x.dtype).eps) ** 2
+    noise = (square + x.shape[dim] * mean.square()) * (8 * info.eps) ** 2 + info.tiny**0.625
     return about, torch.where(square > noise, square, 1.0).rsqrt()
 
 

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import entropy, pearsonr, zscore
 
 from kdkit.losses import DISTLoss, DKDLoss, KDLoss
+from kdkit.losses.geometry import correlation
 
 
 def logits(*shape, scale=3.0):
@@ -96,6 +97,22 @@ def test_a_class_that_does_not_vary_correlates_with_nothing():
     assert s.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("gap", [32, 40, 46, 50, 60, 100])
+def test_a_class_that_nobody_names(gap):
+    """Probabilities of 1e-13 once made gradients NaN, of 1e-20 the loss infinite: it correlates with nothing."""
+    s, t = 2 * torch.randn(16, 10), 2 * torch.randn(16, 10)
+    s[:, 3] -= gap
+    t[:, 3] -= gap
+    s.requires_grad_()
+    whole = s.detach().double().requires_grad_()
+    p, q = (x[:, np.arange(10) != 3] for x in (whole.softmax(1), t.double().softmax(1)))
+    found, expected = DISTLoss(0.0, 1.0, 1.0)(s, t), (1 + sum(1 - correlation(p, q, 0)[0])) / 10
+    torch.testing.assert_close(found.double(), expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(s.grad.double(), whole.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_standardised_logits(temperature):
     """scipy's z-scores, by C − 1, for kd and dkd alike."""
@@ -134,6 +151,7 @@ def test_logits_that_do_not_vary_stay_so(level):
         (lambda: DISTLoss(intra=-1), "dist: intra must be a number of at least 0"),
         (lambda: DISTLoss()(torch.randn(1, 5), torch.randn(1, 5)), "dist: batch must hold at least 2 samples"),
         (lambda: DKDLoss()(torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2)), "dkd: labels must be int64"),
+        (lambda: DKDLoss()(*torch.ones(2, 2, 1), torch.zeros(2).long()), "dkd: student must tell at least 2 classes"),
         (lambda: DKDLoss()(torch.randn(2, 5), torch.randn(2, 4), torch.arange(2)), "dkd: student must be shaped like"),
     ],
 )
