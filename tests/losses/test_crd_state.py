@@ -7,11 +7,11 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from kdkit.losses.bank import refresh
 from kdkit.losses.crd import CRDLoss
+from tests.processes import run_ranks
 
 N, S, T = 60, 7, 9
 LABELS = torch.arange(N) % 5
@@ -181,7 +181,7 @@ def run(module, loss, rank=0, world=1):
 
 def test_two_ranks_are_one_process(tmp_path):
     """float64: the mean of the values, the averaged gradients and, on both ranks, the banks and Z."""
-    mp.spawn(distributed, (2, str(tmp_path), MODES), nprocs=2)
+    run_ranks(distributed, 2, str(tmp_path), MODES)
     for mode in MODES:
         ranks = [torch.load(tmp_path / f"{mode}{rank}") for rank in range(2)]
         loss = small(negatives=mode, positives="relax").double()

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import distributed as dist
 
 from kdkit.metrics import KAR, MCI, Disagreement, PairwiseJS
+from tests.processes import run_ranks
 
 PAIRWISE = (MCI, PairwiseJS, Disagreement)
 
@@ -119,7 +119,7 @@ def work(rank, store, out):
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_ranks_are_one(tmp_path):
-    mp.spawn(work, (tmp_path / "store", tmp_path / "found"), nprocs=2)
+    run_ranks(work, tmp_path / "store", tmp_path / "found")
     one, other = (torch.load(tmp_path / f"found{rank}") for rank in (0, 1))
     for name, alone in halves(0, 1).items():
         torch.testing.assert_close(one[name], alone)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import distributed as dist
 
 from kdkit import metrics
 from kdkit.metrics.quality import quality
+from tests.processes import run_ranks
 
 
 def several():
@@ -48,7 +48,7 @@ def work(rank, store, out):
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_ranks_are_one(tmp_path):
-    mp.spawn(work, (tmp_path / "store", tmp_path / "found.pt"), nprocs=2)
+    run_ranks(work, tmp_path / "store", tmp_path / "found.pt")
     together = torch.load(tmp_path / "found.pt")
     for name, alone in run(0, 1).items():
         torch.testing.assert_close(together[name], alone, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from kdkit.losses import SIDLoss
@@ -16,6 +15,7 @@ from kdkit.models import build
 from kdkit.models.sid_isolated import IsolatedCascade
 from kdkit.models.sid_ranks import StageOnRank
 from kdkit.registry import KdkitError
+from tests.processes import run_ranks
 
 N, STEPS = 5, 5
 
@@ -84,7 +84,7 @@ def rank_main(rank: int, place: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = str(tmp_path_factory.mktemp("ranks"))
-    mp.spawn(rank_main, args=(place,), nprocs=2)
+    run_ranks(rank_main, place)
     return place
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -11,9 +10,7 @@ import torch
 
 from kdkit.recipe import loads
 from kdkit.runs.folder import RunFolder
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.runs.killing", "kdkit.runs.fit", "kdkit.losses"])
+from tests.processes import CONTEXT
 
 RUN = """\
 data: {name: digits, subset: 96, batch_size: 32, eval_batch_size: 60}

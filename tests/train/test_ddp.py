@@ -6,11 +6,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Subset
 
 import kdkit
 from tests.nets import Blobs, Net
+from tests.processes import run_ranks
 from tests.train.ranks import join
 from tests.train.test_pcgrad import LOSSES, MUTUAL
 from tests.train.test_pcgrad import made as two_heads
@@ -105,7 +105,7 @@ METHODS = ("kd", "crd", "gathered", "late", "dml", "share", "cohort", "pcgrad")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    mp.spawn(rank_main, args=(str(folder / "store"), str(folder)), nprocs=2)
+    run_ranks(rank_main, str(folder / "store"), str(folder))
     return folder
 
 

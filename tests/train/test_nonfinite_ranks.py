@@ -1,12 +1,12 @@
 """Two ranks leave a step out together, though only one of them sees what is wrong."""
 
 import torch
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Subset
 
 import kdkit
 from kdkit.train import finite
 from tests.nets import Blobs, net
+from tests.processes import CONTEXT, run_ranks
 from tests.train.nonfinite import Without
 from tests.train.ranks import join
 from tests.train.running import trainer
@@ -41,8 +41,8 @@ def _worker(rank, store, found):
 
 
 def test_ranks_agree(tmp_path):
-    with mp.Manager() as manager:
+    with CONTEXT.Manager() as manager:
         found = manager.dict()
-        mp.spawn(_worker, (str(tmp_path / "store"), found), 2)
+        run_ranks(_worker, str(tmp_path / "store"), found)
         found = dict(found)
     assert found == {(rank, *case): (True, 1.0) for rank in (0, 1) for case in CASES}

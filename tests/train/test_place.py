@@ -7,7 +7,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Subset
 
 import kdkit
@@ -17,6 +16,7 @@ from kdkit.recipe import RecipeError, loads
 from kdkit.registry import KdkitError
 from kdkit.train.balance import watch_balance
 from tests.nets import Blobs, net
+from tests.processes import run_ranks
 from tests.train.ranks import join
 from tests.train.running import fit as plain
 
@@ -81,7 +81,7 @@ def rank_main(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
-    mp.spawn(rank_main, args=(str(folder),), nprocs=2)
+    run_ranks(rank_main, str(folder))
     return folder
 
 
