@@ -45,6 +45,10 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         KdkitError: no such file, or a line that is no row of `kdkit bench`, or not as it was written.
     """
+    if path.is_dir():
+        there = (path / "results.jsonl").exists()
+        where = f"its rows are in {path / 'results.jsonl'}" if there else "name a file of rows"
+        raise KdkitError(f"{path} is a folder; {where}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -58,7 +62,7 @@ def read_rows(path: Path) -> list[Row]:
         needed = NEEDED - LACKS | {"study", "values"} if isinstance(row, dict) and "trial" in row else NEEDED
         if not isinstance(row, dict) or (missing := needed - row.keys()):
             which = "" if not isinstance(row, dict) else f"; it has no {', '.join(sorted(missing))}"
-            raise KdkitError(f"{path}:{i}: is no row of `kdkit bench`{which}")
+            raise KdkitError(f"{path}:{i}: is no row of `kdkit bench`{which}; take the line out")
         if row.pop("crc32", None) is not None and not _as_written(line):
             why = "is damaged, or was edited: its checksum is not its content's"
             raise KdkitError(f"{path}:{i}: {why}; take the line out, and `kdkit bench` runs it again")

@@ -147,9 +147,9 @@ class _Runner:
 
     def _begin(self, cell: Cell) -> None:
         job = Job(cell, self.suite.name, self.suite.folder, self.out, self.engine.threads, self.engine.width)
-        goes_on = " goes on" if job.folder.begun else ""
+        state = " is trained already" if job.folder.complete else " goes on" if job.folder.begun else ""
         self.running[cell.key] = Running(job, self.plan.seconds(cell))
-        self.tell(f"{_name(cell)}{goes_on}: {cell.recipe.trainer.max_epochs} epochs, log {job.log}")
+        self.tell(f"{_name(cell)}{state}: {cell.recipe.trainer.max_epochs} epochs, log {job.log}")
         self.engine.begin(job)
 
     def _end(self, answer: Answer) -> None:

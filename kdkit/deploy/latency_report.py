@@ -118,7 +118,8 @@ class LatencyReport:
         kind, _, number = self.device.partition(":")
         gpus = dict(enumerate(self.machine.get("gpus") or []))
         on = gpus.get(int(number or 0), "") if kind == "cuda" else self.machine["processor"]
-        notes = [f"on {self.device}: {on}, {self.machine['threads']} threads, torch {self.torch}"]
+        threads = f"{self.machine['threads']} thread{'s' * (self.machine['threads'] != 1)}"
+        notes = [f"on {self.device}: {on}, {threads}, torch {self.torch}"]
         whys = dict.fromkeys((name, mode, why) for name, mode, _, why in self.left_out)
         notes += [f"left out: {name}, {mode}: {why}" for name, mode, why in whys]
         return Group(

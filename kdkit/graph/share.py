@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.graph.schedule import Schedule, Spec
-from kdkit.registry import KdkitError
+from kdkit.graph.schedule import WORDS, Schedule, Spec
+from kdkit.registry import KdkitError, nearest
 
 if TYPE_CHECKING:
     from kdkit.graph.bound import BoundEdge
@@ -52,6 +52,10 @@ class Share:
             return spec
         if isinstance(spec, Mapping) and list(spec) == ["share"]:
             return cls(spec["share"])
+        if isinstance(spec, Mapping) and len(spec) == 1 and not spec.keys() & WORDS.keys():
+            (word,) = spec
+            if near := nearest(str(word), ["share"]):
+                raise KdkitError(f"unknown schedule {word!r}{near}")
         return Schedule.parse(spec)
 
     def __str__(self) -> str:

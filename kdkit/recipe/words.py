@@ -68,13 +68,11 @@ def _temperature(value: Any) -> Any:
 def _weight(value: Any) -> Any:
     from kdkit.graph.share import Share
 
-    if not (isinstance(value, dict) and list(value) == ["share"]):
-        return _schedule(value)
     try:
-        Share.parse(value)
+        said = Share.parse(value)
     except KdkitError as error:
         raise ValueError(str(error)) from None
-    return value
+    return value if isinstance(said, Share) else _schedule(value)
 
 
 def _span(value: Any) -> Any:

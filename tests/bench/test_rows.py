@@ -65,6 +65,14 @@ def test_a_row_that_is_not_as_it_was_written_is_told(tmp_path):
         read_rows(path)
 
 
+def test_a_folder_is_told_where_its_rows_are(tmp_path):
+    with pytest.raises(KdkitError, match="is a folder; name a file of rows"):
+        read_rows(tmp_path)
+    (tmp_path / "results.jsonl").touch()
+    with pytest.raises(KdkitError, match=r"is a folder; its rows are in .*results\.jsonl"):
+        read_rows(tmp_path)
+
+
 def test_what_is_no_row_is_told_with_its_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(KdkitError, match="cannot be read"):

@@ -304,4 +304,4 @@ def test_the_gpu_that_is_named_is_the_one_that_ran(capsys):
     for device, name in (("cuda:1", "second"), ("cuda", "first"), ("cpu", "a processor")):
         model, row = ModelRow("n", "N", 1, 1, (1, 1, 4), 3), TimeRow.of("n", "eager", 1, [1.0], None)
         show(LatencyReport(device, machine, "2", (model,), [row], []), sys.stdout)
-        assert f"on {device}: {name}, 1 threads" in capsys.readouterr().out
+        assert f"on {device}: {name}, 1 thread," in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
         # values
         ("temperature: 4", "temperature: four", 9, "losses.kd.temperature: must be a number, got 'four'; a schedule"),
         ("weight: 0.9", "weight: {share: 1}", 8, "losses.kd.weight: a share must lie between 0 and 1, got 1"),
-        ("weight: 0.9", "weight: {shar: 0.5}", 8, "losses.kd.weight: unknown schedule 'shar'"),
+        ("weight: 0.9", "weight: {shar: 0.5}", 8, "losses.kd.weight: unknown schedule 'shar'; did you mean 'share'?"),
         ("weight: 0.9", "weight: {share: 0.5}\n      clip: 1", 7, "share and clip both say how hard it pulls"),
         ("temperature: 4", "temperature: {share: 0.5}", 9, "losses.kd.temperature: unknown schedule 'share'"),
         ("temperature: 4", "temperature: '4'", 9, "losses.kd.temperature: must be a number, got '4'"),
