@@ -79,7 +79,8 @@ def page(told: Told) -> str:
 
 
 GRAPH = (
-    "Boxes are models, arrows are losses with their weights and the taps that they compare; knowledge flows along them."
+    "Boxes are models, arrows are losses with the recipe's weights and the taps that they compare; knowledge flows "
+    "along them."
 )
 
 
