@@ -54,9 +54,7 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module, num_classes: int, *
     Raises:
         KdkitError: the classifiers differ in size, or one of the nets has none.
     """
-    whose = "classifier"
-    own = student.get_submodule(find_classifier(student, num_classes, who=whose))
-    theirs = teacher.get_submodule(find_classifier(teacher, num_classes, who=whose))
+    own, theirs = _classifier(student, "student", num_classes), _classifier(teacher, "teacher", num_classes)
     sizes = [(int(net.in_features), int(net.out_features)) for net in (own, theirs)]  # type: ignore[arg-type]
     if sizes[0] != sizes[1]:
         raise KdkitError(
@@ -66,3 +64,13 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module, num_classes: int, *
     if copy:
         own.load_state_dict(theirs.state_dict(), strict=False)
     own.requires_grad_(False)
+
+
+def _classifier(net: nn.Module, whose: str, num_classes: int) -> nn.Module:
+    try:
+        return net.get_submodule(find_classifier(net, num_classes))
+    except KdkitError as error:
+        raise KdkitError(
+            f"classifier: the {whose} must have one linear layer of {num_classes} outputs, and it cannot be told in "
+            f"{type(net).__name__}; take another {whose}, or one of as many classes as the data"
+        ) from error

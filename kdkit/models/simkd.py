@@ -55,28 +55,43 @@ def simkd(
     if after is not None and after not in paths:
         near = nearest(after, paths)
         raise KdkitError(f"simkd: after must be the path of a layer in the backbone, got {after!r}{near}")
-    given: dict[str, int] = {}
-    for x in examples(backbone):
-        given = {path: channels for path, channels in _maps(backbone, x).items() if after in (None, path)}
-        if fitting := [path for path, channels in given.items() if channels == read]:
-            break
-    else:
-        found = f"gives {given[after]} channels" if after in given else "gives none"
-        raise KdkitError(
-            f"simkd: after must be the layer whose maps the classifier reads, pooled, as {read} numbers; "
-            f"{after or 'every layer'} {found}"
-        )
-    place = fitting[-1]
+    place = _place(backbone, last, read, after)
     backbone.set_submodule(place, nn.Sequential(backbone.get_submodule(place), projector(read, width, factor)))
     backbone.set_submodule(last, nn.Linear(width, num_classes))
-    if not _maps(backbone, x):
-        raise KdkitError(
-            f"simkd: the classifier does not read the maps of {place}, pooled; name another layer as `after:`"
-        )
+    if isinstance(getattr(backbone, "stages", None), nn.Module):
+        return backbone  # a part of it, not their names; the place is within the last one
     stages = getattr(backbone, "stages", None)
     stages = dict(stages) if isinstance(stages, Mapping) else {"stage1": place}
     backbone.stages = {**stages, list(stages)[-1]: place}  # type: ignore[assignment]
     return backbone
+
+
+def _place(backbone: nn.Module, last: str, read: int, after: str | None) -> str:
+    """The layer whose maps the classifier reads, pooled: where those are wider by one, so is what it reads."""
+    given: dict[str, int] = {}
+    place = ""
+    for x in examples(backbone):
+        given = {path: channels for path, channels in _maps(backbone, x).items() if after in (None, path)}
+        if not (fitting := [path for path, channels in given.items() if channels == read]):
+            continue
+        place = fitting[-1]
+        own, classifier = backbone.get_submodule(place), backbone.get_submodule(last)
+        backbone.set_submodule(place, nn.Sequential(own, nn.Conv2d(read, read + 1, 1, dtype=x.dtype)))
+        backbone.set_submodule(last, nn.Linear(read + 1, 1, dtype=x.dtype))
+        runs = bool(_maps(backbone, x))
+        backbone.set_submodule(place, own)
+        backbone.set_submodule(last, classifier)
+        if runs:
+            return place
+    if place:
+        raise KdkitError(
+            f"simkd: the classifier does not read the maps of {place}, pooled; name another layer as `after:`"
+        )
+    found = f"gives {given[after]} channels" if after in given else "gives none"
+    raise KdkitError(
+        f"simkd: after must be the layer whose maps the classifier reads, pooled, as {read} numbers; "
+        f"{after or 'every layer'} {found}"
+    )
 
 
 def projector(inputs: int, outputs: int, factor: int) -> nn.Sequential:

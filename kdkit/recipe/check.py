@@ -94,7 +94,7 @@ def _classifier(recipe: Recipe, name: str, spec: ModelSpec) -> str:
     frozen = [other for other in recipe.models if other != name and recipe.kind(other) == "frozen"]
     told = f"frozen: {', '.join(frozen) or 'none'}"
     if spec.classifier is None:
-        wanted = spec.arch == "simkd" and frozen
+        wanted = spec.arch == "simkd" and recipe.kind(name) != "frozen" and frozen
         return f"simkd predicts by its teacher's last layer; say `classifier: {frozen[0]}`" if wanted else ""
     if recipe.kind(name) == "frozen":
         return f"{name} is frozen and predicts by its own; leave it out"

@@ -1,5 +1,7 @@
 """A student that predicts by its teacher's classifier: its shape, whose weights it has, and what leaves with it."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,23 @@ def test_any_backbone(backbone):
     torch.testing.assert_close(found["stage-1"].mean((2, 3)), found["embedding"])
 
 
+def strided():
+    layers = [nn.Conv2d(3 if i == 0 else 8, 8, 3, stride=2, padding=1) for i in range(5)]
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return nn.Sequential(OrderedDict(a=nn.Sequential(*layers), b=pooled))
+
+
+def test_the_place_is_not_told_by_the_width():
+    """Its last maps are of one pixel at 32; those before have as many channels, and a teacher's width may be the same."""
+    net = models.build("simkd", num_classes=5, backbone=strided(), width=8)
+    assert next(path for path, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)) == "a.1.1"
+
+
+def test_a_backbone_that_calls_a_part_of_it_stages():
+    net = models.build("simkd", num_classes=5, backbone="timm/repvgg_a0", width=24).eval()
+    assert Taps(net, ["stage-1"], torch.randn(2, 3, 64, 64)).shapes["stage-1"][0] == 24
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -83,6 +102,8 @@ def test_a_classifier_that_does_not_fit():
     student, teacher = models.build("resnet8", num_classes=5), models.build("wrn_16_2", num_classes=5)
     with pytest.raises(KdkitError, match=r"reads 64 numbers and the teacher's 128.*`width: 128`"):
         reuse_classifier(student, teacher, 5)
+    with pytest.raises(KdkitError, match=r"^classifier: the teacher must have one linear layer of 5 outputs"):
+        reuse_classifier(student, models.build("resnet8", num_classes=7), 5)
 
 
 def test_a_run_and_what_leaves_with_it(tmp_path, monkeypatch):
@@ -116,6 +137,15 @@ def test_recipes_that_are_refused(old, new, message, tmp_path):
     (tmp_path / "t.safetensors").touch()
     with pytest.raises(RecipeError, match=message):
         loads(RECIPE.replace(old, new), folder=tmp_path)
+
+
+def test_a_frozen_one_predicts_by_its_own(tmp_path):
+    """Beside another teacher it was asked for a `classifier`, and refused one."""
+    (tmp_path / "t.safetensors").touch()
+    frozen = (
+        "  assistant: {arch: simkd, options: {backbone: resnet8, width: 24}, weights: random, frozen: true}\nlosses"
+    )
+    assert loads(RECIPE.replace("losses", frozen), folder=tmp_path).kind("assistant") == "frozen"
 
 
 def test_a_width_that_does_not_fit_is_told_with_its_line(tmp_path):
