@@ -50,7 +50,8 @@ class KDLoss(nn.Module):
     Args:
         temperature: T above 0; 4 on CIFAR-100, 1 in the usual ImageNet recipes.
         standardise: logits to mean 0 and standard deviation 1 (over the classes, by C − 1) first, so that the student
-            need not meet the teacher's range (Sun et al. 2024, with T = 2 and a weight of 9 beside 0.1 of ce).
+            need not meet the teacher's range (Sun et al. 2024, with T = 2 and a weight of 9 beside 0.1 of ce). Of
+            several teachers the mean is taken first, of their logits as they are.
 
     `forward(student, teacher)` takes logits (B, C) on both sides; the teacher's are detached.
 

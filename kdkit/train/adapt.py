@@ -20,6 +20,7 @@ from kdkit.graph.bound import BoundEdge
 from kdkit.graph.control import Climb, Control, towards
 from kdkit.graph.edge import Edge
 from kdkit.graph.factors import pair, set_factor
+from kdkit.losses.kd import standardised
 from kdkit.registry import KdkitError
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def _control(edge: BoundEdge, word: str, control: Control, seen: _Seen) -> dict[
         now = float(number)
         if control.control == "entropy":
             teacher = seen.logits[call.links[0].sources[0].node]
+            teacher = standardised(teacher) if getattr(edge.losses[i], "standardise", False) else teacher
             new = towards(now, teacher, control) if bool(teacher.isfinite().all()) else now
         else:
             assert isinstance(edge.climb, Climb)

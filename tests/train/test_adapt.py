@@ -113,6 +113,18 @@ def test_a_run_that_is_cut_goes_on_as_if_it_were_not(words, tmp_path):
     assert {key.rpartition("/")[2] for key in told} == {f"{one}_to_{other}" for one, other in PAIRS}
 
 
+def test_the_entropy_is_that_of_what_the_loss_softens():
+    """Loud logits are too sure at any T, so that it would rise; standardised ones are not sure enough, and it falls."""
+    teacher = net(4, seed=1, classes=10)
+    with torch.no_grad():
+        [m for m in teacher.modules() if isinstance(m, torch.nn.Linear)][-1].weight.mul_(1000)
+    control = {"control": "entropy", "target": 1.8, "start": 2.0, "by": 1.0}
+    nodes = {"teacher": kdkit.frozen(teacher), "student": net(4, seed=2, classes=10)}
+    edge = kdkit.Edge("kd", standardise=True, temperature=control)
+    run = fit(kdkit.Distiller(nodes, ["ce", edge], lr=0.05), digits(val_split=0.2), epochs=1)
+    assert float(run.callback_metrics["temperature/kd/teacher_to_student"]) == 1.0
+
+
 def test_factors_and_the_log_are_the_weights():
     coordinated = made(coordinate={"ema": 0.0})
     run = fit(coordinated, digits(val_split=0.2), epochs=1)
