@@ -17,8 +17,8 @@ from tests.tape import Tape
 
 CUDA = torch.device("cuda", 0)
 WAITS = """
-item tolist numpy nonzero argwhere unique unique_consecutive masked_select bincount repeat_interleave equal allclose
-is_nonzero __bool__ __float__ __int__ __index__ __array__ __contains__ __format__ __repr__
+item tolist nonzero argwhere unique unique_consecutive masked_select bincount repeat_interleave equal allclose
+is_nonzero __bool__ __float__ __int__ __index__ __contains__ __format__ __repr__
 """
 FREE = """
 size dim ndimension numel nelement stride storage_offset data_ptr element_size untyped_storage is_contiguous is_complex
@@ -76,6 +76,8 @@ class Gpu(TorchFunctionMode):
         if name == "copy_":
             return self.copied(function, args, kwargs, where)
         there = True in where
+        if there and name in ("numpy", "__array__"):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if (asked := kwargs.get("device")) is not None:
             there = torch.device(asked).type == "cuda"
             kwargs["device"] = "cpu" if there else asked
@@ -97,9 +99,10 @@ class Gpu(TorchFunctionMode):
             self.wait("index from the host")
         elif far and name not in LIKE.split():
             raise RuntimeError(f"{name}: {[tuple(t.shape) for t in far]} on the CPU, others on cuda:0")
-        masks = [t for t in tree_leaves(args[1:2]) if isinstance(t, torch.Tensor) and t.dtype == torch.bool]
-        if name in WAITS.split() or (name == "__getitem__" and masks):  # a mask's sum is the size of the result
-            self.wait(name)
+        masks = picks and [t for t in tree_leaves(args[1]) if isinstance(t, torch.Tensor) and t.dtype == torch.bool]
+        filled = name == "__setitem__" and not (isinstance(args[2], torch.Tensor) and args[2].ndim)
+        if name in WAITS.split() or (masks and not filled) or (name == "where" and len(tensors) == 1):
+            self.wait(name)  # a mask's sum is the size of what is picked
 
     def looked(self, function, args, there):
         if function == torch.Tensor.device.__get__ and there:
@@ -207,7 +210,13 @@ def gpu(monkeypatch):
     put(torch.cuda, synchronize=lambda *_: mode.wait("synchronize"), empty_cache=nothing)
     put(torch.cuda, memory_allocated=always(0), max_memory_allocated=always(0), reset_peak_memory_stats=nothing)
     put(torch.cuda, Stream=Stream, Event=Stream, current_stream=stream, stream=lambda *_: contextlib.nullcontext())
-    put(torch.cuda, graph=graph, CUDAGraph=CUDAGraph, graph_pool_handle=always((0, 1)))
+    put(
+        torch.cuda,
+        device=lambda *_: contextlib.nullcontext(),
+        graph=graph,
+        CUDAGraph=CUDAGraph,
+        graph_pool_handle=always((0, 1)),
+    )
     put(torch.cuda, get_rng_state=always(torch.zeros(16, dtype=torch.uint8)), set_rng_state=nothing)
     put(torch.cuda, get_rng_state_all=always([]), set_rng_state_all=nothing, manual_seed_all=nothing)
     with mode:

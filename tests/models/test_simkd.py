@@ -68,7 +68,7 @@ def strided():
 
 
 def test_the_place_is_not_told_by_the_width():
-    """Its last maps are of one pixel at 32; those before have as many channels, and a teacher's width may be the same."""
+    """Its last maps are of one pixel at 32, and those before have as many channels as the teacher's width."""
     net = models.build("simkd", num_classes=5, backbone=strided(), width=8)
     assert next(path for path, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)) == "a.1.1"
 

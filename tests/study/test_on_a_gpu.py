@@ -7,31 +7,10 @@ from PIL import Image
 
 from kdkit.runs import trained
 from kdkit.runs.evaluate import score
-from kdkit.study import linear, probe, subjects
+from kdkit.study import probe, subjects
 from kdkit.study.compare import compare
 from tests.cli.command import RECIPE, kdkit
-from tests.pretended_gpu import GPU, OnGpu, pretended_gpu
-
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="it has a GPU, which need not be pretended"),
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument"),
-]
-
-
-def test_the_pretended_gpu_refuses_what_a_gpu_does(monkeypatch):
-    with pretended_gpu(monkeypatch):
-        x = torch.arange(6.0, device="cuda").view(2, 3)
-        assert (x @ torch.ones(3, 1, device="cuda")).tolist() == [[3.0], [12.0]]
-        assert (x + torch.tensor(1.0)).device == GPU  # a number of no dimension goes with any
-        assert x[torch.tensor([1])].cpu().tolist() == [[3.0, 4.0, 5.0]]
-        for work in (
-            lambda: x + torch.ones(3),
-            lambda: torch.ones(2, 3)[x[0].long()],
-            lambda: torch.nn.Linear(3, 2)(x),
-            lambda: x.numpy(),
-        ):
-            with pytest.raises((RuntimeError, TypeError), match=r"same device|convert cuda"):
-                work()
+from tests.gpu import CUDA, gpu
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +33,8 @@ def two(tmp_path_factory):
 
 def found_on(device, two, monkeypatch, home):
     """What the three verbs find there."""
-    fit = linear._fit
-
-    def fit_here(x, y, start, decay):  # autograd asks the driver
-        on_gpu = [isinstance(value, OnGpu) for value in (x, y, start)]
-        assert on_gpu == [device == GPU] * 3
-        return fit(x.cpu(), y.cpu(), start.cpu(), decay).to(device)
-
     with monkeypatch.context() as patch:
         patch.setenv("KDKIT_HOME", str(home))
-        patch.setattr(linear, "_fit", fit_here)
         for room in (trained, subjects, probe):
             patch.setattr(room, "device", lambda recipe: device)
         words = ["data.holdout=0.34", "data.num_workers=0", "data.batch_size=5"]
@@ -83,7 +54,8 @@ def close(first, second):
 
 def test_what_is_found_there_is_what_is_found_on_the_cpu(two, monkeypatch, tmp_path):
     expected = found_on(torch.device("cpu"), two, monkeypatch, tmp_path / "a")
-    with pretended_gpu(monkeypatch):
-        found = found_on(GPU, two, monkeypatch, tmp_path / "b")
+    with gpu(monkeypatch) as there:
+        found = found_on(CUDA, two, monkeypatch, tmp_path / "b")
+    assert len(there.waits) > 10  # it was there
     assert close(found, expected)
     assert expected[0]["student"]["temperature"] > 0  # which was fitted on what was held out

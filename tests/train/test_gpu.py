@@ -130,21 +130,12 @@ def test_recipes(recipe, words, there, within, tmp_path, monkeypatch):
     assert within == []
 
 
-def test_verbs(there, tmp_path, monkeypatch):
-    """What looks at trained models takes them there, and its images with them."""
-    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    small = ["data.subset=64", "data.batch_size=32", "trainer.max_epochs=1"]
-    for words in (
-        ["fit", "student_digits", "--out", "run", *small],
-        ["eval", "run"],
-        ["compare", "run/student.safetensors", "run", "data.subset=64"],
-        ["probe", "run", "--data", "digits", "data.subset=64"],
-        ["latency", "run", "--mode", "eager", "--batch", "2", "--repeats", "5", "--seconds", "0"],
-    ):
-        said = command(*words)
-        assert said.code == 0, said
-    assert "a GPU on paper" in said.out
+def test_latency(there):
+    """Timed by the GPU's own events, under its name."""
+    said = command("latency", "resnet8", "--mode", "eager", "--batch", "2", "--repeats", "5", "--seconds", "0")
+    assert said.code == 0, said
+    assert "on cuda: a GPU on paper" in said.out
+    assert ("synchronize", "deploy/latency.py") in {(what, line.partition(":")[0]) for what, line in there.waits}
 
 
 class TestThePaper:
@@ -154,6 +145,10 @@ class TestThePaper:
         with pytest.raises(RuntimeError, match=r"add.*on the CPU"):
             torch.ones(2, device="cuda") + torch.ones(2)
         assert (torch.ones(2, device="cuda") + torch.tensor(1.0)).device.type == "cuda"
+
+    def test_numpy(self, there):
+        with pytest.raises(TypeError, match="can't convert cuda"):
+            torch.ones(2, device="cuda").numpy()
 
     def test_places_follow(self, there):
         net = torch.nn.Linear(2, 2).to("cuda")
@@ -172,6 +167,8 @@ class TestThePaper:
             lambda x: torch.tensor([1.0], device="cuda"),
             lambda x: torch.ones(2).to("cuda"),
             lambda x: x.nonzero(),
+            lambda x: torch.where(x > 0),
+            lambda x: x.__setitem__(x > 0, x * 2),
         ],
     )
     def test_waits(self, look, there):
