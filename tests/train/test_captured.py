@@ -243,12 +243,12 @@ def test_every_distiller_of_a_process_is_compiled(monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend=counting, **options))
-    for i in range(4):
-        before = len(ran)
-        trained(["ce", "kd"], True, epochs=1)
-        assert len(ran) > before, i
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for i in range(4):
+            before = len(ran)
+            trained(["ce", "kd"], True, epochs=1)
+            assert len(ran) > before, i
 
 
 @pytest.mark.parametrize("compile", ["auto", True])
