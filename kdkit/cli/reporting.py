@@ -13,7 +13,10 @@ from kdkit.cli.app import NoCustomCode, app
 @app.command(epilog="Example: kdkit report runs/kd_digits-seed0")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, finished or not.")],
-    out: Annotated[Path | None, typer.Option(help="The page; left out: report.html in the run's folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; left out: report.html in the run's folder, or here for a shared teacher."),
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="What `kdkit compare` wrote; left out: compare in the run's folder.")
     ] = None,

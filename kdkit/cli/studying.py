@@ -80,16 +80,20 @@ def probe(
     from kdkit.console import show, table
     from kdkit.runs.afterwards import log_found, short
     from kdkit.runs.evaluate import keep
-    from kdkit.runs.folder import RunFolder
+    from kdkit.runs.teacher import own_run
     from kdkit.study.probe import probe as measure
 
     words = [word for word in runs if "=" in word]
     rows = []
     for run in (word for word in runs if "=" not in word):
         found = measure(run, data, words, image_size=image_size, tap=tap)
-        if path := out or (RunFolder(Path(run)).probes if RunFolder(Path(run)).recipe.is_file() else None):
+        own = own_run(Path(run))
+        if path := out or (own and own.probes):
             keep(path, " ".join([data, *words, *([run] if out else [])]), found)
-        log_found(RunFolder(Path(run)), "probe", {short([data, *words]): found})
+        else:
+            typer.echo(f"nothing is kept: {run} is no folder of a run of yours; --out names a file")
+        if own is not None:
+            log_found(own, "probe", {short([data, *words]): found})
         for name, its in found.items():
             model = name if Path(run).is_file() else f"{Path(run).name}/{name}"
             cells = [f"{100 * its['linear']:.2f}", f"{100 * its['knn']:.2f}", f"{100 * its['held_out']:.2f}"]

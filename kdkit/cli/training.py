@@ -90,16 +90,20 @@ def evaluate(
     from kdkit.console import show
     from kdkit.runs.afterwards import log_found, short
     from kdkit.runs.evaluate import classes_table, results_table, score, write_evaluation
-    from kdkit.runs.folder import RunFolder
+    from kdkit.runs.teacher import own_run
 
     words = [*(overrides or []), *([f"data.root={data}"] if data else [])]
     found = score(run, words, split=split)
     show(results_table(found.figures), sys.stdout)
     typer.echo()
     show(classes_table(found.by_class, None if classes else 10), sys.stdout)
-    if path := out or (RunFolder(run).evaluation if RunFolder(run).recipe.is_file() else None):
+    own = own_run(run)
+    if path := out or (own and own.evaluation):
         write_evaluation(path, found, split, words)
-    log_found(RunFolder(run), "eval", {short([split, *words]): found.whole})
+    else:
+        typer.echo(f"nothing is kept: {run} is no folder of a run of yours; --out names a file")
+    if own is not None:
+        log_found(own, "eval", {short([split, *words]): found.whole})
 
 
 @app.command(epilog="Example: kdkit check crd_cifar100 losses.crd.negatives=all")

@@ -20,17 +20,19 @@ from kdkit.report.tables import number, table, tables
 from kdkit.runs.events import there
 from kdkit.runs.folder import RunFolder, write_text
 from kdkit.runs.papers import reading
+from kdkit.runs.teacher import own_run
 from kdkit.web import document
 
 
 def write_report(run: Path, path: Path | None = None, compare: Path | None = None) -> Path:
-    """Write a run's page; `report.html` in its folder where no other place is named.
+    """Write a run's page; where no other place is named `report.html` in its folder, or here for a shared teacher.
 
     Raises:
         KdkitError: as `gather`.
     """
-    path = path or RunFolder(run).report
-    write_text(path, page(gather(run, compare)))
+    text, own = page(gather(run, compare)), own_run(run)
+    path = path or (own.report if own else Path(RunFolder(run).report.name))
+    write_text(path, text)
     return path
 
 

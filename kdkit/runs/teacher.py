@@ -20,6 +20,12 @@ def teachers() -> Path:
     return home() / "teachers"
 
 
+def own_run(path: Path) -> RunFolder | None:
+    """The run's folder that `path` is, where what is found of it is kept; a teacher that runs share keeps nothing."""
+    run = RunFolder(path)
+    return run if run.recipe.is_file() and teachers().resolve() not in path.resolve().parents else None
+
+
 def teacher_folder(recipe: Recipe) -> RunFolder:
     """The folder that a recipe's result has for ever: its name holds a hash of all that the result depends on."""
     return RunFolder(teachers() / f"{recipe.name}-{content_key(recipe)[:12]}", teacher=True)

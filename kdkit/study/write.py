@@ -14,7 +14,7 @@ from kdkit.console import table, tell
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import results_table
 from kdkit.runs.folder import RunFolder, write_json
-from kdkit.runs.teacher import teachers
+from kdkit.runs.teacher import own_run
 from kdkit.study import figures
 from kdkit.study.compare import Comparison
 from kdkit.study.embeddings import EXTRA, planar
@@ -26,11 +26,9 @@ SHOWN = ("top1", "top5", "nll", "brier", "ece", "ece_adaptive", "entropy")
 
 
 def run_of(student: str) -> RunFolder | None:
-    """The run that a comparison is kept in, if the word is one of a run; of a teacher that runs share it is none."""
+    """The run that a comparison is kept in, if the word is one of a run or of its weights file."""
     path = Path(student)
-    run = RunFolder(path if path.is_dir() else path.parent)
-    shared = teachers().resolve() in run.path.resolve().parents
-    return run if path.exists() and run.recipe.is_file() and not shared else None
+    return own_run(path if path.is_dir() else path.parent) if path.exists() else None
 
 
 def write_comparison(found: Comparison, folder: Path) -> Path:

@@ -12,6 +12,7 @@ from kdkit import data, models
 from kdkit.console import show
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import classes_table, evaluate, predictions, results_table, score, write_evaluation
+from tests.cli.command import kdkit
 
 RECIPE = """\
 data: {name: digits, image_size: 8, batch_size: 32}
@@ -20,6 +21,13 @@ models:
   student: {arch: resnet8}
   slow: {ema: student}
 losses: [ce, kd]
+optimizer: {name: sgd}
+lr: 0.1
+trainer: {max_epochs: 1, accelerator: cpu}
+"""
+LONE = """\
+models: {net: {arch: resnet8}}
+losses: [ce: {}]
 optimizer: {name: sgd}
 lr: 0.1
 trainer: {max_epochs: 1, accelerator: cpu}
@@ -240,6 +248,28 @@ def test_what_was_found_is_kept_by_what_was_looked_at(run, tmp_path):
     path.write_text("[]")
     with pytest.raises(KdkitError, match=r"eval\.json could not be written .*--out FILE"):
         write_evaluation(path, score(folder), "test", [])
+
+
+def test_what_is_found_never_lies_with_a_teacher_that_runs_share(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
+    shared, own = tmp_path / "home" / "teachers" / "t-0123", tmp_path / "runs" / "mine"
+    probing = ("probe", "--data", "digits", "data.subset=40", "trainer.accelerator=cpu")
+    for folder in (shared, own):
+        folder.mkdir(parents=True)
+        weights(folder / "net.safetensors", 0)
+        (folder / "recipe.yaml").write_text(RECIPE.split("models:")[0] + LONE)
+        (folder / "metrics.csv").write_text("epoch,step\n1,9\n")
+        before = sorted(path.name for path in folder.iterdir())
+        said = [kdkit(*words, folder) for words in (("eval",), probing, ("report",))]
+        assert [its.code for its in said] == [0] * 3, said
+        made = sorted({path.name for path in folder.iterdir()} - {*before})
+        assert made == ([] if folder == shared else ["eval.json", "probe.json", "report.html"])
+        told = f"nothing is kept: {folder} is no folder of a run of yours; --out names a file"
+        assert [told in its.out for its in said] == [folder == shared, folder == shared, False]
+    assert (tmp_path / "report.html").is_file()
+    assert kdkit("eval", shared, "--out", "kept.json").code == 0
+    assert list(json.loads((tmp_path / "kept.json").read_text())) == ["test"]
 
 
 @pytest.mark.parametrize("name", ["my-net 2", "3rd", "class"])
