@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from kdkit.console import tell
-from kdkit.runs.beside import Beside, logged_as, offline
+from kdkit.runs.beside import Beside, logged_as, offline, unlogged
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.loggers import MAKERS, pictures_of
 from kdkit.runs.papers import read_recipe
@@ -36,14 +39,17 @@ def log_found(run: RunFolder, verb: str, found: Mapping[str, Any], pictures: Seq
     if find_spec(kind) is None:
         _warn(f"{kind}, which {run.path} is logged to, is not installed and gets nothing; pip install 'kdkit[{kind}]'")
         return
-    begun = kind in logged_as(run) or any(run.path.glob("wandb/offline-run-*"))
+    begun = kind in logged_as(run) or (kind == "wandb" and any(run.path.glob("wandb/offline-run-*")))
     if kind == "wandb" and begun and offline(run):
         _warn("wandb is offline, where it cannot go on with a run, and gets nothing; upload the run, and do this again")
         return
-    logger = Beside(kind, *MAKERS[kind], words, run)
-    own = pictures_of(run) if run.unlogged.is_file() or not begun else []
-    logger.hold(dict(_flat(found, verb)), int(read_figures(run).get("epochs") or 1) if run.complete else 1)
-    logger.close([*own, *pictures])
+    with ExitStack() as alone:  # else of two verbs at a time each keeps what the service did not take of its own only
+        with suppress(OSError):  # the folder cannot be written
+            alone.enter_context(FileLock(f"{run.unlogged}.lock"))
+        logger = Beside(kind, *MAKERS[kind], words, run)
+        own = pictures_of(run) if kind in unlogged(run) or not begun else []
+        logger.hold(dict(_flat(found, verb)), int(read_figures(run).get("epochs") or 1) if run.complete else 1)
+        logger.close([*own, *pictures])
 
 
 def short(words: Sequence[str]) -> str:

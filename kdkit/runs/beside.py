@@ -69,6 +69,7 @@ class Beside(Logger):
         if "epoch" not in metrics:
             return
         self.hold(metrics, int(metrics["epoch"]) + 1)
+        self._keep()  # the checkpoint is past this epoch: who is killed now, or before it is asked again, has no other
         if time.monotonic() >= self.again and (why := self._give()) and not self.warned:
             self.warned = True
             _warn(f"{self.kind} takes nothing now ({why}); training goes on, and it gets later what it lacks")
@@ -87,11 +88,21 @@ class Beside(Logger):
         if not self.knows:
             rows.restore(epochs)
         found = {epoch: _numbers(row) for epoch, row in rows.rows.items()}
-        if self.folder.unlogged.is_file():
-            kept = read_json(self.folder.unlogged, "delete it: metrics.csv holds the numbers")
-            for epoch, row in kept.get(self.kind, {}).items():
-                found.setdefault(int(epoch), {}).update(_numbers(row))
+        for epoch, row in unlogged(self.folder).get(self.kind, {}).items():
+            found.setdefault(int(epoch), {}).update(_numbers(row))
         return found
+
+    def _keep(self) -> bool:
+        """Leave what waits in the run's folder, for whoever goes on; whether it could be written."""
+        kept: dict[str, Any] = {**unlogged(self.folder), self.kind: self.waiting}
+        try:
+            if left := {kind: waiting for kind, waiting in kept.items() if waiting}:
+                write_json(self.folder.unlogged, left)
+            else:
+                self.folder.unlogged.unlink(missing_ok=True)
+        except OSError:  # a full disk ends a run where its own numbers are written, and no run for this
+            return False
+        return True
 
     def _give(self, pictures: Sequence[Path] = ()) -> str:
         """Give it all that waits; why it did not take that, or nothing."""
@@ -110,11 +121,8 @@ class Beside(Logger):
         except Exception as error:  # each service has its own
             self.again = time.monotonic() + PATIENCE * (time.monotonic() - began)
             return _told(error)
-        finally:  # a run that is killed has it
-            if self.waiting:
-                write_json(self.folder.unlogged, {self.kind: self.waiting})
-            else:
-                self.folder.unlogged.unlink(missing_ok=True)
+        finally:
+            self._keep()
         return ""
 
     def _begin(self) -> None:
@@ -148,9 +156,11 @@ class Beside(Logger):
         if self.knows is None:
             return
         if why := self._give(pictures):
-            kept = f"it is kept, and the next `kdkit eval {self.folder.path}` gives it"
-            lies = f"{', '.join(path.name for path in pictures)} lie in {self.folder.path}"
-            _warn(f"{self.kind} did not take what was found ({why}); {kept if self.waiting else lies}")
+            left = f"{', '.join(path.name for path in pictures)} lie in {self.folder.path}"
+            if self.waiting:
+                left = f"it is kept, and the next `kdkit eval {self.folder.path}` gives it"
+                left = left if self._keep() else f"nor could it be kept, for {self.folder.path} cannot be written"
+            _warn(f"{self.kind} did not take what was found ({why}); {left}")
         self._end("success")
 
     def _end(self, status: str) -> None:
@@ -183,6 +193,17 @@ def logged_as(folder: RunFolder) -> dict[str, str]:
     if not folder.logged.is_file():
         return {}
     return dict(read_json(folder.logged, "delete it, and the run is logged as another one from here on"))
+
+
+def unlogged(folder: RunFolder) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The run's numbers that were not taken where it logs to: by the logger's name, and by epoch.
+
+    Raises:
+        KdkitError: the file is damaged.
+    """
+    if not folder.unlogged.is_file():
+        return {}
+    return dict(read_json(folder.unlogged, "delete it: metrics.csv holds the numbers"))
 
 
 def _name(kind: str, key: str) -> str:

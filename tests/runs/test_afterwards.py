@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from kdkit.runs import afterwards, loggers
 from kdkit.runs.afterwards import log_found
+from kdkit.runs.beside import unlogged
 from kdkit.runs.folder import RunFolder
 from tests.cli.command import RECIPE, kdkit
 
@@ -111,6 +114,25 @@ def test_wandb_offline_is_not_given_a_second_run_of_one_id(fitted, monkeypatch, 
     monkeypatch.delenv("WANDB_MODE")
     log_found(run, "eval", found)
     assert given == [({"eval/student/top1": 0.5}, 2)]
+
+
+def test_two_verbs_at_a_time_both_keep_what_the_service_did_not_take(fitted, monkeypatch, tmp_path):
+    run, both = RunFolder(tmp_path / "run"), threading.Barrier(2)
+    shutil.copytree(fitted / "run", run.path)
+    run.unlogged.unlink(missing_ok=True)
+
+    def away(folder):
+        with suppress(threading.BrokenBarrierError):  # one waits for the other to come this far, in vain
+            both.wait(0.3)
+        raise ConnectionError("no network")
+
+    monkeypatch.setitem(loggers.MAKERS, "tensorboard", (away, None))
+    verbs = [threading.Thread(target=log_found, args=(run, verb, {"top1": 0.5})) for verb in ("eval", "probe")]
+    for verb in verbs:
+        verb.start()
+    for verb in verbs:
+        verb.join()
+    assert unlogged(run) == {"tensorboard": {"2": {"eval/top1": 0.5, "probe/top1": 0.5}}}
 
 
 class Given:

@@ -1,6 +1,7 @@
 """Loggers beside metrics.csv get its numbers and the run's pictures."""
 
 import csv
+import json
 
 import pytest
 
@@ -262,6 +263,49 @@ def test_a_service_that_keeps_a_run_waiting_is_asked_seldom(tmp_path, monkeypatc
         logger.log_metrics({"loss": float(epoch), "epoch": epoch})
     assert len(asked) == 4
     assert sum(90 for _ in asked) < now[0] / 15
+
+
+def test_a_run_that_is_killed_while_its_service_is_away_keeps_every_epoch(tmp_path, monkeypatch):
+    """Also those at which it was not asked, and the one that it was being asked to take."""
+    run = RunFolder(tmp_path)
+    run.unlogged.write_text('{"wandb": {"1": {"loss": 9.0}}}')  # of a logger that it had before
+    first, clock = Away(), iter(range(0, 1000, 5))
+    monkeypatch.setattr(Away, "away", False)
+    monkeypatch.setattr(beside.time, "monotonic", lambda: next(clock))
+
+    def log(logger, epochs):
+        for epoch in epochs:
+            logger.log_metrics({"loss": float(epoch), "epoch": epoch})
+
+    def killed():
+        raise SystemExit(json.loads(run.unlogged.read_text())["mlflow"])
+
+    logger = beside.Beside("mlflow", lambda _: first, None, {}, run)
+    log(logger, [0])
+    monkeypatch.setattr(Away, "away", True)
+    log(logger, [1, 2, 3])  # it is asked for the first of them
+    logger.again = 0
+    monkeypatch.setattr(first, "_ask", killed)
+    with pytest.raises(SystemExit) as kept:
+        log(logger, [4])
+    assert set(kept.value.code) == {"2", "3", "4", "5"}
+    later = Recorder()
+    log(beside.Beside("mlflow", lambda _: later, None, {}, run), [5])
+    assert {step: row["loss"] for step, row in later.metrics.items()} == {2: 1.0, 3: 2.0, 4: 3.0, 5: 4.0, 6: 5.0}
+    assert json.loads(run.unlogged.read_text()) == {"wandb": {"1": {"loss": 9.0}}}
+
+
+def test_what_cannot_even_be_kept_costs_no_run(service, tmp_path, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(beside, "write_json", full)
+    logger = beside.Beside("mlflow", loggers.MAKERS["mlflow"][0], None, {}, RunFolder(tmp_path))
+    logger.log_metrics({"loss": 1.0, "epoch": 0})
+    logger.close([])
+    assert f"(no network); nor could it be kept, for {tmp_path} cannot be written" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_logger_that_comes_later_gets_the_epochs_before_and_wandb_offline_all_of_them(recipe, recorder, monkeypatch):
