@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 
 from kdkit.registry import KdkitError, nearest
@@ -52,21 +55,30 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module, num_classes: int, *
         copy: whether the weights are copied too; without, the student's are only frozen.
 
     Raises:
-        KdkitError: the classifiers differ in size, or one of the nets has none.
+        KdkitError: the classifiers differ in size, the student's cannot hold the teacher's, or a net has none.
     """
-    own, theirs = _classifier(student, "student", num_classes), _classifier(teacher, "teacher", num_classes)
-    sizes = [(int(net.in_features), int(net.out_features)) for net in (own, theirs)]  # type: ignore[arg-type]
+    own, theirs = (_classifier(net, who, num_classes) for net, who in ((student, "student"), (teacher, "teacher")))
+    sizes = [(net.in_features, net.out_features) for net in (own, theirs)]
     if sizes[0] != sizes[1]:
         raise KdkitError(
             f"classifier: the student's reads {sizes[0][0]} numbers and the teacher's {sizes[1][0]}, for "
             f"{sizes[0][1]} and {sizes[1][1]} classes; `arch: simkd` with `width: {sizes[1][0]}` fits one to the other"
         )
+    computed = not isinstance(own.weight, nn.Parameter)
+    if computed or (own.bias is None and theirs.bias is not None):
+        lacks = "computes its weights from others" if computed else "has no bias, as the teacher's has"
+        raise KdkitError(
+            f"classifier: the student's {lacks}; `arch: simkd` with `width: {sizes[1][0]}` gives it a plain one"
+        )
     if copy:
-        own.load_state_dict(theirs.state_dict(), strict=False)
+        with torch.no_grad():  # by value: the teacher's may be computed from others, or have no bias
+            own.weight.copy_(theirs.weight)
+            if own.bias is not None:
+                own.bias.copy_(torch.zeros_like(own.bias) if theirs.bias is None else theirs.bias)
     own.requires_grad_(False)
 
 
-def _classifier(net: nn.Module, whose: str, num_classes: int) -> nn.Module:
+def _classifier(net: nn.Module, whose: str, num_classes: int) -> Any:
     try:
         return net.get_submodule(find_classifier(net, num_classes))
     except KdkitError as error:

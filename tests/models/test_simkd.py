@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from kdkit import models
 from kdkit.models.classifier import reuse_classifier
@@ -104,6 +105,34 @@ def test_a_classifier_that_does_not_fit():
         reuse_classifier(student, teacher, 5)
     with pytest.raises(KdkitError, match=r"^classifier: the teacher must have one linear layer of 5 outputs"):
         reuse_classifier(student, models.build("resnet8", num_classes=7), 5)
+
+
+def nets(own, theirs):
+    student, teacher = (models.build("resnet8", num_classes=5) for _ in range(2))
+    student.fc, teacher.fc = own, theirs
+    return student, teacher
+
+
+@pytest.mark.parametrize("theirs", [nn.Linear(64, 5, bias=False), weight_norm(nn.Linear(64, 5))])
+def test_a_teachers_layer_without_a_bias_or_with_a_norm_on_its_weights(theirs):
+    """The student's own bias, or its own weights, once stayed as they were drawn, and frozen."""
+    student, teacher = nets(nn.Linear(64, 5), theirs)
+    reuse_classifier(student, teacher, 5)
+    x = torch.randn(3, 64)
+    assert torch.equal(student.fc(x), teacher.fc(x))
+    assert not any(parameter.requires_grad for parameter in student.fc.parameters())
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (nn.Linear(64, 5, bias=False), "the student's has no bias, as the teacher's has; `arch: simkd`"),
+        (weight_norm(nn.Linear(64, 5)), "the student's computes its weights from others; `arch: simkd`"),
+    ],
+)
+def test_a_students_layer_that_cannot_hold_the_teachers(own, message):
+    with pytest.raises(KdkitError, match=message):
+        reuse_classifier(*nets(own, nn.Linear(64, 5)), 5)
 
 
 def test_a_run_and_what_leaves_with_it(tmp_path, monkeypatch):
