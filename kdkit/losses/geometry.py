@@ -11,8 +11,12 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
 
     `F.normalize` divides a zero vector by its eps of 1e-12 and so multiplies the gradient of a dead sample by 1e12.
     """
-    square = x.square().sum(dim, keepdim=True)
-    return x * torch.where(square > torch.finfo(x.dtype).tiny, square, 1.0).rsqrt()
+    return x * inverse_length(x.square().sum(dim, keepdim=True))
+
+
+def inverse_length(square: Tensor) -> Tensor:
+    """One over the lengths whose squares these are; 1 for a vector of zeros."""
+    return torch.where(square > torch.finfo(square.dtype).tiny, square, 1.0).rsqrt()
 
 
 def centred_unit(x: Tensor, dim: int = -1) -> Tensor:

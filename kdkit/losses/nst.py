@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.losses import checks
-from kdkit.losses.geometry import unit
+from kdkit.losses.geometry import inverse_length, unit
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
@@ -58,18 +58,46 @@ class NSTLoss(nn.Module):
         s, t = _channels(student, size), _channels(teacher.detach(), size)
         (C_s, positions), C_t = s.shape[1:], t.shape[1]
         if positions * (C_s + C_t) < C_s**2 + C_t**2 + C_s * C_t:
+            s, t = unit(s), unit(t)
             difference = s.mT @ s / C_s - t.mT @ t / C_t
             return difference.square().sum((1, 2)).mean()
-        return (_kernel(t, t) + _kernel(s, s) - 2 * _kernel(s, t)).mean()
+        ss, tt = _gram(s), _gram(t)
+        by_s, by_t = (inverse_length(gram.diagonal(dim1=1, dim2=2)) for gram in (ss, tt))  # (B, C) each
+        return (_kernel(tt, by_t, by_t) + _kernel(ss, by_s, by_s) - 2 * _kernel(s @ t.mT, by_s, by_t)).mean()
 
 
 def _channels(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) → (B, C, h·w), each channel of length 1."""
+    """(B, C, H, W) → (B, C, h·w)."""
     if maps.shape[2:] != size:
         maps = F.adaptive_avg_pool2d(maps, size)
-    return unit(maps.flatten(2))
+    return maps.flatten(2)
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Mean of ⟨a_i, b_j⟩² over all pairs of channels: (B,)."""
-    return (a @ b.mT).square().mean((1, 2))
+def _kernel(products: Tensor, by_a: Tensor, by_b: Tensor) -> Tensor:
+    """Mean of ⟨a_i, b_j⟩² over all pairs of channels, from the products of channels as they are: (B,)."""
+    return (products * by_a[:, :, None] * by_b[:, None]).square().mean((1, 2))
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Products of all rows of `x` (B, C, P): (B, C, C)."""
+    return _Gram.apply(x)  # type: ignore[no-any-return]
+
+
+class _Gram(torch.autograd.Function):
+    """Its gradient is one product, where autograd's own makes two and adds them up."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x @ x.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        found: Tensor = (grad + grad.mT) @ x
+        return found

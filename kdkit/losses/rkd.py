@@ -193,28 +193,34 @@ def _angles(square_s: Tensor, square_t: Tensor) -> tuple[Tensor, Tensor]:
     batch, inverse_s, inverse_t = len(square_s), _inverse(square_s), _inverse(square_t)
     eager = square_s.device.type == "cpu" and not torch.compiler.is_compiling()
     rows = max(1, (CHUNK if eager else LARGE_CHUNK) // batch**2)
-    total, slope, scale = square_s.new_zeros(()), torch.zeros_like(square_s), inverse_s.square() / 2
+    total, slope = square_s.new_zeros(()), torch.zeros_like(square_s)
     for start in range(0, batch, rows):
         part = slice(start, start + rows)
-        cosines = _cosines(square_s, inverse_s, part)
-        difference = cosines - _cosines(square_t, inverse_t, part)
+        scale_s, scale_t = _scales(inverse_s[part]), _scales(inverse_t[part])
+        cosines = _law_of_cosines(square_s, part).mul_(scale_s)
+        difference = cosines - _law_of_cosines(square_t, part).mul_(scale_t)
         pull = difference.clamp(-1, 1)  # of huber; huber itself is pull·(difference − pull/2)
-        total += (pull * difference.sub_(pull / 2)).sum()
-        by_scale = pull * cosines  # 1/d_ij and 1/d_ik are in the cosine as factors: ∂(1/d)/∂d² = −1/(2·d³)
-        by_square = pull.mul_(inverse_s[part, :, None] / 2).mul_(inverse_s[part, None, :])
+        each = pull.flatten()
+        total += each.dot(difference.flatten()) - each.dot(each) / 2
+        by_square = scale_s.mul_(pull)  # symmetric in j and k, as all of this is: a sum over one of them counts twice
         slope -= by_square.sum(0)
-        slope[part] += by_square.sum(1) + by_square.sum(2) - (by_scale.sum(1) + by_scale.sum(2)) * scale[part]
+        # 1/d_ij and 1/d_ik are in the cosine as factors: ∂(1/d)/∂d² = −1/(2·d³)
+        slope[part] += 2 * by_square.sum(2) - pull.mul_(cosines).sum(2) * inverse_s[part].square()
     return total / batch**3, slope / batch**3
 
 
 def _inverse(square: Tensor) -> Tensor:
-    """1/d_ij, and 0 where two samples coincide."""
-    apart = square > 0
+    """1/d_ij, and 0 where two samples coincide, or its square would overflow."""
+    apart = square > torch.finfo(square.dtype).tiny
     return torch.where(apart, torch.where(apart, square, 1.0).rsqrt(), 0.0)
 
 
-def _cosines(square: Tensor, inverse: Tensor, part: slice) -> Tensor:
-    """cos∠_jik = (d_ij² + d_ik² − d_jk²) / (2·d_ij·d_ik) for i in `part`: (rows, B, B)."""
-    near, scale = square[part], inverse[part]
-    products = (near[:, :, None] + near[:, None, :]).sub_(square)
-    return products.mul_(scale[:, :, None] / 2).mul_(scale[:, None, :])
+def _law_of_cosines(square: Tensor, part: slice) -> Tensor:
+    """d_ij² + d_ik² − d_jk² = 2·d_ij·d_ik·cos∠_jik for i in `part`: (rows, B, B)."""
+    near = square[part]
+    return (near[:, :, None] + near[:, None, :]).sub_(square)
+
+
+def _scales(inverse: Tensor) -> Tensor:
+    """1 / (2·d_ij·d_ik): (rows, B) → (rows, B, B)."""
+    return (inverse / 2)[:, :, None] * inverse[:, None, :]

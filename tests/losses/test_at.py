@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kdkit.losses import ATLoss
 
@@ -98,3 +99,18 @@ def test_a_scheduled_power_is_the_power():
     expected = loss(s, t)
     loss.p = torch.tensor(2.0, dtype=torch.float64)
     torch.testing.assert_close(loss(s, t), expected)
+
+
+def plain(s, t):
+    s, t = (F.normalize(x.square().mean(1).flatten(1)) for x in (s, t))
+    return (s - t).square().mean()
+
+
+def test_the_gradient_is_that_of_the_plain_formula():
+    """Its first and its second derivative; and so it is where `torch.func` takes it, sample by sample."""
+    s, t = maps(3, 4, 5, 5).requires_grad_(), maps(3, 2, 5, 5)
+    gradients = [torch.autograd.grad(value, s, create_graph=True)[0] for value in (ATLoss()(s, t), plain(s, t))]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*(torch.autograd.grad(g.square().sum(), s)[0] for g in gradients))
+    each = torch.func.vmap(torch.func.grad(lambda x, y: ATLoss()(x[None], y[None])))(s.detach(), t)
+    torch.testing.assert_close(each / 3, gradients[0].detach())

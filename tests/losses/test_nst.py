@@ -64,3 +64,18 @@ def test_a_silent_channel_has_a_finite_gradient():
     s.requires_grad_()
     NSTLoss()(s, maps(2, 3, 4, 4)).backward()
     assert s.grad.isfinite().all()
+
+
+def plain(s, t):
+    """Channels scaled to length 1 first, and autograd for all the rest."""
+    s, t = (F.normalize(x.flatten(2), dim=2) for x in (s, t))
+    found = [(a @ b.mT).square().mean((1, 2)) for a, b in ((t, t), (s, s), (s, t))]
+    return (found[0] + found[1] - 2 * found[2]).mean()
+
+
+@pytest.mark.parametrize("side", [8, 2])
+def test_the_gradient_is_that_of_the_plain_formula(side):
+    s, t = maps(3, 6, side, side).requires_grad_(), maps(3, 5, side, side)
+    gradients = [torch.autograd.grad(value, s, create_graph=True)[0] for value in (NSTLoss()(s, t), plain(s, t))]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*(torch.autograd.grad(g.square().sum(), s)[0] for g in gradients))

@@ -138,6 +138,15 @@ def test_the_written_out_gradient_is_autograds(scale):
     torch.testing.assert_close(*(torch.autograd.grad(value, s)[0] for value in (ours, known)))
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1e-20, 1e18])
+def test_features_at_the_ends_of_fp32_are_finite(scale):
+    """1/d² overflows before d² vanishes."""
+    s = (scale * torch.randn(8, 5)).requires_grad_()
+    loss = RKDAngleLoss()(s, torch.randn(8, 5))
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, s)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("rows", [1, 5, 11])
 def test_pieces_add_up_to_the_whole(monkeypatch, rows):
     s, t = features(12, 4).requires_grad_(), features(12, 9)
