@@ -136,25 +136,18 @@ def _model_row(model: Subject) -> ModelRow:
 def _ready(mode: str, net: nn.Module, images: Tensor, file: Path) -> Callable[[], Any]:
     """A pass over `images` without arguments; whatever is made once is made here."""
     run: Callable[[], Any]
-    if mode == "exported":
-        if not file.exists():
-            tell(f"exporting {type(net.net).__name__} …", sys.stderr)
-            with torch.inference_mode(False), torch.no_grad():
-                whole = torch.zeros(2, *images.shape[1:])
-                try:
-                    write_onnx(net.to("cpu"), whole, file)
-                finally:
-                    net.to(images.device)
-        run = OnnxNet(file, images.device).bound(images)
-    elif mode == "eager":
-        run = lambda: net(images)  # noqa: E731
-    else:
-        made = torch.compile(net, dynamic=False, mode="reduce-overhead" if images.device.type == "cuda" else "default")
-        tell(f"compiling for batches of {len(images)} …", sys.stderr)
-        run = lambda: made(images)  # noqa: E731
     try:
+        if mode == "exported":
+            run = _exported(net, images, file)
+        elif mode == "eager":
+            run = lambda: net(images)  # noqa: E731
+        else:
+            kind = "reduce-overhead" if images.device.type == "cuda" else "default"
+            made = torch.compile(net, dynamic=False, mode=kind)
+            tell(f"compiling for batches of {len(images)} …", sys.stderr)
+            run = lambda: made(images)  # noqa: E731
         run()
-    except torch.OutOfMemoryError:
+    except (KdkitError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # no C++ compiler, a model that the compiler cannot read or that has a tensor elsewhere
         told = what(error).strip().splitlines()
@@ -162,10 +155,22 @@ def _ready(mode: str, net: nn.Module, images: Tensor, file: Path) -> Callable[[]
     return run
 
 
+def _exported(net: nn.Module, images: Tensor, file: Path) -> Any:
+    if not file.exists():
+        tell(f"exporting {type(net.net).__name__} …", sys.stderr)
+        with torch.inference_mode(False), torch.no_grad():
+            whole = torch.zeros(2, *images.shape[1:])
+            try:
+                write_onnx(net.to("cpu"), whole, file)
+            finally:
+                net.to(images.device)
+    return OnnxNet(file, images.device).bound(images)
+
+
 def _timed(
     passes: dict[str, Callable[[], Any]], device: torch.device, repeats: int, seconds: float, *, seen: bool
 ) -> dict[str, list[float]]:
-    """Milliseconds of each pass; `seen`: whether the device's own events see what it does."""
+    """Milliseconds of each pass that fits; `seen`: whether the device's own events see what it does."""
     clock = _clock(device, seen)
     found: dict[str, list[float]] = {}
     for name, run in list(passes.items()):
@@ -180,7 +185,10 @@ def _timed(
     while left := [n for n in found if len(found[n]) < repeats and (spent[n] < seconds or len(found[n]) < FEWEST)]:
         for name in left:
             began = time.perf_counter()
-            found[name].append(clock(passes[name]))
+            try:
+                found[name].append(clock(passes[name]))
+            except torch.OutOfMemoryError:  # what the others keep is in its way
+                del found[name]
             spent[name] += time.perf_counter() - began
     return found
 

@@ -88,20 +88,19 @@ class OnnxNet:
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         runtime = extra("onnxruntime")
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(
-            (place := torch.device(device)).type
-        )
+        place = torch.device(device)
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(place.type)
         if provider not in runtime.get_available_providers():
-            raise KdkitError(f"the onnxruntime that is installed does not run on {device}")
+            remedy = "pip install onnxruntime-gpu brings one that does" if place.type == "cuda" else "take the CPU"
+            raise KdkitError(f"the onnxruntime that is installed does not run on {device}; {remedy}")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         words = {"device_id": place.index or 0} if place.type == "cuda" else {}
         self.session = runtime.InferenceSession(str(path), options, providers=[(provider, words)])
         if self.session.get_providers()[0] != provider:  # it takes the CPU, and says so in its log
-            raise KdkitError(
-                f"onnxruntime cannot start its {provider}: its CUDA or cuDNN is not the one it was built for"
-            )
+            why = "its CUDA or cuDNN is not the one it was built for"
+            raise KdkitError(f"onnxruntime cannot start its {provider}: {why}; install those, or take the CPU")
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -204,6 +204,27 @@ def test_a_model_that_does_not_run_there_or_for_want_of_memory_is_left_out(wide,
         room._ready("eager", room.Logits(Elsewhere()), torch.zeros(1, 1, 1, 4, device="meta"), None)
 
 
+def test_a_file_that_onnxruntime_does_not_read_and_a_pass_that_no_longer_fits_are_left_out(wide, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(room, "write_onnx", lambda net, whole, file: file.write_bytes(b"no model"))
+    report = latency([wide], batches=[1], modes=["exported"], device="cpu", repeats=5, seconds=0)
+    assert [(name, why.partition(": ")[0]) for name, _, _, why in report.left_out] == [("wide", "onnxruntime")]
+
+    class Growing(nn.Module):
+        passes = 0
+
+        def forward(self, x):
+            self.passes += 1
+            if self.passes > room.WARM_UP + 10:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return x.flatten(1)
+
+    growing = Subject("growing", "Growing", Growing(), (1, 1, 4))
+    report = latency([growing, wide], batches=[1], modes=["eager"], device="cpu", repeats=50, seconds=9)
+    assert [row.name for row in report.times] == ["wide"]
+    assert report.left_out == [("growing", "eager", 1, "out of memory")]
+
+
 def test_models_whose_names_differ_by_a_slash_have_files_of_their_own(monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
