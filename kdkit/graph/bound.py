@@ -165,6 +165,11 @@ class BoundEdge(nn.Module):
             getattr(module, word).fill_(curve(t))
 
     @property
+    def scheduled(self) -> bool:
+        """Whether its weight is a schedule that moves."""
+        return isinstance(self.edge.weight, Schedule) and not self.edge.weight.constant
+
+    @property
     def targets(self) -> frozenset[str]:
         """The nodes that it teaches."""
         return frozenset(call.target for call in self.calls)

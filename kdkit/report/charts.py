@@ -102,7 +102,7 @@ def _coloured(chart: Chart, models: Sequence[str], losses: Sequence[str]) -> Cha
     return replace(chart, series=series, colours=tuple(order.index(name) for name in series))
 
 
-OTHERS = {"weight": ("Weights of losses", "Those that are measured shares of the gradient, or move by themselves.")}
+OTHERS = {"weight": ("Weights of losses", "Those that are no plain numbers, as the last step of each epoch had them.")}
 
 
 def _series(rows: Rows, prefix: str, suffix: str = "", factor: float = 1.0) -> Series:

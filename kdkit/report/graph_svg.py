@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 from kdkit.report.links import LABELS, Arrow, Box
 
 WIDTH, HIGH, GAP = 168, 62, 22  # of a box, and between two
-ACROSS, LANE = 244, 46  # between the columns; one arrow's share of the height
+ACROSS, LANE, LINE = 244, 46, 15  # between the columns; one arrow's share of the height, and a third line's
 TOP = 14
 COLOURS = {"frozen": "--frozen", "trained": "--trained", "ema": "--ema", "labels": "--soft"}
 
@@ -32,7 +33,8 @@ def graph_svg(boxes: Sequence[Box], arrows: Sequence[Arrow], under: Mapping[str,
     order = {box.name: i for i, box in enumerate([*left, *right])}
     across.sort(key=lambda arrow: (order[arrow.sources[0]], order[arrow.target]))
     lanes = max(len(across), len(beside))
-    height = max(lanes * LANE, *(len(column) * (HIGH + GAP) for column in (left, right))) + 2 * TOP
+    lane = LANE + LINE * any(arrow.ended for arrow in arrows)
+    height = max(lanes * lane, *(len(column) * (HIGH + GAP) for column in (left, right))) + 2 * TOP
     width = (WIDTH + ACROSS if left else 0) + WIDTH + (ACROSS if beside else 0) + 4
     at = {**_column(left, 2, height), **_column(right, 2 + (WIDTH + ACROSS if left else 0), height)}
     parts = [*_across(across, at, height), *_beside(beside, at, height)]
@@ -40,7 +42,7 @@ def graph_svg(boxes: Sequence[Box], arrows: Sequence[Arrow], under: Mapping[str,
     told = "; ".join(f"{arrow.name} from {' and '.join(arrow.sources)} to {arrow.target}" for arrow in arrows)
     return (
         f'<svg class="graph" role="img" aria-label="{escape(told)}" viewBox="0 0 {width} {height:g}" '
-        f'style="min-width:{0.66 * width:g}px;max-width:{width * 1.25:g}px">'
+        f'style="min-width:{0.85 * width:g}px;max-width:{width * 1.25:g}px">'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8Z" fill="var(--soft)"/></marker></defs>' + "".join(parts) + "</svg>"
     )
@@ -62,9 +64,7 @@ def _both_ways(arrows: Sequence[Arrow]) -> list[Arrow]:
         if back is None:
             found.append(arrow)
         else:
-            found[found.index(back)] = Arrow(
-                back.name, back.weight, back.sources, back.target, f"⇄ {back.taps}", back.when
-            )
+            found[found.index(back)] = replace(back, taps=f"⇄ {back.taps}")
     return found
 
 
@@ -117,14 +117,24 @@ def _path(line: str, dashed: object, *, tip: bool = False) -> str:
 
 
 def _label(arrow: Arrow, x: float, y: float) -> str:
+    """Its name and weight, what the recipe says of a weight that moved, and where and when it acts."""
     told = " · ".join(word for word in (arrow.taps, arrow.when) if word)
-    first = _short(f"{arrow.name} × {arrow.weight}" if arrow.weight else arrow.name, 20)
-    wide = 7.4 * max(len(first), 0.86 * len(_short(told, 24))) + 14
+    weight = arrow.ended or arrow.weight
+    first = _short(f"{arrow.name} × {weight}" if weight else arrow.name, 20)
+    recipe = f"recipe: {arrow.weight}" if arrow.ended else ""
+    small = [_short(line, 24) for line in (recipe, told) if line]
+    wide = 7.4 * max(len(first), *(0.86 * len(line) for line in small), 0) + 14
+    top = y - 4 - LINE * (1 + len(small)) / 2
+    texts = "".join(
+        f'<text x="{x:g}" y="{top + 16 + LINE * i:g}" text-anchor="middle" class="small">{escape(line)}</text>'
+        for i, line in enumerate(small, 1)
+    )
+    whole = ", ".join(filter(None, (f"{arrow.name}: weight {weight}", recipe, told)))
     return (
-        f"<g><title>{escape(f'{arrow.name}: weight {arrow.weight}, {told}')}</title>"
-        f'<rect x="{x - wide / 2:g}" y="{y - 19:g}" width="{wide:g}" height="38" rx="6" fill="var(--paper)"/>'
-        f'<text x="{x:g}" y="{y - 3:g}" text-anchor="middle" class="name">{escape(first)}</text>'
-        f'<text x="{x:g}" y="{y + 12:g}" text-anchor="middle" class="small">{escape(_short(told, 24))}</text></g>'
+        f"<g><title>{escape(whole)}</title>"
+        f'<rect x="{x - wide / 2:g}" y="{top:g}" width="{wide:g}" height="{8 + LINE * (1 + len(small)):g}" rx="6" '
+        'fill="var(--paper)"/>'
+        f'<text x="{x:g}" y="{top + 16:g}" text-anchor="middle" class="name">{escape(first)}</text>{texts}</g>'
     )
 
 

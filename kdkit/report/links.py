@@ -12,6 +12,7 @@ from kdkit.graph import Node
 from kdkit.graph.links import links
 from kdkit.recipe.named import edge_model
 from kdkit.registry import KdkitError
+from kdkit.report.tables import number
 
 Noted = Mapping[str, list[tuple[tuple[str, ...], str]]]
 LABELS = "labels"  # where knowledge comes from that no model has
@@ -41,6 +42,7 @@ class Arrow:
     Attributes:
         name: of the edge.
         weight: as the recipe says it.
+        ended: the weight that the run noted last, where that is another; empty where it is not.
         sources: models; `labels` where there is none.
         target: whom it teaches.
         taps: where it reads: `logits`, `stage1 → layer2`, or how many pairs.
@@ -53,6 +55,7 @@ class Arrow:
     target: str
     taps: str
     when: str = ""
+    ended: str = ""
 
 
 def boxes(words: Mapping[str, Any]) -> list[Box]:
@@ -66,12 +69,15 @@ def ends(provenance: Mapping[str, Any]) -> Noted:
     return {name: [(tuple(map(str, sources)), str(target)) for sources, target in its] for name, its in links.items()}
 
 
-def arrows(words: Mapping[str, Any], noted: Noted | None = None) -> list[Arrow]:
+def arrows(
+    words: Mapping[str, Any], noted: Noted | None = None, weights: Mapping[str, float] | None = None
+) -> list[Arrow]:
     """The losses of a resolved recipe; of somebody's own code, which a page never runs, by what the run noted.
 
     Args:
         words: the recipe.
         noted: as `ends` gives them; runs of older versions have none, and then the recipe's words must do.
+        weights: by loss, what the run noted last of those that moved.
     """
     kinds = {box.name: box for box in boxes(words)}
     nodes = {
@@ -81,7 +87,7 @@ def arrows(words: Mapping[str, Any], noted: Noted | None = None) -> list[Arrow]:
     found = []
     for entry in words["losses"]:
         ((loss, said),) = entry.items()
-        found += _arrows(loss, dict(said or {}), nodes, noted or {})
+        found += _arrows(loss, dict(said or {}), nodes, noted or {}, weights or {})
     return found
 
 
@@ -93,9 +99,12 @@ def _box(name: str, spec: Mapping[str, Any]) -> Box:
     return Box(name, "frozen" if frozen else "trained", (arch, "frozen" if frozen else "trained"))
 
 
-def _arrows(loss: str, said: dict[str, Any], nodes: Mapping[str, Node], noted: Noted) -> list[Arrow]:
+def _arrows(
+    loss: str, said: dict[str, Any], nodes: Mapping[str, Node], noted: Noted, weights: Mapping[str, float]
+) -> list[Arrow]:
     title = str(said.get("name") or loss.rpartition(":")[2])
-    weight, when = _weight(said.get("weight", 1)), _when(said.get("when"))
+    given, when = said.get("weight", 1), _when(said.get("when"))
+    ended = number(weights[title]) if title in weights and number(weights[title]) != number(given) else ""
     try:
         if ":" in loss:
             raise KdkitError(f"{loss} would run")
@@ -110,7 +119,15 @@ def _arrows(loss: str, said: dict[str, Any], nodes: Mapping[str, Node], noted: N
         theirs = sources[0].partition(".")[2] if sources else tap
         groups.setdefault((heads, node), []).append(tap if theirs == tap else f"{theirs} → {tap}")
     return [
-        Arrow(title, weight, sources, target, taps[0] if len(taps) == 1 else f"{len(taps)} pairs of taps", when)
+        Arrow(
+            title,
+            _weight(given),
+            sources,
+            target,
+            taps[0] if len(taps) == 1 else f"{len(taps)} pairs of taps",
+            when,
+            ended,
+        )
         for (sources, target), taps in groups.items()
     ]
 

@@ -46,7 +46,7 @@ def page(told: Told) -> str:
     with reading(f"provenance.json of {name}"):
         noted, end = ends(told.provenance), (_needs(told), _provenance(told))
     with reading(f"recipe.yaml of {name}"):
-        found, taught = boxes(told.recipe), arrows(told.recipe, noted)
+        found, taught = boxes(told.recipe), arrows(told.recipe, noted, _weights(told))
         frozen = [box.name for box in found if box.kind == "frozen"]
         losses = [arrow.name for arrow in taught]
         again, epochs = _recipe(told), int(told.recipe["trainer"]["max_epochs"])
@@ -81,9 +81,15 @@ def page(told: Told) -> str:
 
 
 GRAPH = (
-    "Boxes are models, arrows are losses with the recipe's weights and the taps that they compare; knowledge flows "
-    "along them."
+    "Boxes are models, arrows are losses with their weights and the taps that they compare; knowledge flows along "
+    "them. A weight that moved stands as the run had it last, with the recipe's below."
 )
+
+
+def _weights(told: Told) -> dict[str, float]:
+    """Those that the run noted, by loss, as it had them last."""
+    noted = {key: value for _, row in sorted(told.rows.items()) for key, value in row.items()}
+    return {key.removeprefix("weight/"): value for key, value in noted.items() if key.startswith("weight/")}
 
 
 def _file(name: str) -> str:

@@ -65,7 +65,7 @@ def measure(graph: Graph, terms: Mapping[str, Tensor]) -> None:
 
 
 def weights(graph: Graph) -> dict[str, Tensor]:
-    """The weights that are no plain numbers, as they are logged at an epoch's end.
+    """The weights that are no plain numbers, as they are logged at an epoch's end: as its last step had them.
 
     Raises:
         KdkitError: an edge was measured, and no weight gives it its share.
@@ -75,7 +75,8 @@ def weights(graph: Graph) -> dict[str, Tensor]:
         if its.steps:
             _check(edge)
     watched = [watcher.weights(graph) for watcher in graph.watchers]  # type: ignore[operator]
-    return {f"weight/{edge.name}": edge.weight for edge, _ in found} | {k: v for its in watched for k, v in its.items()}
+    moved = [*(edge for edge, _ in found), *(edge for edge in graph.now.edges if edge.scheduled)]
+    return {f"weight/{edge.name}": edge.weight for edge in moved} | {k: v for its in watched for k, v in its.items()}
 
 
 def _shared(graph: Graph) -> list[tuple[BoundEdge, Calibration]]:

@@ -229,6 +229,21 @@ def test_the_verb_and_what_it_refuses(tmp_path):
         gather(broken)
 
 
+def test_a_weight_that_moved_is_drawn_as_it_was_last_above_the_recipes(tmp_path):
+    folder = run(tmp_path / "run", epochs=2)
+    metrics = folder / "metrics.csv"
+    head, first, last = metrics.read_text().splitlines()
+    lines = (f"{head},weight/fading,weight/ce,weight/dml", f"{first},1,0.1,3", f"{last},0.25,0.10000000149,")
+    metrics.write_text("\n".join(lines))
+    drawn = re.findall(r"<g><title>(.*?)</title>(.*?)</g>", page(gather(folder)))
+    said = {title.partition(":")[0]: (title, re.findall(r">([^<>]+)</text>", text)) for title, text in drawn}
+    assert said["at"] == ("at: weight 900, recipe: share 0.3, stages", ["at × 900", "recipe: share 0.3", "stages"])
+    assert said["fading"][1] == ["fading × 0.25", "recipe: cosine 1→0", "logits · from 10 to 40"]
+    assert said["dml"][1] == ["dml × 3", "recipe: 1", "⇄ logits"]
+    assert said["ce"][1] == ["ce × 0.1", "logits"]  # which float32 says a little otherwise
+    assert said["kd"][1] == ["kd × 0.9", "logits"]
+
+
 def test_a_recipe_with_one_model_and_one_loss(tmp_path):
     recipe = "models:\n  net: {arch: resnet8}\nlosses:\n- ce: {}\n" + RICH[RICH.index("data:") :]
     text = write_report(run(tmp_path / "one", recipe=recipe, compare=False, epochs=1)).read_text()

@@ -73,6 +73,15 @@ def test_the_closed_form(few):
     assert float(run.callback_metrics["weight/mse"]) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_weight_that_moves_by_a_schedule_is_logged_as_the_last_step_had_it():
+    edges = ["ce", kdkit.Edge("kd", weight={"linear": [1, 0]}), kdkit.Edge("at", weight=2)]
+    made = kdkit.Distiller(pair(), edges, **STILL)
+    run = fit(made, epochs=2)
+    steps = run.num_training_batches * 2
+    assert float(run.callback_metrics["weight/kd"]) == pytest.approx(1 / steps)
+    assert not {"weight/ce", "weight/at"} & run.callback_metrics.keys()
+
+
 def test_two_shares_and_the_rest(few):
     edges = ["ce", kdkit.Edge("kd", weight={"share": 0.5}), kdkit.Edge("at", weight={"share": 0.2})]
     made = kdkit.Distiller(pair(), edges, **STILL)
