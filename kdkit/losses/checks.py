@@ -76,10 +76,24 @@ def several(loss: str, student: Tensor, least: int) -> None:
         )
 
 
-def classes(loss: str, student: Tensor, least: int) -> None:
-    """Raise `ValueError` unless logits (B, C) are of enough classes."""
+def logits(
+    loss: str,
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    least: int = 2,
+    fewer: str = "choose `mse`",
+    others: str = "fit the teacher to the student's classes first (`tune:`)",
+) -> None:
+    """Raise `ValueError` unless both ends are logits (B, C) of the same classes, and of enough of them.
+
+    Of one class the softmax is 1 whatever the logit says: nothing would be learned, and nothing told. `fewer` and
+    `others` say what to do about it.
+    """
+    dims(loss, "(B, C)", student=student, teacher=teacher)
+    same_shape(loss, student, teacher, others)
     if student.shape[1] < least:
-        raise ValueError(f"{loss}: student must tell at least {least} classes, got {student.shape[1]}; choose `mse`")
+        raise ValueError(f"{loss}: student must tell at least {least} classes, got {student.shape[1]}; {fewer}")
 
 
 def dims(loss: str, shape: str, **tensors: Tensor) -> None:

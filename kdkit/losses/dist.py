@@ -39,7 +39,8 @@ class DISTLoss(nn.Module):
         temperature: T above 0: 4 on CIFAR-100, 1 on ImageNet.
 
     `forward(student, teacher)` takes logits (B, C), B at least 2, on both sides; the teacher's are detached. A row or a
-    column that does not vary correlates with nothing: ρ = 0. So does one that varies by less than 1e-12.
+    column that does not vary correlates with nothing: ρ = 0. So does one that varies by less than 1e-12. Of two classes
+    ρ of a sample is 1 or −1, and only the relation within a class teaches.
 
     Returns:
         A scalar in [0, 2·(β + γ)·T²].
@@ -62,8 +63,7 @@ class DISTLoss(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Correlate the probabilities of two sets of logits (B, C)."""
-        checks.dims("dist", "(B, C)", student=student, teacher=teacher)
-        checks.same_shape("dist", student, teacher, remedy="fit the teacher to the student's classes first (`tune:`)")
+        checks.logits("dist", student, teacher)
         checks.several("dist", student, 2)
         p, q = (student / self.temperature).softmax(1), (teacher.detach() / self.temperature).softmax(1)
         inter, intra = (1 - correlation(p, q, dim).mean() for dim in (1, 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses import checks
-from kdkit.losses.kd import standardised
+from kdkit.losses.kd import ends
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
@@ -67,13 +67,8 @@ class DKDLoss(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Compare student logits (B, C) with the teacher's, knowing the labels (B,)."""
-        checks.dims("dkd", "(B, C)", student=student, teacher=teacher)
-        checks.same_shape("dkd", student, teacher, remedy="fit the teacher to the student's classes first (`tune:`)")
+        student, teacher = ends("dkd", student, teacher, self.standardise)
         checks.class_labels("dkd", labels, student.shape[0])
-        checks.classes("dkd", student, 2)
-        teacher = teacher.detach()
-        if self.standardise:
-            student, teacher = standardised(student), standardised(teacher)
         own, s, t = labels[:, None], student / self.temperature, teacher / self.temperature
         log_p, _, others_s = _apart(s, own)
         log_q, left_t, others_t = _apart(t, own)

@@ -58,6 +58,5 @@ class DMLLoss(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare logits (B, C) with a peer's."""
-        checks.dims("dml", "(B, C)", student=student, teacher=teacher)
-        checks.same_shape("dml", student, teacher, remedy="peers must share one set of classes")
+        checks.logits("dml", student, teacher, others="peers must share one set of classes")
         return softened_kl(student, teacher, self.temperature)

@@ -27,6 +27,15 @@ def standardised(logits: Tensor) -> Tensor:
     return spread * centred_unit(logits, 1)
 
 
+def ends(loss: str, student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) of both ends as they are compared, the teacher's a constant; of two, ±0.7 would be left."""
+    if not standardise:
+        checks.logits(loss, student, teacher)
+        return student, teacher.detach()
+    checks.logits(loss, student, teacher, least=3, fewer="leave `standardise` out")
+    return standardised(student), standardised(teacher.detach())
+
+
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     return {"temperature": 4.0}, {"student": torch.randn(8, 5), "teacher": torch.randn(8, 5)}
 
@@ -51,7 +60,8 @@ class KDLoss(nn.Module):
         temperature: T above 0; 4 on CIFAR-100, 1 in the usual ImageNet recipes.
         standardise: logits to mean 0 and standard deviation 1 (over the classes, by C − 1) first, so that the student
             need not meet the teacher's range (Sun et al. 2024, with T = 2 and a weight of 9 beside 0.1 of ce). Of
-            several teachers the mean is taken first, of their logits as they are.
+            several teachers the mean is taken first, of their logits as they are. It takes three classes: of two
+            logits it leaves nothing but which one is larger.
 
     `forward(student, teacher)` takes logits (B, C) on both sides; the teacher's are detached.
 
@@ -75,8 +85,4 @@ class KDLoss(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare student logits (B, C) with the teacher's."""
-        checks.dims("kd", "(B, C)", student=student, teacher=teacher)
-        checks.same_shape("kd", student, teacher, remedy="fit the teacher to the student's classes first (`tune:`)")
-        if self.standardise:
-            student, teacher = standardised(student), standardised(teacher)
-        return softened_kl(student, teacher, self.temperature)
+        return softened_kl(*ends("kd", student, teacher, self.standardise), self.temperature)

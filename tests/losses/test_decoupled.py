@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import entropy, pearsonr, zscore
 
-from kdkit.losses import DISTLoss, DKDLoss, KDLoss
+from kdkit.losses import DISTLoss, DKDLoss, DMLLoss, KDLoss
 from kdkit.losses.geometry import correlation
 
 
@@ -153,6 +153,17 @@ def test_logits_that_do_not_vary_stay_so(level):
         (lambda: DKDLoss()(torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2)), "dkd: labels must be int64"),
         (lambda: DKDLoss()(*torch.ones(2, 2, 1), torch.zeros(2).long()), "dkd: student must tell at least 2 classes"),
         (lambda: DKDLoss()(torch.randn(2, 5), torch.randn(2, 4), torch.arange(2)), "dkd: student must be shaped like"),
+        (lambda: DISTLoss()(*torch.ones(2, 2, 1)), "dist: student must tell at least 2 classes, got 1; choose `mse`"),
+        (lambda: KDLoss()(*torch.ones(2, 2, 1)), "kd: student must tell at least 2 classes, got 1; choose `mse`"),
+        (lambda: DMLLoss()(*torch.ones(2, 2, 1)), "dml: student must tell at least 2 classes, got 1; choose `mse`"),
+        (
+            lambda: KDLoss(standardise=True)(*torch.randn(2, 2, 2)),
+            "kd: student must tell at least 3 classes, got 2; leave `standardise` out",
+        ),
+        (
+            lambda: DKDLoss(standardise=True)(*torch.randn(2, 2, 2), torch.arange(2)),
+            "dkd: student must tell at least 3 classes, got 2; leave `standardise` out",
+        ),
     ],
 )
 def test_refused(make, message):
