@@ -77,7 +77,7 @@ def fetch(folder: Path, name: str, get: Callable[[str], object]) -> None:
 def _idle(part: Path) -> float:
     """Seconds since anything was written there."""
     try:
-        newest = max(os.stat(path).st_mtime for path in (part, *part.iterdir()))
+        newest = max(os.stat(path).st_mtime for path in (part, *part.rglob("*")))
     except OSError:  # it goes just now
         return 0.0
     return time.time() - newest

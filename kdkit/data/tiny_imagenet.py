@@ -103,10 +103,10 @@ class TinyImageNet(Folder):
         return may_download(self.root, self.download)
 
     def _broken(self, how: str) -> KdkitError:
-        fetch = "" if self._downloads() else ", or data.download=true"
+        other = "" if self._downloads() else ", or data.download=true"
         return KdkitError(
             f"data: root must be a folder that holds {NAME}/ as {URL} unpacks; {self.folder} {how}; "
-            f"set data.root=FOLDER or KDKIT_DATA{fetch}"
+            f"set data.root=FOLDER or KDKIT_DATA{other}"
         )
 
 

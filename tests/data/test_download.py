@@ -123,11 +123,14 @@ def test_what_a_killed_one_left_goes_with_the_next_and_that_of_a_living_one_stay
     def get(part):
         os.makedirs(os.path.join(part, "set"))
 
-    for name, age in (("killed", 7200), ("living", 60)):
+    for name, age in (("killed", 7200), ("loading", 60), ("unpacking", 7200)):
         part = tmp_path / f"{download.PART}{name}"
-        part.mkdir()
+        (part / "set" / "train").mkdir(parents=True)
         (part / "archive.zip").write_bytes(b"half")
-        for path in (part / "archive.zip", part):
+        (part / "set" / "train" / "1.png").write_bytes(b"half")
+        for path in (part, *part.rglob("*")):
             os.utime(path, (time.time() - age,) * 2)
+    os.utime(tmp_path / f"{download.PART}unpacking" / "set" / "train" / "1.png")  # and nothing above it
     fetch(tmp_path, "set", get)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{download.PART}living", "set"]
+    living = [f"{download.PART}{name}" for name in ("loading", "unpacking")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*living, "set"]
