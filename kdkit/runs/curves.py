@@ -68,7 +68,7 @@ def draw_curves(
 
 
 def _lay_out(figure: Figure, title: str, lines: int) -> None:
-    """Places in inches, a line of the legend being 0.19 high; to let matplotlib find them doubles the time."""
+    """Places in inches, a line of the legend being 0.19 high; matplotlib would draw it once more to find them."""
     below, above, wide = 0.6 + 0.19 * lines, 0.75, 10
     tall = below + HIGH + above
     figure.set_size_inches(wide, tall)

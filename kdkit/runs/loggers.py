@@ -83,11 +83,8 @@ def _mlflow(folder: RunFolder) -> MLFlowLogger:
 
 
 def _in_mlflow(logger: Any, picture: Path) -> None:
-    place, own = (
-        logger.experiment.get_run(logger.run_id).info.artifact_uri,
-        os.environ.get("MLFLOW_TRACKING_URI") is None,
-    )
-    if own and not os.path.isdir(Path(place).parents[2]):
+    place = logger.experiment.get_run(logger.run_id).info.artifact_uri
+    if os.environ.get("MLFLOW_TRACKING_URI") is None and not Path(place).parents[2].is_dir():
         raise FileNotFoundError(f"the run's folder was moved, and mlflow.db says that its pictures lie in {place}")
     logger.experiment.log_artifact(logger.run_id, str(picture))
 

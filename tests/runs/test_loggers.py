@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,6 +156,20 @@ def test_mlflow_and_wandb_are_asked_for_the_run_that_there_was(tmp_path, monkeyp
     folder.logged.write_text("{")
     with pytest.raises(KdkitError, match=r"logged\.json cannot be read .* delete it"):
         loggers.logged_as(folder)
+
+
+def test_pictures_of_a_run_that_was_moved_do_not_go_where_it_was(tmp_path, monkeypatch):
+    """mlflow.db names the place as it was."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    given, run = [], tmp_path / "run"
+    place = SimpleNamespace(info=SimpleNamespace(artifact_uri=str(run / "mlflow" / "abc" / "artifacts")))
+    there = SimpleNamespace(get_run=lambda _: place, log_artifact=lambda *picture: given.append(picture))
+    logger, show = SimpleNamespace(experiment=there, run_id="abc"), loggers.MAKERS["mlflow"][1]
+    with pytest.raises(FileNotFoundError, match="the run's folder was moved"):
+        show(logger, tmp_path / "curves.png")
+    run.mkdir()
+    show(logger, tmp_path / "curves.png")
+    assert given == [("abc", str(tmp_path / "curves.png"))]
 
 
 class Away(Recorder):
