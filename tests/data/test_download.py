@@ -5,6 +5,7 @@ import os
 import tarfile
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -46,8 +47,10 @@ def served(tmp_path, monkeypatch):
             self.end_headers()
             if how["does"] == "half":
                 self.wfile.write(body[: len(body) // 2])
-            elif how["does"] == "wait":
-                time.sleep(3)
+            elif how["does"] == "wait":  # it would come, in the end
+                time.sleep(1)
+                with suppress(ConnectionError):
+                    self.wfile.write(body)
             elif how["does"] == "other":
                 self.wfile.write(body[::-1])
             else:
