@@ -21,7 +21,7 @@ svg { display: block; width: 100%; height: auto; color: var(--ink) } svg text { 
 .key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin: .75rem 0; font-size: .87rem }
 .key label { cursor: pointer }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em }
-.key :not(:checked) ~ * { opacity: .35 }
+.key input:not(:checked) ~ * { opacity: .35 }
 """.strip()
 SCRIPT = """
 for (const box of document.querySelectorAll(".key input")) box.onchange = () => {

@@ -136,7 +136,8 @@ class _Runner:
             if (row := self.plan.elsewhere(cell)) is not None:
                 self.waiting.remove(cell)
                 plain = {word: value for word, value in row.items() if word != "tuned"}
-                self._keep(cell, {**plain, **place(cell, self.suite.name)}, "the same run as " + row["pair"])
+                same = f"the same run as {row['pair']} {row['method']}"
+                self._keep(cell, {**plain, **place(cell, self.suite.name)}, same)
             elif cell.needs is None or any(c == cell.needs for c, _ in self.plan.rows):
                 self.waiting.remove(cell)
                 return cell

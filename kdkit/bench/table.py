@@ -250,6 +250,12 @@ def _epochs(row: Row) -> str:
     return f"{row['epochs']} epoch{'s' * (row['epochs'] != 1)}"
 
 
+def under(row: Row) -> str:
+    """What a row may be compared under: `resnet20 → resnet8 under digits_20, 5 epochs, data.subset=512`."""
+    changes = [text for text in row.get("changes", []) if not _of_method(text)]
+    return ", ".join([f"{row['teacher']} → {row['student']} under {row['protocol']}", _epochs(row), *changes])
+
+
 def _of_method(override: str) -> bool:
     return override.startswith("losses.")
 

@@ -181,15 +181,18 @@ def table(
     from kdkit.bench.render import render
     from kdkit.bench.rows import read_rows
     from kdkit.bench.shipped import shipped_rows
-    from kdkit.bench.table import blocks
+    from kdkit.bench.table import blocks, under
 
     rows, theirs = [row for path in results for row in read_rows(path)], shipped_rows() if beside else []
     if not rows:
         raise KdkitError(f"no rows in {', '.join(map(str, results))}; `kdkit bench` writes them")
     mine, trials = [row for row in rows if "trial" not in row], [row for row in rows if "trial" in row]
     if beside and not {row["fingerprint"] for row in mine} & {row["fingerprint"] for row in theirs}:
-        protocols = ", ".join(sorted({f"{row['pair']} under {row['protocol']}" for row in theirs})) or "none"
-        raise KdkitError(f"no row that comes with kdkit has the same pair and protocol; there are: {protocols}")
+        ours, own = ("; ".join(sorted({under(row) for row in some})) or "none" for some in (mine, theirs))
+        raise KdkitError(
+            "no row that comes with kdkit has the same models, protocol, epochs and overrides; leave --with out, or "
+            f"run your suite as kdkit's was\n  your rows: {ours}\n  kdkit's: {own}"
+        )
     with whole_rows(results, rows):
         made = render(blocks(mine, theirs), form) if mine else ""
         made += "\n" * bool(mine) + ledger(trials, form) if trials else ""

@@ -65,6 +65,11 @@ def test_the_page_is_whole_and_stands_alone():
     assert page(blocks(grid())) == page(blocks(grid()))
 
 
+def test_a_name_fades_by_its_own_box_alone():
+    text = page(blocks(grid()))
+    assert re.findall(r"([\w.-]*):not\(:checked\) ~", text) == ["input"]  # by any sibling, all but the first
+
+
 def test_what_rows_say_is_no_code():
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac$ &"
     words = {"pair": evil, "protocol": evil, "commit": evil, "recipe": f"losses: ['{evil}']\n"}

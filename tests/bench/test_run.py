@@ -135,7 +135,7 @@ def test_two_pairs_share_the_student_alone(tmp_path):
     mine = [row for row in rows if row["method"] == "student"]
     assert [row["pair"] for row in mine] == ["one", "two"]
     assert mine[0]["started"] == mine[1]["started"]
-    assert any("the same run as one" in line for line in told)
+    assert any("the same run as one student" in line for line in told)
     one, two = blocks(rows)  # a table for each pair, with its teacher and the student alone
     assert [[line.method for line in block.lines] for block in (one, two)] == [["teacher", "student"]] * 2
     assert mine[1]["teacher"] == "resnet14"

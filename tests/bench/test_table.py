@@ -253,7 +253,13 @@ def test_the_verb(tmp_path, monkeypatch):
     assert said.code == 0
     assert said.out == render(blocks(grid()), "md")
     assert "format must be one of md, csv, latex, html, got 'tex'" in refused("table", "rows.jsonl", "--format", "tex")
-    assert "no row that comes with kdkit has the same pair" in refused("table", "rows.jsonl", "--with", "shipped")
+    told = refused("table", "rows.jsonl", "--with", "shipped")
+    assert "no row that comes with kdkit has the same models, protocol, epochs and overrides" in told
+    assert "  your rows: resnet56 → resnet20 under cifar100_240, 240 epochs\n" in told
+    assert "kdkit's: resnet20 → resnet8 widths=[4, 4, 8, 16] under digits_20, 20 epochs; " in told
+    path.write_text(json.dumps(row("kd", 0, 0.7, epochs=1, changes=["losses.kd.weight=2", "data.subset=9"])) + "\n")
+    told = refused("table", "rows.jsonl", "--with", "shipped")
+    assert "your rows: resnet56 → resnet20 under cifar100_240, 1 epoch, data.subset=9\n" in told
     assert "--with must be `shipped`, got 'all'" in refused("table", "rows.jsonl", "--with", "all")
     path.write_text("")
     assert "no rows in rows.jsonl" in refused("table", "rows.jsonl")
