@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdkit.storage import whole
@@ -28,7 +28,9 @@ def by_depth(rows: Rows) -> dict[str, dict[str, dict[int, list[float]]]]:
     return found
 
 
-def draw_depth(rows: Rows, path: Path, title: str, curves: int = 5) -> None:
+def draw_depth(
+    rows: Rows, path: Path, title: str, cuts: Mapping[str, Sequence[str]] | None = None, curves: int = 5
+) -> None:
     """Save a PNG with a row for each model and a panel for each word, by depth, at the first, the last and some epochs.
 
     Nothing is drawn where no loss told anything by depth.
@@ -37,6 +39,7 @@ def draw_depth(rows: Rows, path: Path, title: str, curves: int = 5) -> None:
         rows: metrics by epoch, as `MetricRows` keeps them.
         path: the PNG.
         title: what stands above it.
+        cuts: by model, the layers at which it is cut into isolated stages of equally many modules: upright lines.
         curves: how many epochs are drawn.
     """
     told = by_depth(rows)
@@ -61,6 +64,12 @@ def draw_depth(rows: Rows, path: Path, title: str, curves: int = 5) -> None:
             axes.set(title=word, xlabel="module", ylabel=UNITS.get(word, ""))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid(alpha=0.3)
+            stages = (cuts or {}).get(who.partition(" ")[0], ())
+            for i, layer in enumerate(stages, 1):
+                end = i * len(epochs[chosen[-1]]) / (len(stages) + 1) + 0.5
+                axes.axvline(end, linestyle=":", color="0.5", linewidth=1)
+                place = axes.get_xaxis_transform()
+                axes.text(end, 0.02, layer, transform=place, rotation=90, ha="right", fontsize=7, color="0.3")
         line[0].set_ylabel("\n".join(filter(None, (who, line[0].get_ylabel()))))
         line[0].legend(frameon=False, fontsize="small")
         for axes in line[len(words) :]:

@@ -119,7 +119,8 @@ def _fit(
             with writing(folder):
                 happened = read_events(folder.cohort)
                 draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen, happened)
-                draw_depth(rows.rows, folder.beliefs, experiment.name)
+                cuts = {name: getattr(distiller.graph.model(name), "cuts", ()) for name in distiller.graph.models}
+                draw_depth(rows.rows, folder.beliefs, experiment.name, cuts)
                 show_pictures(trainer, folder)
                 found = figures(rows.rows, experiment.nodes)
                 note_classes(folder, experiment.datamodule)

@@ -54,6 +54,18 @@ def test_a_panel_for_each_word_and_a_line_for_some_epochs(tmp_path, drawn):
     assert list(panels[1].lines[-1].get_ydata()) == [2.0 + 9 * i for i in range(1, 12)]
 
 
+def test_isolated_stages_end_at_marks(tmp_path, drawn):
+    """Three stages of two modules: a line behind the second and one behind the fourth, in every panel."""
+    isolated = RECIPE.replace("modules: 3", "modules: 2, isolate: [layer1, layer2]").replace("_epochs: 2", "_epochs: 1")
+    fit(loads(isolated % "sid"), out=tmp_path / "run")
+    panels = drawn[-1].axes
+    assert len(panels) == 4
+    for axes in panels:
+        assert [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == ":"] == [[2.5] * 2, [4.5] * 2]
+        assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("layer1", 2.5), ("layer2", 4.5)]
+    assert len(axes.lines[0].get_xdata()) == 6
+
+
 def test_nothing_is_drawn_where_nothing_is_told(tmp_path):
     draw_depth({1: {"loss/ce": 1.0, "monitor/a/sid/slack": 0.0}}, tmp_path / "beliefs.png", "title")
     assert not list(tmp_path.iterdir())
