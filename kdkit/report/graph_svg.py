@@ -140,7 +140,8 @@ def _label(arrow: Arrow, x: float, y: float) -> str:
 
 def _box(box: Box, corner: tuple[float, float], under: str) -> str:
     x, y = corner
-    lines = [*box.lines[:1], " · ".join(word for word in (*box.lines[1:], under) if word)]
+    last = " · ".join(word for word in (*box.lines[1:], under) if word)
+    lines = [*box.lines[:1], last if len(last) <= 23 else under or last]  # the colour says the kind, too
     texts = "".join(
         f'<text x="{x + 14:g}" y="{y + 38 + 15 * i:g}" class="small">{escape(_short(line, 23))}</text>'
         for i, line in enumerate(lines)

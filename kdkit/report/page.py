@@ -165,7 +165,7 @@ def _numbers(told: Told) -> str:
 
 def _cohort(told: Told) -> str:
     """Who came, went and was treated."""
-    cells = [[f"{event.epoch:g}", event.model, event.what, event.why] for event in told.events]
+    cells = [[f"{event.epoch:.4g}", event.model, event.what, event.why] for event in told.events]
     return _section("Cohort", table(["after epoch", "model", "what", "why"], cells)) if cells else ""
 
 

@@ -17,13 +17,18 @@ UNITS = {
 """What the words of `sid` are measured in; a loss of one's own names its words so that they say it."""
 
 
+def depth_of(key: str) -> int | None:
+    """The depth that a column of metrics.csv is of, `monitor/<model>/<loss>/<word>/<depth>`; of others `None`."""
+    parts = key.split("/")
+    return int(parts[4]) if len(parts) == 5 and parts[0] == "monitor" and parts[4].isdigit() else None
+
+
 def by_depth(rows: Rows) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """`monitor/<model>/<loss>/<word>/<depth>` as `{"<model> <loss>": {word: {epoch: by depth}}}`."""
+    """What has a depth, as `{"<model> <loss>": {word: {epoch: by depth}}}`."""
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for epoch, row in sorted(rows.items()):
-        parts = [(key.split("/"), value) for key, value in row.items() if key.startswith("monitor/")]
-        told = [(keys, int(keys[4]), value) for keys, value in parts if len(keys) == 5 and keys[4].isdigit()]
-        for (_, model, loss, word, _), _, value in sorted(told, key=lambda part: part[1]):
+        told = [(depth, key.split("/"), value) for key, value in row.items() if (depth := depth_of(key)) is not None]
+        for _, (_, model, loss, word, _), value in sorted(told, key=lambda part: part[0]):
             found.setdefault(f"{model} {loss}", {}).setdefault(word, {}).setdefault(epoch, []).append(value)
     return found
 

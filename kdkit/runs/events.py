@@ -66,6 +66,6 @@ def there(events: Sequence[Told]) -> dict[str, str]:
     for name, gaps in away(events).items():
         edges = [0.0, *(time for gap in gaps for time in gap), float("inf")]
         spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
-        ends = (f"{a:g}–{'' if b == float('inf') else f'{b:g}'}" for a, b in spans)
+        ends = (f"{a:.4g}–{'' if b == float('inf') else f'{b:.4g}'}" for a, b in spans)
         found[name] = f"epochs {', '.join(ends)}"
     return found

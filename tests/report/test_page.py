@@ -193,6 +193,24 @@ def test_an_unfinished_run_has_a_page_too(tmp_path):
     assert "69.00 %" in text  # top-1 of the last whole epoch
 
 
+def test_each_kind_of_number_has_its_chart():
+    """Of a cascade and a cohort: not one chart for whatever begins alike."""
+    row = {f"gradient/{model}/{word}": 1.0 for model in "ab" for word in ("mean", "max", "spike")}
+    row |= {f"monitor/a/sid/accuracy/{i}": 0.5 for i in range(1, 19)} | {"monitor/a/sid/slack": 0.1}
+    row |= {"health/mci/a/b": 0.1, "health/mci/b/a": 0.2, "health/nll/a": 1.0, "own/x": 1.0, "weight/ce": 0.1}
+    found = {chart.title: chart for chart in charts({1: row, 2: row | {"weight/at": 900.0}}, [], ["a", "b"], ["ce"])}
+    assert {title: list(chart.series) for title, chart in found.items()} == {
+        "Weights of losses": ["ce", "at"],
+        "Norms of gradients": ["a", "b"],
+        "Largest norms of gradients": ["a", "b"],
+        "What losses tell of themselves": ["a/sid/slack"],
+        "Loss of the cohort": ["a"],
+        "Divergence": ["a/b", "b/a"],
+        "own": ["x"],
+    }
+    assert found["Weights of losses"].log
+
+
 def test_numbers_that_are_none_are_left_out(tmp_path):
     folder = run(tmp_path / "nan", epochs=2)
     metrics = folder / "metrics.csv"
