@@ -13,15 +13,15 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 80rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
+h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem } h1, h2, h3 { overflow-wrap: anywhere }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal }
 tr:last-child td { border-bottom: 0 }
 tbody tr:nth-child(even) td { background: var(--stripe) }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
-td:first-child { font-weight: 600 }
+td:first-child { font-weight: 600; white-space: normal; overflow-wrap: break-word; max-width: min(22rem, 45vw) }
 ul { padding-left: 1.2rem; color: var(--soft); font-size: .87rem; overflow-wrap: anywhere } b { color: var(--ink) }
 p { color: var(--soft); font-size: .87rem }
 """.strip()

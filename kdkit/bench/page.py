@@ -19,7 +19,7 @@ STYLE = """
 figure { margin: 0 } figcaption { color: var(--soft); font-size: .87rem }
 svg { display: block; width: 100%; height: auto; color: var(--ink) } svg text { font-family: inherit !important }
 .key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin: .75rem 0; font-size: .87rem }
-.key label { cursor: pointer }
+.key label { cursor: pointer; overflow-wrap: anywhere }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em }
 .key input:not(:checked) ~ * { opacity: .35 }
 """.strip()
@@ -81,11 +81,11 @@ def _table(block: Block) -> str:
     rows = []
     for line, its in zip(block.lines, marks, strict=True):
         first, *rest = (escape(cell) for cell in cells(line))
-        mark = f" <sup>{', '.join(map(str, its))}</sup>" if its else ""
+        mark = f"&nbsp;<sup>{', '.join(map(str, its))}</sup>" if its else ""
         rows.append(f"<tr><td>{first}{mark}</td>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
     told = [f"<b>{escape(note)}</b>" for note in block.notes]
     told += [f"<sup>{i}</sup> {escape(note)}" for i, note in enumerate(notes, 1)] + [escape(block.facts)]
-    head = "".join(f"<th>{escape(head)}</th>" for head in HEADS)
+    head = "".join(f"<th>{escape(head)}</th>".replace(" %", "&nbsp;%") for head in HEADS)
     body = "\n".join(rows)
     return (
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n'

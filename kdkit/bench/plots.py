@@ -15,6 +15,7 @@ from kdkit.bench.table import Block
 COLOURS = ("#3b82d0", "#e0782f", "#2e9e5b", "#d64550", "#8f6bd1", "#a3714f", "#d163b0", "#7a8a99", "#a5a520", "#1fa5b5")
 INK = "#010203"  # stands for the page's own colour of text
 SIZE = (6.4, 4.2)
+FONT, LONGEST = 8, 24  # of a point's name: points, and letters
 
 
 def colour(i: int) -> str:
@@ -39,7 +40,15 @@ def curves(block: Block, name: str) -> str:
             axes.plot(epochs, mean, style, color=colour(i), gid=f"line-{i}", linewidth=1.6)
             if deviation is not None:
                 low, high = np.maximum(mean - deviation, 0), np.minimum(mean + deviation, 100)
-                axes.fill_between(epochs, low, high, color=colour(i), alpha=0.18, linewidth=0, gid=f"line-{i}")
+                axes.fill_between(
+                    epochs,
+                    low,
+                    high,
+                    color=colour(i),
+                    alpha=0.18 if len(block.lines) <= 8 else 0.07,
+                    linewidth=0,
+                    gid=f"line-{i}",
+                )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return _svg(figure, name)
 
@@ -57,9 +66,32 @@ def cost(block: Block, name: str) -> str:
             if not math.isnan(deviation):
                 axes.plot([line.minutes] * 2, [mean - deviation, mean + deviation], linewidth=1.2, **words)
             axes.plot([line.minutes], [mean], "o" if i < len(COLOURS) else "s", markersize=5, **words)
-            at = (line.minutes, mean)
-            axes.annotate(line.method, at, (5, 4), textcoords="offset points", fontsize=8, parse_math=False, **words)
+    _name(axes, block)
     return _svg(figure, name)
+
+
+def _name(axes: Any, block: Block) -> None:
+    """Names beside the points: each at the first place around its own where no other stands."""
+    axes.autoscale_view()
+    axes.figure.get_layout_engine().execute(axes.figure)  # now it is known where points lie
+    taken: list[tuple[float, ...]] = []
+    for i, line in enumerate(block.lines):
+        if line.minutes:
+            text = line.method if len(line.method) <= LONGEST else f"{line.method[: LONGEST - 1]}…"
+            at = (line.minutes, 100 * line.last[0])
+            x, y = axes.transData.transform(at) * 72 / axes.figure.dpi
+            wide = 0.6 * FONT * len(text)
+            places = [(dx, dy) for dy in (4, -10, 13, -19, 22, -28, 31, -37) for dx in (5, -5 - wide)]
+            boxes = [(x + dx, y + dy, x + dx + wide, y + dy + FONT) for dx, dy in places]
+            inside = [j for j, box in enumerate(boxes) if box[0] > 0 and box[2] < 72 * SIZE[0]] or [0]
+            j = next((j for j in inside if not any(_meet(boxes[j], other) for other in taken)), inside[0])
+            taken.append(boxes[j])
+            words: dict[str, Any] = {"color": colour(i), "gid": f"line-{i}", "fontsize": FONT, "parse_math": False}
+            axes.annotate(text, at, places[j], textcoords="offset points", **words).set_in_layout(False)
+
+
+def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def band(runs: Sequence[Sequence[Sequence[float]]]) -> tuple[list[int], Any, Any]:
@@ -77,7 +109,7 @@ def _axes(across: str, up: str) -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.set_facecolor("none")
     axes.set_xlabel(across, color=INK)
-    axes.set_ylabel(up, color=INK)
+    axes.set_ylabel(up, color=INK, labelpad=8)  # a browser's letters are wider
     axes.tick_params(which="both", color=INK, labelcolor=INK)
     axes.grid(color=INK, alpha=0.15, linewidth=0.6)
     for side, spine in axes.spines.items():

@@ -1,6 +1,7 @@
 """The page of a suite: one file, whole, escaped, which asks nobody for anything."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -89,6 +90,16 @@ def test_bands_are_means_and_deviations_of_common_epochs():
     assert plots.band([[[1, 0.5]]])[2] is None
     assert plots.band([])[0] == []
     assert plots.band([[[1, 0.5]], [[2, 0.5]]])[0] == []
+
+
+def test_names_of_points_stand_apart_and_a_long_one_is_cut():
+    block = blocks(grid())[0]
+    lines = [replace(block.lines[0], method=name) for name in [*"abcdefgh", "a_name_without_an_end_" * 9]]
+    axes, _ = plots._axes("minutes", "top-1")
+    axes.plot([block.lines[0].minutes], [80.0])
+    plots._name(axes, replace(block, lines=lines))
+    assert len({text.xyann for text in axes.texts}) == len(lines)  # all are of one point
+    assert max(len(text.get_text()) for text in axes.texts) == plots.LONGEST
 
 
 def test_runs_without_minutes_or_curves_still_have_a_page():

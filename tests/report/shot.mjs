@@ -17,19 +17,24 @@ for (const [width, scheme] of [[1200, "light"], [1200, "dark"], [390, "light"]])
   await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
   await page.goto("file://" + file, { waitUntil: "load" });
   const over = await page.$(".chart .u-over");
-  await over.scrollIntoView();
-  const box = await over.boundingBox();
-  await page.mouse.move(box.x + box.width / 2, box.y + 30);
-  const value = () => document.querySelector(".u-legend").innerText.includes("%");
-  await page.waitForFunction(value, { timeout: 10000 }).catch(() => {});
+  if (over) {
+    await over.scrollIntoView();
+    const box = await over.boundingBox();
+    await page.mouse.move(box.x + box.width / 2, box.y + 30);
+    const value = () => document.querySelector(".u-legend").innerText.includes("%");
+    await page.waitForFunction(value, { timeout: 10000 }).catch(() => {});
+  }
   found.seen.push(await page.evaluate(() => ({
     wide: document.documentElement.scrollWidth,
     charts: document.querySelectorAll(".chart canvas").length,
     paper: getComputedStyle(document.body).backgroundColor,
-    legend: document.querySelector(".u-legend").innerText,
+    legend: document.querySelector(".u-legend")?.innerText,
+    dim: [...document.querySelectorAll(".key label *")].filter(part => getComputedStyle(part).opacity !== "1").length,
   })));
 }
-await page.$eval("figure img", picture => picture.click());
-found.zoomed = await page.$eval("figure img", picture => picture.classList.contains("whole"));
+if (await page.$("figure img")) {
+  await page.$eval("figure img", picture => picture.click());
+  found.zoomed = await page.$eval("figure img", picture => picture.classList.contains("whole"));
+}
 await browser.close();
 console.log(JSON.stringify(found));

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kdkit.bench.page import page as suite_page
+from kdkit.bench.table import blocks
 from kdkit.report.page import write_report
+from tests.bench.test_table import grid
 from tests.report.making import EVIL, run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -23,12 +26,10 @@ def browser():
     return found, modules.resolve()
 
 
-@pytest.mark.parametrize("word", ["nothing", EVIL], ids=["plain", "hostile"])
-def test_the_page_in_a_browser(browser, tmp_path, word):
-    page = write_report(run(tmp_path / "run", word=word))
-    script = Path(__file__).with_name("shot.mjs")
+def shown(browser, page):
+    """What the script tells of a page, which neither complains nor asks for anything nor is wider than its window."""
     told = subprocess.run(
-        ["node", script, page, browser[0]],
+        ["node", Path(__file__).with_name("shot.mjs"), page, browser[0]],
         capture_output=True,
         text=True,
         timeout=180,
@@ -39,11 +40,26 @@ def test_the_page_in_a_browser(browser, tmp_path, word):
     found = json.loads(told.stdout)
     assert found["complaints"] == []
     assert found["requests"] == []
+    assert [seen["wide"] for seen in found["seen"]] == [1200, 1200, 390]
+    light, dark, _ = (seen["paper"] for seen in found["seen"])
+    assert light != dark
+    return found
+
+
+@pytest.mark.parametrize("word", ["nothing", EVIL], ids=["plain", "hostile"])
+def test_the_page_in_a_browser(browser, tmp_path, word):
+    found = shown(browser, write_report(run(tmp_path / "run", word=word)))
     assert found["zoomed"]
-    for seen, width in zip(found["seen"], (1200, 1200, 390), strict=True):
-        assert seen["wide"] == width
+    for seen in found["seen"]:
         assert seen["charts"] == 6
         assert "teacher" in seen["legend"]
         assert "72.34 %" in seen["legend"]  # the value under the pointer
-    light, dark, _ = (seen["paper"] for seen in found["seen"])
-    assert light != dark
+
+
+@pytest.mark.parametrize("name", ["kd", "a_method_without_an_end_" * 9])
+def test_a_suites_page_in_a_browser(browser, tmp_path, name):
+    """Its tables are wider than a phone, and scroll in their own boxes."""
+    rows = [{**row, "pair": name, "method": name if row["method"] == "kd" else row["method"]} for row in grid()]
+    path = tmp_path / "report.html"
+    path.write_text(suite_page(blocks(rows)))
+    assert [seen["dim"] for seen in shown(browser, path)["seen"]] == [0, 0, 0]  # what is ticked is lit
