@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,21 @@ def test_cuda_is_timed_on_the_device_that_was_asked_for(monkeypatch):
     taken["starts"] = ["CPUExecutionProvider"]  # what it falls back to without a word
     with pytest.raises(KdkitError, match="onnxruntime cannot start its CUDAExecutionProvider"):
         onnx_file.OnnxNet(Path("net.onnx"), second)
+
+
+def test_all_is_timed_while_the_device_is_the_current_one(wide, monkeypatch):
+    seen, timed = [], room._timed
+
+    @contextmanager
+    def current(device):
+        seen.append(str(device))
+        yield
+        seen.append("left")
+
+    monkeypatch.setattr(room, "_current", current)
+    monkeypatch.setattr(room, "_timed", lambda *a, **k: (seen.append("timed"), timed(*a, **k))[1])
+    latency([wide], batches=[1, 2], modes=["eager"], device="cpu", repeats=5, seconds=0)
+    assert seen == ["cpu", "timed", "timed", "left"]
 
 
 def test_the_gpu_that_is_named_is_the_one_that_ran(capsys):
