@@ -6,6 +6,7 @@ Weights in a wrong normalisation, or for classes in another order, load without 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import Tensor
 from torch.distributions import Binomial
 
 from kdkit import draws
+from kdkit.console import tell
 from kdkit.data import DataModule
 from kdkit.data.order import Order
 from kdkit.graph.batch import Batch
 from kdkit.recipe import Recipe, RecipeError, source, tuning
 from kdkit.registry import KdkitError
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.result import read_result
 from kdkit.runs.teacher import teacher_folder
 from kdkit.runs.told import read
@@ -143,7 +145,7 @@ def scored(said: Tensor, true: Tensor, classes: int) -> Scored:
 
 
 def _judged(recipe: Recipe, name: str, found: Scored, data: DataModule) -> str:
-    """Why a model is refused; nothing where it is not. What is only strange is told."""
+    """Why a model is refused; nothing where it is not. How it does is told, with a warning where that is strange."""
     path, own = _own_run(recipe, name, data)
     least = None if own is None else own - POINTS - ERRORS * (own * (1 - own) / found.images) ** 0.5
     saw = f"{name} is right on {found.right} of {found.images} images ({100 * found.top1:.1f} %)"
@@ -155,6 +157,8 @@ def _judged(recipe: Recipe, name: str, found: Scored, data: DataModule) -> str:
     else:
         if least is not None and found.top1 < least:
             log.warning("warning: %s%s: is its normalisation right?", saw, ended)
+        elif first_rank():
+            tell(saw, sys.stdout)
         return ""
     as_then = least is not None and found.top1 >= least
     why = "train it longer" if as_then else "; ".join(_reasons(recipe, name, path, found, data))

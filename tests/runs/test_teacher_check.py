@@ -1,6 +1,7 @@
 """Teachers that know nothing are refused before the first step: wrong normalisation, order of classes, weights."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -68,10 +69,13 @@ def one_line(text):
     return " ".join(text.replace("│", " ").split())
 
 
-def test_a_good_teacher_is_not_spoken_of(wise, pupil):
+def test_a_good_teacher_is_told_once_before_the_first_epoch(wise, pupil):
     said = kdkit("fit", *pupil(wise / "net.safetensors"))
     assert said.code == 0
     assert "warning" not in said.out + said.err
+    told = re.findall(r"^(teacher is right on \d+ of 360 images \([89]\d\.\d %\))$", said.out, re.MULTILINE)
+    assert len(told) == 1
+    assert said.out.index("training pupil") < said.out.index(told[0]) < said.out.index("epoch 1/1")
 
 
 def shifted(state):
