@@ -100,7 +100,7 @@ class BoundEdge(nn.Module):
             keys = [draws.key(seed, edge.name, "head", i, j) for j in range(len(pairs))]
             bound = [self._head(*pair, key, shared) for pair, key in zip(pairs, keys, strict=True)]
             if edge.head is None:
-                check_classes(edge, call.links[0], *pairs[0])
+                check_classes(edge, call.links[0], *pairs[0], facts.num_classes)
             else:
                 self.heads.extend(head for head, *_ in bound if head is not None)
             student, teacher = bound[0][1:]

@@ -60,11 +60,14 @@ def width(shape: Shape) -> int:
     return shape[0] if len(shape) == 3 else shape[-1]
 
 
-def check_classes(edge: Edge, link: Link, student: Shape, teacher: Shape | None) -> None:
-    """Logits that are compared are of the same classes."""
+def check_classes(edge: Edge, link: Link, student: Shape, teacher: Shape | None, classes: int | None = None) -> None:
+    """Logits that are compared are of the same classes; who has others than the data is who is to be mended."""
     taps = {link.target.tap, *(end.tap for end in link.sources)}
     if teacher is not None and taps == {"logits"} and student != teacher:
+        advice = "fit the teacher to the data first with `tune: {epochs: …, lr: …}`, or tap it below its logits"
+        if teacher[-1] == classes:
+            advice = f"the data have {classes}: build {link.target.node} with as many"
         raise KdkitError(
             f"edge {edge.name!r}: {link.sources[0].node} has {teacher[-1]} classes, {link.target.node} {student[-1]}; "
-            "fit the teacher to the data first with `tune: {epochs: …, lr: …}`, or tap it below its logits"
+            + advice
         )

@@ -27,6 +27,7 @@ from kdkit.runs.teacher import teacher_folder
 from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
 from kdkit.train.optim import rate
+from kdkit.train.scores import UNSCORED
 from kdkit.untouched import untouched
 
 SAMPLES = 4
@@ -148,7 +149,10 @@ def _learn_row(distiller: Distiller, name: str, steps: int) -> LearnRow:
     options = check_optimizer(node.optimizer or distiller.optimizer_spec)
     schedule = Schedule.parse(distiller.lr if node.lr is None else node.lr)
     word = "" if schedule.constant else schedule.word
-    return LearnRow(name, options.pop("name"), options, curve(0.0), curve(epochs - 1 / max(steps, 1)), word)
+    last = epochs - 1 / max(steps, 1)
+    times = {0.0, last, *map(float, range(math.ceil(epochs))), *(epochs * i / 1000 for i in range(1000))}
+    top = max(curve(time) for time in times if time <= last)  # schedules turn at whole epochs or at shares of the run
+    return LearnRow(name, options.pop("name"), options, curve(0.0), top, curve(last), word)
 
 
 def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str]:
@@ -160,6 +164,10 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"
         if not any(name in phase.readers for phase in graph.phases):
             yield f"{name}: no loss reads it; it is only scored"
+        shapes = (phase.readers[name].shapes for phase in graph.phases if name in phase.readers)
+        said = next((shape["logits"][-1] for shape in shapes if "logits" in shape), None)
+        if said and (classes := experiment.datamodule.facts.num_classes) and said != classes:
+            yield UNSCORED % (name, said, classes)
 
 
 def _steps_per_epoch(samples: int, batch_size: int, drop_last: bool, limit: int | float | None) -> int:

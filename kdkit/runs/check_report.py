@@ -47,7 +47,8 @@ class LearnRow:
         optimizer: its name.
         options: those that were given.
         first: learning rate of the first step.
-        last: of the last one.
+        top: the highest of all.
+        last: of the last step.
         schedule: its word; empty where the rate never moves.
     """
 
@@ -55,13 +56,15 @@ class LearnRow:
     optimizer: str
     options: Mapping[str, Any]
     first: float
+    top: float
     last: float
     schedule: str
 
     def __str__(self) -> str:
         options = f" ({', '.join(f'{word} {value}' for word, value in self.options.items())})" if self.options else ""
-        moves = f" → {self.last:.3g}, {self.schedule}" if self.schedule else ""
-        return f"{self.name}: {self.optimizer}{options}, lr {self.first:.3g}{moves}"
+        rates = [self.first, *[self.top] * (self.top > max(self.first, self.last)), *[self.last] * bool(self.schedule)]
+        moves = f", {self.schedule}" if self.schedule else ""
+        return f"{self.name}: {self.optimizer}{options}, lr {' → '.join(f'{rate:.3g}' for rate in rates)}{moves}"
 
 
 @dataclass(frozen=True)

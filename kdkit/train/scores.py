@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdkit.graph.labels import check_labels
 
+log = logging.getLogger(__name__)
+
+UNSCORED = "%s: its logits have %d classes and the data %d, so it is not scored"
+
 
 class Scores(nn.Module):
     """Metrics by node; sized by the first logits that each node gives.
@@ -18,7 +23,7 @@ class Scores(nn.Module):
     Args:
         nodes: every node.
         once: nodes that do not change and are scored only once.
-        num_classes: of the labels; a node with another number is left out. `None` where it is not known.
+        num_classes: of the labels; a node with another number is left out, and told. `None` where it is not known.
     """
 
     def __init__(self, nodes: Sequence[str], once: Sequence[str], num_classes: int | None = None) -> None:
@@ -32,6 +37,7 @@ class Scores(nn.Module):
         """Count one batch; raises `KdkitError` where a label is none of the logits' classes."""
         if self.num_classes and logits.shape[-1] != self.num_classes:
             self.wanted.remove(name)
+            log.warning("warning: " + UNSCORED, name, logits.shape[-1], self.num_classes)
             return
         check_labels(labels, logits.shape[-1])
         if name not in self.accuracy:

@@ -239,6 +239,11 @@ def test_peers_teach_each_other_by_the_mean():
     [
         (lambda: {"teacher": frozen(net(12, classes=7)), "student": net()}, ["kd"], "7 classes, student 5.*tune"),
         (
+            lambda: {"teacher": frozen(net(12)), "student": net(classes=7)},
+            ["kd"],
+            "5 classes, student 7; the data have 5: build student with as many",
+        ),
+        (
             lambda: {"teacher": frozen(net()), "student": net()},
             [Edge("mse", taps="stage9")],
             "model .teacher.*unknown.*stage9",

@@ -39,6 +39,24 @@ def test_how_each_model_learns():
     assert "learns  b: sgd, lr 0.1" in lines
 
 
+@pytest.mark.parametrize(
+    ("lr", "shown"),
+    [
+        ("{one_cycle: {peak: 0.1}}", "lr 0 → 0.1 → 0.0051, one_cycle"),
+        ("{warmup: {to: {cosine: [0.1, 0]}, over: 1}}", "lr 0 → 0.0854 → 0.000314, warmup"),
+        ("{linear: [0.1, 0.2]}", "lr 0.1 → 0.196, linear"),
+    ],
+)
+def test_a_rate_that_rises_shows_its_highest(lr, shown):
+    lines = text_of(report(PAIR, "ce, kd", overrides=[f"lr={lr}"])).splitlines()
+    assert [line.endswith(shown) for line in lines if "learns" in line] == [True]
+
+
+def test_logits_of_other_classes_are_noted():
+    student = "student: {arch: resnet8, num_classes: 12}"
+    assert report(student, "ce").notes == ("student: its logits have 12 classes and the data 5, so it is not scored",)
+
+
 def test_what_is_missing_or_idle_is_noted(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
