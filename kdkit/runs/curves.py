@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HIGH = 3.2  # inches, of the axes
+LONGEST = 40  # letters of a name that stand beside each other in half of the picture
 
 
 def draw_curves(
@@ -50,9 +51,9 @@ def draw_curves(
             values = [rows[at][column] * factor for at in epochs]
             label = column.removeprefix(prefix).removesuffix(suffix)
             if suffix and label in frozen:
-                axes.axhline(values[0], linestyle="--", color="0.5", label=label)
+                axes.axhline(values[0], linestyle="--", color="0.5", label=_short(label))
             else:
-                axes.plot(epochs, values, marker="o" if len(epochs) < 40 else "", markersize=4, label=label)
+                axes.plot(epochs, values, marker="o" if len(epochs) < 40 else "", markersize=4, label=_short(label))
         axes.set(xlabel="epoch", xlim=(min(rows) - 0.5, max(rows) + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
@@ -65,6 +66,12 @@ def draw_curves(
     _lay_out(figure, title, lines)
     with whole(path) as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def _short(name: str) -> str:
+    """Both ends of a long one: the path and the class of a loss of the user's own."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _lay_out(figure: Figure, title: str, lines: int) -> None:

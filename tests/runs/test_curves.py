@@ -21,8 +21,9 @@ def drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", keep)
 
-    def draw(epochs, nodes=("student",), loss=1.0, events=()):
-        rows = {e: {"loss/ce": loss, **{f"val/{n}/top1": 0.1 * e for n in nodes}} for e in range(1, epochs + 1)}
+    def draw(epochs, nodes=("student",), loss=1.0, events=(), losses=("ce",)):
+        terms = {f"loss/{name}": loss for name in losses}
+        rows = {e: {**terms, **{f"val/{n}/top1": 0.1 * e for n in nodes}} for e in range(1, epochs + 1)}
         rows[1]["val/teacher/top1"] = 0.9
         draw_curves(rows, tmp_path / "curves.png", "r", ["teacher"], events)
         assert (tmp_path / "curves.png").stat().st_size > 0
@@ -57,9 +58,12 @@ def test_the_legend_covers_no_curve(drawn):
         assert axes.get_legend().get_window_extent(renderer).y1 < axes.get_window_extent(renderer).y0
 
 
-@pytest.mark.parametrize("names", [["a", "b"], [f"student_of_class_{i}" for i in range(9)]])
+LONG = "losses/of/my/own/with_a_very_long_file_name.py:CorrelationOfEverythingWithEverythingLoss"
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [f"student_of_class_{i}" for i in range(9)], [LONG]])
 def test_every_name_is_in_the_picture_and_beside_the_others(drawn, names):
-    left, right = drawn(2, names)
+    left, right = drawn(2, names, losses=names)
     renderer = left.figure.canvas.get_renderer()
     first, second = (axes.get_legend().get_window_extent(renderer) for axes in (left, right))
     whole = left.figure.bbox
