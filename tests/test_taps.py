@@ -324,6 +324,53 @@ def test_two_classifiers_must_be_named(x: Tensor) -> None:
     assert Taps(Two(), ["a:input"], x).shapes == {"a:input": (192,)}
 
 
+def test_classifiers_that_read_one_tensor_share_its_embedding(x: Tensor) -> None:
+    """As LeViT, EfficientFormer and SwiftFormer do, which average two; none of them is the classifier."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.a, self.b = nn.Linear(192, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x.flatten(1))
+            return (self.a(x) + self.b(x)) / 2
+
+    net = Two()
+    taps = Taps(net, ["embedding"], x)
+    assert taps.paths == {"embedding": "body:output"}
+    assert torch.equal(taps(x)["embedding"], net.body(x.flatten(1)))
+    with pytest.raises(KdkitError, match="Two has 2 layers as wide as its output; name the place"):
+        classifier(net, x)
+
+
+def test_tensors_inside_a_tuple_of_tuples_are_seen(x: Tensor) -> None:
+    """Timm's PiT hands maps and class tokens from stage to stage as one argument."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, both: tuple[None, tuple[Tensor, Tensor]]) -> tuple[None, tuple[Tensor, Tensor]]:
+            maps, tokens = both[1]
+            return None, (self.conv(maps), tokens)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair, self.head = Pair(), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, (maps, _) = self.pair((None, (x, x)))
+            return self.head(maps.mean((2, 3)))
+
+    net = Outer()
+    values = Taps(net, ["pair:input", "pair"], x)(x)
+    assert torch.equal(values["pair:input"], x)
+    assert torch.equal(values["pair"], net.pair.conv(x))
+
+
 @pytest.mark.parametrize("wrap", [lambda y: (y, None), lambda y: {"logits": y}, lambda y: [y, y]])
 def test_outputs_that_hold_logits(net: Net, x: Tensor, wrap: object) -> None:
     net.eval()

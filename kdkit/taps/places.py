@@ -31,8 +31,8 @@ class Places:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.who = type(trace.model).__name__
-        self.head, self.no_head = _find_classifier(trace)
-        stem, found = stages(trace, self.head)
+        self.heads, self.no_head = _find_classifiers(trace)
+        stem, found = stages(trace, self.heads[0] if self.heads else None)
         self.stages = [Place(*spot) for spot in found]
         self.named = {"stem": Place(*stem)} if stem else {}
         for i, place in enumerate(self.stages):
@@ -94,15 +94,19 @@ class Places:
 
     def classifier(self) -> str:
         """Path of the module that turns the embedding into logits."""
-        if self.head is None:
+        if len(self.heads) != 1:
             raise KdkitError(
                 f"embedding: {self.who} {self.no_head}; name the place, for instance `PATH_OF_THE_CLASSIFIER:input`"
             )
-        return self.head
+        return self.heads[0]
 
     def embedding(self) -> Place:
-        """Where the classifier's input first appears: dropout passes it through unchanged in evaluation mode."""
-        call = self.trace.last[self.classifier()]
+        """Where the classifier's input first appears: dropout passes it through unchanged in evaluation mode.
+
+        Several classifiers that read one tensor have that embedding.
+        """
+        shared = {id(self.trace.last[path].input) for path in self.heads}
+        call = self.trace.last[self.heads[0] if len(shared) == 1 else self.classifier()]
         tensor = call.input
         if tensor is None:
             raise KdkitError(f"embedding: {call.path} of {self.who} must read a tensor; name the place")
@@ -128,28 +132,30 @@ def _is_activation(call: Call) -> bool:
     return leaf and weightless and not (call.input is call.output and call.input_version == call.output_version)
 
 
-def _find_classifier(trace: Trace) -> tuple[str | None, str]:
-    """Path of the classifier, or None and why."""
+def _find_classifiers(trace: Trace) -> tuple[list[str], str]:
+    """Paths of the classifier, or of all that take part in the output; and, unless it is one, how many there are."""
     layers = trace.layers()
     for call in layers:  # the layer whose output is the model's output
         if call.output is trace.output:
-            return call.path, ""
+            return [call.path], ""
     if callable(getter := getattr(trace.model, "get_classifier", None)):  # timm
         given = getter()
-        path = next((p for p, m in trace.model.named_modules() if m is given), None)
-        if path in trace.last:
-            return path, ""
-        if isinstance(given, (tuple, list)):
-            return None, f"has {len(given)} classifiers"
+        several = given if isinstance(given, (tuple, list)) else [given]
+        names = {module: path for path, module in trace.model.named_modules() if path in trace.last}
+        paths = [names[module] for module in several if module in names]
+        if len(paths) == len(several):
+            return paths, f"has {len(paths)} classifiers"
     for call in trace.calls:  # a classifier that was taken out
         if isinstance(call.module, nn.Identity) and call.output is trace.output:
-            return call.path, ""
+            return [call.path], ""
     classes = trace.output.shape[-1]
     wide = [c for c in layers if has_matrix(c.module) and classes in _width(c)] if trace.output.ndim == 2 else []
     if not wide:
-        return None, "has no layer that is as wide as its output"
+        return [], "has no layer that is as wide as its output"
     rivals = [c for c in wide if c.output is not None and c.output.ndim == 2]
-    return (None, f"has {len(rivals)} layers as wide as its output") if len(rivals) > 1 else (wide[-1].path, "")
+    if len(rivals) > 1:
+        return [call.path for call in rivals], f"has {len(rivals)} layers as wide as its output"
+    return [wide[-1].path], ""
 
 
 def _width(call: Call) -> tuple[int, ...]:

@@ -67,13 +67,13 @@ class Trace:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The value itself, or the first tensor of a tuple, list or mapping."""
+    """The value itself, or the first tensor in a tuple, list or mapping, or in one of those inside it."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
-        return next((v for v in value if isinstance(v, Tensor)), None)
+        return next((found for v in value if (found := first_tensor(v)) is not None), None)
     return None
 
 
