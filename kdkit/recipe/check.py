@@ -30,6 +30,7 @@ FILLED: dict[str, Any] = {
     "sample_labels": None,
     "seed": 0,
 }
+LR, WEIGHT = 1e4, 1e12  # at most; published ones go to 30 (a linear probe of MoCo's) and to 30,000 (PKT's)
 _ACCEPTED: set[tuple[type, str]] = set()  # a suite asks for the same loss a hundred times
 
 
@@ -76,7 +77,7 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
         yield from _arch(recipe, name, spec)
         yield from check_options(recipe.origin, name, spec)
     if spec.tune is not None:
-        yield from _schedule(recipe, ("models", name, "tune", "lr"), spec.tune.lr, 0, epochs=spec.tune.epochs)
+        yield from _schedule(recipe, ("models", name, "tune", "lr"), spec.tune.lr, 0, LR, epochs=spec.tune.epochs)
     if spec.source == "file" and not os.path.isfile(str(spec.weights)):
         what = "is a folder" if os.path.isdir(str(spec.weights)) else "does not exist"
         yield problem(f"the weights file {spec.weights} {what}", "weights")
@@ -118,7 +119,7 @@ def _arch(recipe: Recipe, name: str, spec: ModelSpec) -> Found:
 
 
 def _rates(recipe: Recipe) -> Found:
-    yield from _schedule(recipe, ("lr",), recipe.lr, 0)
+    yield from _schedule(recipe, ("lr",), recipe.lr, 0, LR)
     for word, example in (("lr", "0.05, or a schedule"), ("optimizer", "{name: sgd, momentum: 0.9}")):
         missing = [name for name in recipe.trained if getattr(recipe.models[name], word) is None]
         if missing and getattr(recipe, word) is None:
@@ -126,7 +127,7 @@ def _rates(recipe: Recipe) -> Found:
                 (word,), f"must be given, such as {example}; {missing[0]!r} has none of its own"
             )
     for name in recipe.trained:
-        yield from _schedule(recipe, ("models", name, "lr"), recipe.models[name].lr, 0)
+        yield from _schedule(recipe, ("models", name, "lr"), recipe.models[name].lr, 0, LR)
         yield from _when(recipe, ("models", name, "when"), recipe.models[name].when)
 
 
@@ -201,7 +202,7 @@ def _values(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
     """Every schedule over the run's length, and what the constructor says to both ends of each."""
     epochs = recipe.trainer.max_epochs
     wrong = [
-        *_schedule(recipe, ("losses", i, "weight"), spec.weight, 0),
+        *_schedule(recipe, ("losses", i, "weight"), spec.weight, 0, WEIGHT),
         *_schedule(recipe, ("losses", i, "clip"), spec.clip, 0),
     ]
     for word, value in spec.arguments.items():

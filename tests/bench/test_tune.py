@@ -180,7 +180,7 @@ def test_where_nothing_is_better_the_published_run_is_the_tuned_one(tmp_path):
 
 
 def test_a_trial_that_comes_to_no_number_is_the_worst(tmp_path):
-    suite = load_suite(write(tmp_path, SUITE.replace("[student, kd]", "[{wild: [ce, {mse: {weight: 1.0e+30}}]}]")))
+    suite = load_suite(write(tmp_path, SUITE.replace("[student, kd]", "[{wild: [ce, {mse: {weight: 1.0e+12}}]}]")))
     cells = expand(suite, tmp_path / "teachers")
     run_job(Job(next(c for c in cells if c.method == TEACHER), suite.name, tmp_path, tmp_path / "out", 1))
     wild = next(cell for cell in cells if cell.method == "wild")

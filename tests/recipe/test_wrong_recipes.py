@@ -34,6 +34,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
     recipe = loads(TEXT)
     assert [recipe.kind(name) for name in recipe.models] == ["frozen", "trained"]
     assert loads(TEXT.replace("weight: 0.9", "head: none")).losses[1].edge().head is None
+    loads(TEXT.replace("weight: 0.9", "weight: 1.0e+12").replace("lr: 0.1", "lr: 10000"))  # the largest that are taken
     loads(TEXT.replace("weight: 0.9", "taps: teachers"))  # a place in a model may be called anything
 
 
@@ -77,6 +78,11 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("  - ce\n", "  - [ce]\n", 6, "losses: an entry must be a loss such as `kd` or `kd: {weight: 0.9}`, got ['ce']"),
         ("  - kd:\n      weight: 0.9\n      temp", "  - kd:\n    weight: 0.9\n    temp", 7, "losses: an entry must be one loss, got kd, weight, temperature"),
         ("lr: 0.1", "lr: -0.1", 11, "lr: must be at least 0 all the time, got -0.1"),
+        ("lr: 0.1", "lr: 1.0e+30", 11, "lr: must be at most 10000 all the time, got 1e+30"),
+        ("lr: 0.1", "lr: {warmup: {to: 20000, over: 5}}", 11, "lr: must be at most 10000 all the time, got 20000"),
+        ("resnet8}", "resnet8, lr: 10001}", 4, "models.student.lr: must be at most 10000 all the time, got 10001"),
+        ("random}", "random, tune: {epochs: 2, lr: 1.0e+9}}", 3, "models.teacher.tune.lr: must be at most 10000 all the time, got 1e+09"),
+        ("weight: 0.9", "weight: 1.0e+300", 8, "losses.kd.weight: must be at most 1e+12 all the time, got 1e+300"),
         ("arch: resnet8", "arch: resnet8, mean: [0.5]", 4, "models.student: mean and std go together"),
         ("arch: resnet8", "arch: resnet8, decay: 0.9", 4, "models.student: decay belongs to a slow copy"),
         # the graph

@@ -72,7 +72,7 @@ def test_they_get_the_numbers_the_recipe_and_the_pictures(recipe, recorder):
 
 
 def test_a_run_that_fails_ends_them_too(recipe, recorder):
-    assert "not finite" in refused("fit", recipe, "trainer.logger=wandb", "lr=1e30", "trainer.max_epochs=5")
+    assert "not finite" in refused("fit", recipe, "trainer.logger=wandb", "lr=1e4", "trainer.max_epochs=5")
     assert recorder.ended in ([], ["failed"])  # nothing was logged, or it was told
 
 
