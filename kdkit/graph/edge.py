@@ -126,8 +126,9 @@ class Edge:
                 right = "target" if word == "to" else "source"
                 raise KdkitError(f"edge {self.name!r}: in Python a recipe's `{word.strip('_')}` is called `{right}`")
             if word not in known:
+                words = [*known, *inspect.signature(type(self)).parameters]
                 raise KdkitError(
-                    f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, list(known))}"
+                    f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, words)}"
                 )
         return {word: _scheduled(known[word], value) for word, value in options.items()}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit import generators, ranks
-from kdkit.fault import what
+from kdkit.fault import own_line, what
 from kdkit.fault import where as line_of
 from kdkit.graph import checks
 from kdkit.graph.batch import Batch
@@ -77,7 +77,9 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
         check_labels(example.labels, classes(outputs, graph.facts))
         ends = [end for link in call.links for end in (*link.sources, link.target)]
         shown = ", ".join(f"{end} {'×'.join(map(str, outputs[end].shape[1:]))}" for end in dict.fromkeys(ends))
-        raise KdkitError(f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown})") from error
+        line = f"\n  {own_line(error)}".rstrip()
+        told = f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown}){line}"
+        raise KdkitError(told) from error
     checks.check_terms({edge.name: value})
     if not edge.silent and not _reaches(value, graph.model(call.target)):
         where = ", ".join(str(link.target) for link in call.links)

@@ -54,7 +54,8 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True, ar
         lines += _listed(
             "shapes", [f"{k} is {_size(state[k])} in the file, {_size(own[k])} in the model" for k in shapes]
         )
-        lines += _advice({k: (state[k], own[k]) for k in shapes})
+        if not missing and not unexpected:
+            lines += _advice({k: (state[k], own[k]) for k in shapes})
         raise KdkitError("\n  ".join(lines))
     if bad := unusable(state, module):
         lines = [f"{path} cannot be the weights of {arch or type(module).__name__}", *_listed("wrong values", bad)]

@@ -109,6 +109,11 @@ def _put(node: Item, path: list[str], value: Item, trail: list[str]) -> Item:
         at = names.index(step)
         put = _put(node.value[at], rest, value, [*trail, step])
         return Item([*node.value[:at], put, *node.value[at + 1 :]], node.mark)
+    if trail == ["models"] and isinstance(node.value, dict) and rest and step not in node.value:
+        names = list(node.value)
+        known = f" (it has: {', '.join(names)}; another one is given as a whole: models.{step}={{arch: …}})"
+        told = f"the recipe has no model {step!r}{nearest(step, names)}{known}"
+        raise RecipeError([Problem.at(mark, f"models.{step}", told)])
     if node.value is None:
         node = Item({}, mark)
     if not isinstance(node.value, dict):

@@ -124,6 +124,8 @@ def test_what_does_not_fit_is_said(edge, nodes, words):
 def test_edges_refuse_unknown_words():
     with pytest.raises(KdkitError, match="did you mean 'temperature'"):
         Edge("kd", temprature=4)
+    with pytest.raises(KdkitError, match="KDLoss has no option 'wieght'; did you mean 'weight'"):
+        Edge("kd", wieght=4)
     with pytest.raises(KdkitError, match="did you mean 'crd'"):
         Edge("crdd")
     with pytest.raises(KdkitError, match="already says who teaches whom"):

@@ -134,6 +134,11 @@ def test_overrides_replace_whole_mappings_lists_and_schedules():
         ("a..b=3", "must be key=value"),
         ("seed=", "seed: must be a whole number, got nothing"),
         ("seed=-1", "seed: must be at least 0, got -1"),
+        (
+            "models.studnt.arch=resnet8",
+            r"models.studnt: the recipe has no model 'studnt'; did you mean 'student'\? \(it has: teacher, student; "
+            r"another one is given as a whole: models.studnt=\{arch: …\}\)",
+        ),
         ("losses.crd.weight=1", r"losses.crd: the recipe has no loss 'crd'; did you mean .*'kd'|it has: ce, kd, warm"),
         (
             "losses.nope.weight=1",
