@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from kdkit.bench.dry import distinct, refused
 from kdkit.bench.engines import Answer, Engine
 from kdkit.bench.expand import Cell, expand
 from kdkit.bench.job import Job
@@ -15,6 +16,8 @@ from kdkit.bench.live import Running, State
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import append, place, read_rows
 from kdkit.bench.suite import Read
+
+TEACHERLESS = "its teacher failed"
 
 
 @dataclass
@@ -52,9 +55,35 @@ def run_suite(
     tell: Callable[[str], None],
     watch: Callable[[State], None] | None = None,
 ) -> Outcome:
-    """Run what has no row yet: `run_plan` of the whole suite."""
-    plan = make_plan(suite, out, results)
-    return run_plan(plan, suite, out, results, hours=hours, engine=engine, tell=tell, watch=watch)
+    """Run what has no row yet: `run_plan` of the whole suite, after a dry run of it."""
+    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, tell)
+    outcome = run_plan(plan, suite, out, results, hours=hours, engine=engine, tell=tell, watch=watch)
+    outcome.failed = wrong | outcome.failed
+    return outcome
+
+
+def cannot_run(plan: Plan, suite: Read, out: Path) -> Iterator[tuple[Cell, str]]:
+    """What of a plan cannot run, a cell for each pair and method, and why, as soon as it is known.
+
+    What is trained already, and only lacks its row, is not looked at.
+    """
+    jobs = [_job(cell, suite, out) for cell in plan.left if plan.elsewhere(cell) is None]
+    yield from refused(distinct(job.cell for job in jobs if not job.folder.complete))
+
+
+def without_the_wrong(plan: Plan, suite: Read, out: Path, tell: Callable[[str], None]) -> tuple[Plan, dict[str, str]]:
+    """A plan without what cannot run, and sentences about that by run."""
+    if plan.left:
+        tell("looking for what cannot run, before anything is trained")
+    wrong: dict[tuple[str, str], str] = {}
+    lost: set[str | None] = set()
+    for cell, why in cannot_run(plan, suite, out):
+        tell(f"{cell.pair} {cell.method} cannot run: {why}")
+        wrong[cell.pair, cell.method] = why
+        lost.add(cell.content)
+    told = {cell.key: wrong.get((cell.pair, cell.method)) or (cell.needs in lost and TEACHERLESS) for cell in plan.left}
+    cells = [cell for cell in plan.cells if not told.get(cell.key)]
+    return Plan(cells, plan.rows), {_name(cell): str(told[cell.key]) for cell in plan.left if told[cell.key]}
 
 
 def run_plan(
@@ -86,6 +115,11 @@ def run_plan(
     """
     deadline = None if hours is None else monotonic() + 3600 * hours
     return _Runner(plan, suite, out, results, engine, tell, watch or (lambda _: None)).run(deadline)
+
+
+def _job(cell: Cell, suite: Read, out: Path, engine: Engine | None = None) -> Job:
+    threads, width = (1, 1) if engine is None else (engine.threads, engine.width)
+    return Job(cell, suite.name, suite.folder, out.absolute(), threads, width)
 
 
 class _Runner:
@@ -143,11 +177,11 @@ class _Runner:
                 return cell
             elif cell.needs not in coming:
                 self.waiting.remove(cell)
-                self._fail(cell, "its teacher failed")
+                self._fail(cell, TEACHERLESS)
         return None
 
     def _begin(self, cell: Cell) -> None:
-        job = Job(cell, self.suite.name, self.suite.folder, self.out, self.engine.threads, self.engine.width)
+        job = _job(cell, self.suite, self.out, self.engine)
         state = " is trained already" if job.folder.complete else " goes on" if job.folder.begun else ""
         self.running[cell.key] = Running(job, self.plan.seconds(cell))
         self.tell(f"{_name(cell)}{state}: {cell.recipe.trainer.max_epochs} epochs, log {job.log}")

@@ -11,11 +11,11 @@ from time import monotonic
 
 from kdkit import draws
 from kdkit.bench.engines import Engine
-from kdkit.bench.expand import Cell, expand, reseeded
+from kdkit.bench.expand import Cell, reseeded
 from kdkit.bench.live import State
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import Row, append, read_rows
-from kdkit.bench.run import Outcome, run_plan
+from kdkit.bench.run import Outcome, make_plan, run_plan, without_the_wrong
 from kdkit.bench.space import Dimension, check_optuna, space, suggest
 from kdkit.bench.suite import TEACHER, Read
 from kdkit.recipe import content_key, loads, resolved
@@ -122,13 +122,13 @@ def tune(
     """
     check_optuna()
     end = None if hours is None else monotonic() + 3600 * hours
-    cells = expand(suite, out / "teachers")
-    ledger = ledger_of(results)
+    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, tell)
+    cells, ledger = plan.cells, ledger_of(results)
     first = [cell for cell in cells if cell.method != TEACHER and cell.seed == suite.seeds[0]]
     studies = [study for cell in first if (study := Study(cell, space(cell.recipe))).dimensions]
     for cell in (cell for cell in first if cell not in [study.cell for study in studies]):
         tell(f"{cell.pair} {cell.method}: nothing to tune")
-    whole = Outcome()
+    whole = Outcome(failed=dict(wrong))
 
     def run(wanted: Sequence[Cell], rows: Path, folder: Path) -> int:
         plan = Plan.of(wanted, _rows(rows))
@@ -144,7 +144,7 @@ def tune(
 
     if run([cell for cell in cells if cell.method == TEACHER], results, out):
         whole.left = everything()
-    if whole.left or whole.failed:
+    if whole.left or whole.failed != wrong:
         return whole
     for number in range(trials):
         rows = _rows(ledger)

@@ -36,7 +36,7 @@ def bench(
     suite: SuiteFile,
     overrides: Overrides = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show the runs, what is done, and the time left; run none.")
+        bool, typer.Option("--plan", help="Show the runs, what is done, the time left, and what cannot run; run none.")
     ] = False,
     hours: Hours = None,
     out: Out = None,
@@ -51,20 +51,25 @@ def bench(
     """Run the methods, pairs and seeds of a suite.
 
     A row of each is kept. Every method gets one seed before any gets two. What has a row is skipped, what was begun
-    goes on, and what fails is told and keeps nobody else from running.
+    goes on, and what fails is told and keeps nobody else from running; what cannot run is found before anything is
+    trained.
     """
     from kdkit.bench.suite import load_suite
 
     read = load_suite(suite, overrides or [])
     from kdkit.bench.live import progress
-    from kdkit.bench.run import make_plan, results_of, run_suite
+    from kdkit.bench.run import cannot_run, make_plan, results_of, run_suite
 
     out = out or Path("runs") / read.name
     rows = results_of(out, results)
     if plan:
         from kdkit.console import show
 
-        show(make_plan(read, out, rows).shown(processes), sys.stdout)
+        planned = make_plan(read, out, rows)
+        show(planned.shown(processes), sys.stdout)
+        if wrong := list(cannot_run(planned, read, out)):
+            lines = "".join(f"\n  {cell.pair} {cell.method}: {why}" for cell, why in wrong)
+            raise KdkitError(f"{len(wrong)} of the lines cannot run; mend them, or leave them out{lines}")
         return
     chosen = _engine(engine, processes, address, gpus_per_run, cpus_per_run, out)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -109,8 +109,7 @@ class TeacherCache:
         text = json.dumps(told, sort_keys=True, indent=1)
         self.layout, self.near, self.trusted = layout, near, False
         self.folder = folder / f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
-        size = 2 * rows * (layout.width + CHECK)
-        _check_room(self.folder, layout, rows, size)
+        check_room(self.folder, layout, rows, [self.folder])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "cache.json").write_text(text + "\n", encoding="utf-8")
@@ -201,11 +200,23 @@ class TeacherCache:
         self._device_rows = held
 
 
-def _check_room(folder: Path, layout: Layout, rows: int, size: int) -> None:
-    """Refuse what the disk cannot hold beside what is written already, telling what takes the room."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    with suppress(OSError, AttributeError):  # Windows does not tell blocks
-        size -= 512 * (folder / ROWS).stat().st_blocks
+def check_room(place: Path, layout: Layout, rows: int, begun: Iterable[Path]) -> None:
+    """Refuse what the disk cannot hold beside what is written already, telling what takes the room.
+
+    Args:
+        place: on that disk; need not be there.
+        layout: of a row.
+        rows: number of rows.
+        begun: folders of caches in which some of the rows may be.
+
+    Raises:
+        KdkitError: it cannot.
+    """
+    size = 2 * rows * (layout.width + CHECK)
+    for folder in begun:
+        with suppress(OSError, AttributeError):  # Windows does not tell blocks
+            size -= 512 * (folder / ROWS).stat().st_blocks
+    there = next(parent for parent in (place, *place.parents) if parent.exists())
     if size > (free := shutil.disk_usage(there).free):
         parts = ", ".join(f"{tap} {2 * rows * layout.words(tap) / 1e9:.1f} GB" for tap in layout.shapes)
         raise KdkitError(

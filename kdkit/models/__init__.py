@@ -1,6 +1,6 @@
 """Models by name, their weights files, and the heads between them."""
 
-from kdkit.models.build import build, builtin, list_models, normalisation, seeded
+from kdkit.models.build import build, builtin, copied, list_models, normalisation, seeded
 from kdkit.models.catalogue import MODELS
 from kdkit.models.weights import load_weights, read_metadata, read_weights, save_weights
 
@@ -8,6 +8,7 @@ __all__ = [
     "MODELS",
     "build",
     "builtin",
+    "copied",
     "list_models",
     "load_weights",
     "normalisation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 import warnings
@@ -47,6 +48,36 @@ def build(
         UnknownNameError: nothing has that name; the nearest names are offered.
         KdkitError: the factory takes other options, failed, or gave something else than an `nn.Module`.
     """
+    if _first is None:
+        return _build(arch, num_classes, pretrained, base, allow_custom, options)
+    key = repr((arch, num_classes, pretrained, base, allow_custom, options, torch.initial_seed()))
+    if key not in _first:
+        _first[key] = _build(arch, num_classes, pretrained, base, allow_custom, options)
+    return copy.deepcopy(_first[key])
+
+
+_first: dict[str, nn.Module] | None = None
+
+
+@contextmanager
+def copied() -> Iterator[None]:
+    """Inside, a net that is asked for again, with the same words and seed, is a copy: to draw weights takes longer."""
+    global _first
+    before, _first = _first, {}
+    try:
+        yield
+    finally:
+        _first = before
+
+
+def _build(
+    arch: str,
+    num_classes: int | None,
+    pretrained: bool,
+    base: Path | None,
+    allow_custom: bool,
+    options: dict[str, Any],
+) -> nn.Module:
     if not isinstance(arch, str) or not arch:
         raise KdkitError(f"arch must be a model's name, got {arch!r}")
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):

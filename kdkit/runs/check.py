@@ -1,69 +1,47 @@
-"""What a recipe would do, before an hour is spent: its graph bound to fake data; shapes, sizes and cost."""
+"""What a recipe would do, before an hour is spent: shapes, sizes and cost."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdkit.data import DataFacts, DataModule
 from kdkit.graph import Schedule
-from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.models.published import fetched
-from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build, source, tuning
+from kdkit.recipe import Experiment, Recipe, source, tuning
 from kdkit.runs.check_cohort import cohort_rows
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
-from kdkit.runs.dry_step import dry_steps
+from kdkit.runs.dry_run import dry_run
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
-from kdkit.train.optim import rate
 from kdkit.train.scores import UNSCORED
 from kdkit.untouched import untouched
 
-SAMPLES = 4
-STAND_IN = 65_536  # a larger training set is bound with this many samples, and what grows with them is scaled up
-
 
 def check(recipe: Recipe) -> CheckReport:
-    """Bind a recipe's graph to fake data of the right shape: what would fail in training fails here.
-
-    No image is read, nothing is fetched or trained: a model whose weights are not there yet keeps its initial ones.
+    """What a recipe would do, after a dry run of it.
 
     Raises:
         KdkitError: whatever does not fit.
     """
-    published = any(spec.source == "pretrained" and spec.tune is None for spec in recipe.models.values())
-    experiment = build(recipe, weights=None if published else _finished)
-    data, facts = experiment.datamodule, experiment.datamodule.facts
-    if not facts.num_samples:
-        raise RecipeError([recipe.origin.problem(("data",), "holds no images to train on")])
-    samples = max(SAMPLES, *(edge.min_batch for edge in experiment.edges))
-    batch, stand_in = _fake_batch(data, min(samples, data.batch_size)), _stand_in(facts)
-    with blaming(recipe):
-        distiller = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
-    graph = distiller.graph
+    tried = dry_run(recipe)
+    experiment, distiller, batch = tried.experiment, tried.distiller, tried.batch
+    data, graph, facts = experiment.datamodule, distiller.graph, experiment.datamodule.facts
     with untouched(graph):
         nodes = tuple(_node_row(recipe, graph, name, batch) for name in graph.nodes)
         images = min(data.batch_size, facts.num_samples)
         kept = activation_bytes(graph, batch) * images / len(batch.index)  # type: ignore[arg-type]
-        with blaming(recipe):
-            stumbles = tuple(dry_steps(graph, batch))
-    if data.drop_last and facts.num_samples < data.batch_size:
-        told = (
-            f"must be at most the {facts.num_samples} samples there are where drop_last is true, got {data.batch_size}"
-        )
-        raise RecipeError([recipe.origin.problem(("data", "batch_size"), told)])
-    grown = facts.num_samples / (stand_in.num_samples or 1)
+    grown = facts.num_samples / (tried.facts.num_samples or 1)
     moved = f" ({experiment.balance} moves it)" if experiment.balance in RATE else ""
     steps = _steps_per_epoch(facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches)
     return CheckReport(
@@ -76,7 +54,7 @@ def check(recipe: Recipe) -> CheckReport:
         batch_size=images,
         steps_per_epoch=steps,
         epochs=recipe.trainer.max_epochs,
-        notes=(*_notes(recipe, experiment, graph), *stumbles),
+        notes=(*_notes(recipe, experiment, graph), *tried.stumbles),
         cohort=tuple(
             cohort_rows(experiment.cohort, experiment.health, recipe.trainer.max_epochs, held_out=data.selects)
         ),
@@ -108,40 +86,6 @@ def activation_bytes(graph: Graph, batch: Batch) -> int:
                 graph.weighted(terms)
         most = max(most, sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own))
     return most
-
-
-def _fake_batch(data: DataModule, size: int) -> Batch:
-    """Noise, normalised as the data are; a batch size of 1 stays one, for BatchNorm's sake."""
-    ids, facts = torch.arange(size), data.facts
-    images: Any = torch.randn(size, *facts.input_shape, generator=torch.Generator().manual_seed(0))
-    if getattr(data, "two_views", False):
-        images = {"view1": images, "view2": images}
-    return Batch(images, ids % facts.num_classes if facts.num_classes else torch.full_like(ids, -1), ids)
-
-
-def _stand_in(facts: DataFacts) -> Facts:
-    """What the graph is told of the data."""
-    samples = min(facts.num_samples, STAND_IN)
-    labels = torch.arange(samples) % facts.num_classes if facts.num_classes else None
-    return Facts(facts.num_classes, samples, labels, facts.mean, facts.std)
-
-
-def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> Distiller:
-    """The graph as training would bind it, optimisers and learning rates included."""
-    distiller = Distiller(
-        experiment.nodes,
-        experiment.edges,
-        optimizer=experiment.optimizer,
-        lr=experiment.lr,
-        seed=experiment.seed,
-        stages=experiment.stages,
-        balance=experiment.balance,
-    )
-    distiller.graph.bind(batch, facts, epochs)
-    specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}
-    distiller.rates = {name: rate(name, lr, distiller.lr, epochs) for name, lr in specs.items()}
-    distiller.configure_optimizers()
-    return distiller
 
 
 def _learn_row(distiller: Distiller, name: str, steps: int) -> LearnRow:
@@ -193,12 +137,6 @@ def _weights(recipe: Recipe, name: str) -> str:
         return spec.weights or "initial"
     there = "there" if teacher_folder(maker).complete else f"trained first, {maker.trainer.max_epochs} epochs"
     return f"{maker.name}: {there}"
-
-
-def _finished(maker: Recipe) -> Path | None:
-    """The weights that a recipe makes, where they are there."""
-    folder = teacher_folder(maker)
-    return folder.weights(maker.trained[0]) if folder.complete else None
 
 
 def _edge_rows(graph: Graph, edge: BoundEdge, grown: float, moved: str) -> Iterator[EdgeRow]:

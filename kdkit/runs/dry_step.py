@@ -14,6 +14,11 @@ from kdkit.registry import KdkitError
 from kdkit.train.share import begin_step, measure
 
 
+def measured(graph: Graph) -> bool:
+    """Whether a step finds out weights, and may fail at it."""
+    return bool(graph.watchers) or any(edge.calibration is not None for edge in graph.bound)
+
+
 def dry_steps(graph: Graph, batch: Batch) -> Iterator[str]:
     """What a step would stumble over: losses whose value is no number.
 

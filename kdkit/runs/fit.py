@@ -20,6 +20,7 @@ from kdkit.runs.beginning import Beginning
 from kdkit.runs.cohort import cohort_callbacks
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.depth import draw_depth
+from kdkit.runs.distilling import DISTILLERS, make_distiller
 from kdkit.runs.events import read_events
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
@@ -170,22 +171,9 @@ def _within(weights: str | None, folder: RunFolder) -> bool:
 
 def assemble(experiment: Experiment, folder: RunFolder, rows: MetricRows) -> tuple[Distiller, pl.Trainer]:
     """The Lightning module and the Trainer of an experiment."""
-    options = {word: value for word, value in experiment.trainer.items() if word != "check_teachers"}
-    distiller = Distiller(
-        experiment.nodes,
-        experiment.edges,
-        optimizer=experiment.optimizer,
-        lr=experiment.lr,
-        seed=experiment.seed,
-        balance=experiment.balance,
-        stages=experiment.stages,
-        update=options.pop("update", "simultaneous"),
-        place=options.pop("place", None),
-        pcgrad=options.pop("pcgrad", False),
-        channels_last=options.pop("channels_last", True),
-        compile=options.pop("compile", False),
-        on_nonfinite=options.pop("on_nonfinite", "stop"),
-    )
+    own = {*DISTILLERS, "check_teachers"}
+    options = {word: value for word, value in experiment.trainer.items() if word not in own}
+    distiller = make_distiller(experiment)
     distiller.watch.folder = folder.nonfinite
     trainer = make_trainer(experiment.recipe, options, folder, rows)
     trainer.callbacks += cohort_callbacks(experiment, folder)  # type: ignore[attr-defined]

@@ -98,10 +98,10 @@ def _steps(trace: Trace, module: nn.Module, path: str, before: float) -> list[Ca
     """The calls that end before a moment, in their order, at the level of blocks: a body of blocks is opened."""
     calls = [trace.last[inner] for inner, _ in _parts(module, path) if inner in trace.last]
     calls = sorted((c for c in calls if c.output is not None and c.left < before), key=lambda c: c.left)
-    blocks = [call for call in calls if _is_block(call.path, call.module)]
+    blocks, most = [call for call in calls if _is_block(call.path, call.module)], _MOST * _size(module)
     steps = []
     for call in calls:
-        body = len(blocks) == 1 or _size(call.module) >= _MOST * _size(module)
+        body = len(blocks) == 1 or _size(call.module) >= most
         if body and sum(_is_block(*part) for part in _parts(call.module, "")) >= 2:
             steps += _steps(trace, call.module, call.path, before)
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.data.home import home
-from kdkit.data.teacher_cache import Layout, TeacherCache
+from kdkit.data.teacher_cache import Layout, TeacherCache, check_room
 from kdkit.graph.batch import Batch
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
@@ -64,6 +64,68 @@ class CacheWords:
         return cls(**words)
 
 
+@dataclass(frozen=True)
+class CachePlan:
+    """What a cache will hold, known before the model or an image is.
+
+    Attributes:
+        name: of the node.
+        folder: where caches lie.
+        by: as in `CacheWords`.
+        samples: training images.
+        groups: rows of each.
+        layout: of a row.
+    """
+
+    name: str
+    folder: Path
+    by: str
+    samples: int
+    groups: int
+    layout: Layout
+
+    @property
+    def rows(self) -> int:
+        """Of the whole cache."""
+        return self.samples * self.groups
+
+    @classmethod
+    def of(cls, graph: Graph, name: str, datamodule: Any) -> CachePlan:
+        """Of a node of a bound graph.
+
+        Raises:
+            KdkitError: these data, or these losses, do not allow it.
+        """
+        words = CacheWords.of(graph.nodes[name].cache)
+        if not hasattr(datamodule, "view_number"):
+            raise KdkitError(
+                f"cache of {name!r}: the views must follow from (seed, epoch, sample), as in kdkit's data modules; "
+                "take one of them, or leave `cache` out"
+            )
+        if words.by == "views" and datamodule.num_views is None:
+            raise KdkitError(
+                f"cache of {name!r}: the random views of these images cannot be counted; keep what it says of each "
+                "epoch instead: cache: {by: epochs}"
+            )
+        if getattr(datamodule, "two_views", False):
+            raise KdkitError(f"cache of {name!r}: data.two_views has two images for each row; leave one of both out")
+        taps = graph.whole[name]
+        layout = Layout({tap: taps.shapes[tap] for tap in taps.names}, words.dtype, words.top_k)
+        if words.top_k is not None:
+            _check_temperatures(graph, name)
+        groups = int(datamodule.num_views) if words.by == "views" else math.ceil(graph.epochs)
+        folder = home() / "caches" if words.folder is None else Path(words.folder)
+        return cls(name, folder, words.by, int(datamodule.num_samples), groups, layout)
+
+    def check_room(self) -> None:
+        """Refuse what the disk cannot hold, whichever of the caches there begins it.
+
+        Raises:
+            KdkitError: it cannot.
+        """
+        check_room(self.folder, self.layout, self.rows, self.folder.glob(f"{self.name}-*"))
+
+
 class Memory:
     """One frozen node's cache, as its graph and its data use it.
 
@@ -81,35 +143,16 @@ class Memory:
     def __init__(
         self, graph: Graph, name: str, datamodule: Any, precision: str, layout: Callable[[Tensor], Tensor]
     ) -> None:
-        node = graph.nodes[name]
-        words = CacheWords.of(node.cache)
-        if not hasattr(datamodule, "view_number"):
-            raise KdkitError(
-                f"cache of {name!r}: the views must follow from (seed, epoch, sample), as in kdkit's data modules; "
-                "take one of them, or leave `cache` out"
-            )
-        if words.by == "views" and datamodule.num_views is None:
-            raise KdkitError(
-                f"cache of {name!r}: the random views of these images cannot be counted; keep what it says of each "
-                "epoch instead: cache: {by: epochs}"
-            )
-        if getattr(datamodule, "two_views", False):
-            raise KdkitError(f"cache of {name!r}: data.two_views has two images for each row; leave one of both out")
-        self.graph, self.name, self.datamodule, self.by, self.layout = graph, name, datamodule, words.by, layout
-        self.samples = int(datamodule.num_samples)
-        self.groups = int(datamodule.num_views) if words.by == "views" else math.ceil(graph.epochs)
-        taps = graph.whole[name]
-        kept = Layout({tap: taps.shapes[tap] for tap in taps.names}, words.dtype, words.top_k)
+        node, plan = graph.nodes[name], CachePlan.of(graph, name, datamodule)
+        self.graph, self.name, self.datamodule, self.by, self.layout = graph, name, datamodule, plan.by, layout
+        self.samples, self.groups = plan.samples, plan.groups
         data = datamodule.identity()
-        if words.by == "views":
+        if plan.by == "views":
             del data["seed"]
-        if words.top_k is not None:
-            _check_temperatures(graph, name)
         input_of = {word: getattr(node, word) for word in ("mean", "std", "image_size", "input")}
-        depends = {"model": _fingerprint(graph.model(name)), "by": words.by, "precision": precision, **input_of, **data}
-        folder = home() / "caches" if words.folder is None else Path(words.folder)
+        depends = {"model": _fingerprint(graph.model(name)), "by": plan.by, "precision": precision, **input_of, **data}
         near = EXACT if precision.startswith(("32", "64")) else ROUNDED
-        self.cache = TeacherCache(folder, name, depends, kept, self.samples * self.groups, near=near)
+        self.cache = TeacherCache(plan.folder, name, depends, plan.layout, plan.rows, near=near)
 
     def rows(self, epoch: int | Tensor, index: Tensor) -> Tensor:
         """The row of each sample's view in an epoch, which `by: views` may be told as to `CropFlip.draw`: (B,)."""

@@ -9,7 +9,8 @@ import torch
 from kdkit.console import show
 from kdkit.recipe import load, loads
 from kdkit.registry import KdkitError
-from kdkit.runs.check import STAND_IN, check
+from kdkit.runs.check import check
+from kdkit.runs.dry_run import STAND_IN
 
 FAKE = "name: fake, samples: 100, classes: 5, shape: [3, 8, 8], batch_size: 16"
 

@@ -34,7 +34,7 @@ class Processes(Engine):
         self.gpus = _gpus()
         self.busy: dict[Connection, tuple[BaseProcess, Job, int]] = {}
         self.stopping = False
-        self.context = _context()
+        self.context = context()
 
     def room(self) -> int:
         """What is not taken."""
@@ -79,7 +79,7 @@ class Processes(Engine):
             word, what = pipe.recv()
         except EOFError:
             process.join()
-            word, what = "stopped" if self.stopping else "failed", f"its process died ({_why(process.exitcode)})"
+            word, what = "stopped" if self.stopping else "failed", f"its process died ({why_it_died(process.exitcode)})"
         process.join()
         return Answer(job, "failed" if word == "stopped" and not self.stopping else word, what)
 
@@ -110,16 +110,17 @@ def _gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _context() -> BaseContext:
+def context() -> BaseContext:
     """Processes forked from one that has imported everything, where there are such."""
     if "forkserver" not in mp.get_all_start_methods():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["kdkit.bench.job", "kdkit.runs.fit", "kdkit.runs.evaluate"])
+    context.set_forkserver_preload(["kdkit.bench.job", "kdkit.runs.fit", "kdkit.runs.evaluate", "kdkit.runs.dry_run"])
     return context
 
 
-def _why(code: int | None) -> str:
+def why_it_died(code: int | None) -> str:
+    """What a process's exit code says, in words."""
     if code is not None and code < 0:
         return f"signal {signal.Signals(-code).name}; out of memory?" if code == -9 else signal.Signals(-code).name
     return f"exit code {code}"
