@@ -39,7 +39,15 @@ def accuracies(recipe: str, node: str, out: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the runs are kept")
-    out = parser.parse_args().out
+    try:
+        show(parser.parse_args().out)
+    except KeyboardInterrupt as stop:
+        print(f"stopped. {stop}; the same command goes on")
+        raise SystemExit(130) from None
+
+
+def show(out: Path) -> None:
+    """Run what is not there yet, and show all of it."""
     began = time.perf_counter()
     table = Table(title=f"1,797 UCI handwritten digits, last epoch, {len(SEEDS)} seeds")
     for column in ("", "top-1 (%)", "each seed"):
