@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -17,7 +18,7 @@ h1 { font-size: 1.4rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem } h1, 
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom }
 tr:last-child td { border-bottom: 0 }
 tbody tr:nth-child(even) td { background: var(--stripe) }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
@@ -43,3 +44,15 @@ def document(title: str, body: str, style: str = "", script: str = "") -> str:
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n{style}\n</style>\n</head>\n<body>\n"
         f"{body}\n<script>\n{script}\n</script>\n</body>\n</html>\n"
     )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column stays in sight; it scrolls by itself where it is wider than the page.
+
+    Args:
+        heads: of its columns; HTML that is escaped already.
+        rows: cells, likewise.
+    """
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'

@@ -12,12 +12,13 @@ from kdkit.bench.rows import read_rows
 from kdkit.bench.table import Block
 from kdkit.bench.table import blocks as make_blocks
 from kdkit.runs.folder import write_text
-from kdkit.web import document
+from kdkit.web import document, table
 
 STYLE = """
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 figure { margin: 0 } figcaption { color: var(--soft); font-size: .87rem }
 svg { display: block; width: 100%; height: auto; color: var(--ink) } svg text { font-family: inherit !important }
+th { white-space: normal }
 .key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin: .75rem 0; font-size: .87rem }
 .key label { cursor: pointer; overflow-wrap: anywhere }
 .key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin: 0 .3em }
@@ -82,12 +83,8 @@ def _table(block: Block) -> str:
     for line, its in zip(block.lines, marks, strict=True):
         first, *rest = (escape(cell) for cell in cells(line))
         mark = f"&nbsp;<sup>{', '.join(map(str, its))}</sup>" if its else ""
-        rows.append(f"<tr><td>{first}{mark}</td>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
+        rows.append([f"{first}{mark}", *rest])
     told = [f"<b>{escape(note)}</b>" for note in block.notes]
     told += [f"<sup>{i}</sup> {escape(note)}" for i, note in enumerate(notes, 1)] + [escape(block.facts)]
-    head = "".join(f"<th>{escape(head)}</th>".replace(" %", "&nbsp;%") for head in HEADS)
-    body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n'
-        f"<ul>{''.join(f'<li>{note}</li>' for note in told)}</ul>"
-    )
+    heads = [escape(head).replace(" %", "&nbsp;%") for head in HEADS]
+    return f"{table(heads, rows)}\n<ul>{''.join(f'<li>{note}</li>' for note in told)}</ul>"

@@ -20,7 +20,7 @@ HINT = "<p>A click on a picture shows it whole, to be moved sideways.</p>"
 
 
 def figures(told: Told) -> str:
-    """The section; nothing where there are none."""
+    """What stands in their section; nothing where there are none."""
     parts = []
     for name, picture in told.figures.items():
         title, caption = FIGURES.get(name, (name.replace("_", " "), ""))
@@ -32,5 +32,4 @@ def figures(told: Told) -> str:
         parts.append(
             f"<figure{broad}><h3>{escape(title)}</h3>{image}<figcaption>{escape(caption)}</figcaption></figure>"
         )
-    content = f'<div class="figures">{"".join(parts)}</div>{HINT}'
-    return f"<section>\n<h2>Figures</h2>\n{content}\n</section>" if parts else ""
+    return f'<div class="figures">{"".join(parts)}</div>{HINT}' if parts else ""

@@ -129,7 +129,8 @@ def _label(arrow: Arrow, x: float, y: float) -> str:
         f'<text x="{x:g}" y="{top + 16 + LINE * i:g}" text-anchor="middle" class="small">{escape(line)}</text>'
         for i, line in enumerate(small, 1)
     )
-    whole = ", ".join(filter(None, (f"{arrow.name}: weight {weight}", recipe, told)))
+    named = f"{arrow.name}: weight {weight}" if weight else arrow.name
+    whole = ", ".join(filter(None, (named, recipe, told)))
     return (
         f"<g><title>{escape(whole)}</title>"
         f'<rect x="{x - wide / 2:g}" y="{top:g}" width="{wide:g}" height="{8 + LINE * (1 + len(small)):g}" rx="6" '

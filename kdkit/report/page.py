@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kdkit.recipe.write import READING, dump
+from kdkit.recipe.write import dump
 from kdkit.report.charts import Chart, charts, gradient_charts
 from kdkit.report.figures import figures
 from kdkit.report.gather import Told, gather
@@ -65,9 +65,9 @@ def page(told: Told) -> str:
         *top,
         _section("The recipe as a graph", f'<div class="scroll">{svg}</div>\n<p>{GRAPH}</p>'),
         _section("Curves", _charts(drawn) + _numbers(told)),
-        _cohort(told),
+        _section("Cohort", _cohort(told)),
         *(_section(*part) for part in tables(told)),
-        figures(told),
+        _section("Figures", figures(told)),
         _section("How it is made again", again + end[0]),
         _section("Provenance", end[1]),
     )
@@ -126,18 +126,19 @@ def _tiles(told: Told, last: Mapping[str, Any]) -> str:
         if metrics.get("top1") is None:
             continue
         best = told.result.get("best", {}).get(name, {})
-        beside = "top-1 after the last epoch"
+        beside = f"top-1 after {'the last epoch' if told.result else f'epoch {max(told.rows)}'}"
         moved = best.get("top1") is not None and best["top1"] > metrics["top1"]
         note = f"best epoch {best['epoch']:.0f}: {100 * best['top1']:.2f} %" if moved else ""
         tiles.append(
             f'<div class="tile"><span>{escape(name)}</span><b>{100 * metrics["top1"]:.2f} %</b>'
-            f"<i>{escape(beside)}{'<br>' if note else ''}{escape(note)}</i></div>"
+            f"<i>{beside}{'<br>' if note else ''}{escape(note)}</i></div>"
         )
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
 def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>"
+    """Nothing where there is no content."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
 
 def _charts(drawn: Sequence[Chart]) -> str:
@@ -166,7 +167,7 @@ def _numbers(told: Told) -> str:
 def _cohort(told: Told) -> str:
     """Who came, went and was treated."""
     cells = [[f"{event.epoch:.4g}", event.model, event.what, event.why] for event in told.events]
-    return _section("Cohort", table(["after epoch", "model", "what", "why"], cells)) if cells else ""
+    return table(["after epoch", "model", "what", "why"], cells) if cells else ""
 
 
 def _recipe(told: Told) -> str:
@@ -182,9 +183,7 @@ def _needs(told: Told) -> str:
     notes = [f"With {needs}{f'; kdkit at commit {commit}' if commit else ''}." if needs else ""]
     if str(commit or "").endswith("+"):
         notes.append("The + says that kdkit's files had changes that were not committed.")
-    notes.append(
-        f"Files and folders of the machine are left out of the recipe ({', '.join(READING[:1])}, weights, own code)."
-    )
+    notes.append("Files and folders of the machine are left out of the recipe (root, weights, own code).")
     return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes if note)}</ul>"
 
 

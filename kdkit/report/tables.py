@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kdkit import web
 from kdkit.console import si
 from kdkit.report.gather import Told
 from kdkit.runs.papers import reading
@@ -90,10 +91,8 @@ def _scaled(key: str, value: Any) -> Any:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column stays in sight; it scrolls by itself where it is wider than the page."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    """A table of plain text."""
+    return web.table([escape(head) for head in heads], [[escape(cell) for cell in row] for row in rows])
 
 
 def number(value: Any) -> str:

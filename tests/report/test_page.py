@@ -262,6 +262,13 @@ def test_a_weight_that_moved_is_drawn_as_it_was_last_above_the_recipes(tmp_path)
     assert said["kd"][1] == ["kd × 0.9", "logits"]
 
 
+def test_a_run_that_goes_on_says_so(tmp_path):
+    text = page(gather(run(tmp_path / "run", epochs=12, finished=False)))
+    assert "not finished: 12 of 60 epochs" in text
+    assert "top-1 after epoch 12<" in text
+    assert "after the last epoch" not in text
+
+
 def test_a_recipe_with_one_model_and_one_loss(tmp_path):
     recipe = "models:\n  net: {arch: resnet8}\nlosses:\n- ce: {}\n" + RICH[RICH.index("data:") :]
     text = write_report(run(tmp_path / "one", recipe=recipe, compare=False, epochs=1)).read_text()
