@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import zlib
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock
 
 OURS = ".kdkit."  # how the names of what is not yet a file begin
 
@@ -38,6 +41,14 @@ def whole(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Reading a file and writing it again, while no other process of this user and machine does so."""
+    name = hashlib.blake2b(f"{Path.home()} {path.resolve()}".encode(), digest_size=8).hexdigest()
+    with FileLock(Path(tempfile.gettempdir()) / f"kdkit-{name}.lock"):  # beside it, it would stay
+        yield
 
 
 def crc32(content: bytes) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from kdkit.bench.expand import Cell, mark
 from kdkit.bench.kinds import no_number
@@ -21,7 +17,7 @@ from kdkit.recipe.write import READING, document, dump
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
 from kdkit.runs.result import check_metrics, read_figures
-from kdkit.storage import crc32
+from kdkit.storage import crc32, one_at_a_time
 
 Row = dict[str, Any]
 NEEDED = {
@@ -75,7 +71,7 @@ def append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     line = f'{text[:-1]}, "crc32": "{crc32(text.encode())}"}}\n'.encode()
-    with FileLock(_lock(path)), path.open("a+b") as file:
+    with one_at_a_time(path), path.open("a+b") as file:
         file.seek(0)
         before = file.read()
         if before and not before.endswith(b"\n"):
@@ -173,8 +169,3 @@ def _portable(cell: Cell, hidden: Sequence[Path]) -> str:
     for folder in sorted(map(str, hidden), key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text
-
-
-def _lock(path: Path) -> Path:
-    name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"kdkit-rows-{name}.lock"

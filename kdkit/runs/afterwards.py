@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from kdkit.console import tell
 from kdkit.runs.beside import Beside, logged_as, offline, unlogged
@@ -17,6 +14,7 @@ from kdkit.runs.folder import RunFolder
 from kdkit.runs.loggers import MAKERS, pictures_of
 from kdkit.runs.papers import read_recipe
 from kdkit.runs.result import read_figures
+from kdkit.storage import one_at_a_time
 
 
 def log_found(run: RunFolder, verb: str, found: Mapping[str, Any], pictures: Sequence[Path] = ()) -> None:
@@ -43,9 +41,7 @@ def log_found(run: RunFolder, verb: str, found: Mapping[str, Any], pictures: Seq
     if kind == "wandb" and begun and offline(run):
         _warn("wandb is offline, where it cannot go on with a run, and gets nothing; upload the run, and do this again")
         return
-    with ExitStack() as alone:  # else of two verbs at a time each keeps what the service did not take of its own only
-        with suppress(OSError):  # the folder cannot be written
-            alone.enter_context(FileLock(f"{run.unlogged}.lock"))
+    with one_at_a_time(run.unlogged):  # else of two verbs each keeps only its own of what the service did not take
         logger = Beside(kind, *MAKERS[kind], words, run)
         own = pictures_of(run) if kind in unlogged(run) or not begun else []
         logger.hold(dict(_flat(found, verb)), int(read_figures(run).get("epochs") or 1) if run.complete else 1)

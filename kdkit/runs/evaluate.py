@@ -27,6 +27,7 @@ from kdkit.runs.eval_recipe import eval_recipe
 from kdkit.runs.folder import RunFolder, write_json
 from kdkit.runs.told import read
 from kdkit.runs.trained import UNLABELLED, Trained, trained
+from kdkit.storage import one_at_a_time
 
 ENDING = ".safetensors"
 PERCENT = ("top", "ece")
@@ -115,8 +116,9 @@ def keep(path: Path, key: str, found: Any) -> None:
         KdkitError: it cannot be written.
     """
     try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        write_json(path, {**before, key: found})
+        with one_at_a_time(path):
+            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            write_json(path, {**before, key: found})
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise KdkitError(f"{path} could not be written ({error}); give another place with --out FILE") from None
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -11,7 +13,8 @@ from torch.nn import functional as F
 from kdkit import data, models
 from kdkit.console import show
 from kdkit.registry import KdkitError
-from kdkit.runs.evaluate import classes_table, evaluate, predictions, results_table, score, write_evaluation
+from kdkit.runs.evaluate import classes_table, evaluate, keep, predictions, results_table, score, write_evaluation
+from kdkit.runs.folder import write_json
 from tests.cli.command import kdkit
 
 RECIPE = """\
@@ -281,3 +284,20 @@ def test_a_weights_file_may_be_called_as_one_likes(tmp_path, name):
     )
     (found,) = evaluate(tmp_path / f"{name}.safetensors", ["trainer.accelerator=cpu"]).values()
     assert 0 <= found["top1"] <= 1
+
+
+def test_two_verbs_at_a_time_both_keep_what_they_found(monkeypatch, tmp_path):
+    path, both = tmp_path / "eval.json", threading.Barrier(2)
+
+    def slow(target, found):
+        with suppress(threading.BrokenBarrierError):  # one waits for the other to come this far, in vain
+            both.wait(0.3)
+        write_json(target, found)
+
+    monkeypatch.setattr("kdkit.runs.evaluate.write_json", slow)
+    verbs = [threading.Thread(target=keep, args=(path, split, {"top1": 0.5})) for split in ("train", "test")]
+    for verb in verbs:
+        verb.start()
+    for verb in verbs:
+        verb.join()
+    assert json.loads(path.read_text()) == {"train": {"top1": 0.5}, "test": {"top1": 0.5}}
