@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.explain import problems
 from kdkit.recipe.own_code import ELSEWHERE, strays, strays_of_override
-from kdkit.recipe.schema import Origin
+from kdkit.recipe.schema import Origin, Recipe
 from kdkit.recipe.syntax import Item, read
 from kdkit.recipe.tree import split
 from kdkit.recipe.words import Options, Positive, Word, Words
@@ -172,7 +172,10 @@ def _unknown(item: Item, model: type[Words], under: tuple[str, ...]) -> Iterator
     known = list(model.model_fields)
     for key, child in item.value.items() if isinstance(item.value, dict) else ():
         if key not in known:
-            message = f"unknown key {key!r}{nearest(key, known) or '; known: ' + ', '.join(known)}"
+            hint = nearest(key, known) or "; known: " + ", ".join(known)
+            if not under and key in Recipe.model_fields:
+                hint = "; it is a word of a recipe, which `kdkit fit` runs; in a suite `overrides` change such words"
+            message = f"unknown key {key!r}{hint}"
             yield Problem.at(child.mark, ".".join((*under, key)), message)
 
 

@@ -79,7 +79,10 @@ def _model(recipe: Recipe, name: str, spec: ModelSpec, above: tuple[Path, ...]) 
     if spec.tune is not None:
         yield from _schedule(recipe, ("models", name, "tune", "lr"), spec.tune.lr, 0, LR, epochs=spec.tune.epochs)
     if spec.source == "file" and not os.path.isfile(str(spec.weights)):
-        what = "is a folder" if os.path.isdir(str(spec.weights)) else "does not exist"
+        what = "does not exist"
+        if os.path.isdir(str(spec.weights)):
+            inside = sorted(path.name for path in Path(str(spec.weights)).glob("*.safetensors"))
+            what = f"is a folder; name a file in it{': ' * bool(inside)}{', '.join(inside)}"
         yield problem(f"the weights file {spec.weights} {what}", "weights")
     if spec.source == "recipe":
         from kdkit.recipe.sources import source

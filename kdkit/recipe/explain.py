@@ -41,6 +41,7 @@ RIGHT = {
 }
 # Where a recipe ends and Python begins.
 BEYOND = "; loggers, callbacks and Lightning's other words: in Python, a Trainer of your own around kdkit.Distiller"
+SUITES = ("pairs", "methods", "seeds", "overrides")
 EXAMPLES = {
     "models": ", such as {student: {arch: resnet20}}",
     "losses": ", such as [ce]",
@@ -110,6 +111,8 @@ def unknown_key(key: str, parent: Loc, origin: Origin) -> str:
         return whole
     if not parent and (home := _home(key, origin)):
         return f"unknown key {key!r}; it is a word of `{home}`: {home}: {{{key}: …}}"
+    if not parent and key in SUITES:
+        return f"unknown key {key!r}; it is a word of a suite, which `kdkit bench` runs"
     known = list(_known(parent, origin))
     beyond = BEYOND if parent == ("trainer",) else ""
     return f"unknown key {key!r}{nearest(key, known) or '; known: ' + ', '.join(known) + beyond}"

@@ -70,7 +70,8 @@ def refusals(recipe: Recipe, *others: type[Exception]) -> Iterator[None]:
         text, given = " ".join(str(error).split()), recipe.trainer.model_fields_set
         guilty = [word for word in sorted(given) if word in text] + [word for word in MACHINE if word in given]
         where = ("trainer", *guilty[:1])
-        raise RecipeError([recipe.origin.problem(where, f"Lightning refuses it: {text}")]) from error
+        hint = "; leave it out, and the run takes what this machine has" if where[-1] == "accelerator" else ""
+        raise RecipeError([recipe.origin.problem(where, f"Lightning refuses it: {text}{hint}")]) from error
 
 
 @contextmanager

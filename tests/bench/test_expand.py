@@ -121,6 +121,7 @@ def test_a_teacher_with_weights_is_not_trained(tmp_path):
 
 
 def test_wrong_words_are_told_with_their_line(tmp_path):
+    refused(tmp_path, TINY + "lr: 1\n", "lr: unknown key 'lr'; it is a word of a recipe, which `kdkit fit` runs")
     refused(tmp_path, TINY.replace("methods", "metods"), "suite.yaml:3: metods: unknown key", "did you mean 'methods'")
     refused(tmp_path, TINY.replace("name: tiny", "nam: tiny"), "suite.yaml:2: pairs.0.nam: unknown key 'nam'", "'name'")
     refused(

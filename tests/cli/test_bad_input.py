@@ -244,6 +244,7 @@ def test_a_gpu_where_there_is_none(wrong, tmp_path, monkeypatch, word, right):
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: False))
     error = refused("fit", wrong(), f"trainer.accelerator={word}", "--out", tmp_path / "run")
     assert f"'trainer.accelerator={word}': trainer.accelerator: Lightning refuses it: {right}" in error
+    assert "; leave it out, and the run takes what this machine has" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -42,6 +42,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
     ("found", "instead", "line", "right"),
     [
         # words
+        ("lr: 0.1", "lr: 0.1\nseeds: 3", 12, "seeds: unknown key 'seeds'; it is a word of a suite, which `kdkit bench` runs"),
         ("lr: 0.1", "lr: 0.1\nlosess: []", 12, "losess: unknown key 'losess'; did you mean 'losses'"),
         ("weight: 0.9", "weigth: 0.9", 8, "losses.kd.weigth: unknown key 'weigth'; did you mean 'weight'"),
         ("temperature: 4", "temprature: 4", 9, "losses.kd.temprature: unknown key 'temprature'; did you mean 'temperature'?"),
@@ -214,6 +215,13 @@ def test_a_wrong_teachers_recipe_is_told_with_its_own_line(tmp_path: Path):
     told = problems(TEXT.replace("weights: random", "weights: mine"), tmp_path)
     assert told[0].startswith("r.yaml:3: models.teacher.weights: no weights from")
     assert "mine.yaml:9: losses.kd.temperature: must be a number above 0" in told[0]
+
+
+def test_a_run_where_its_weights_are_wanted_tells_their_name(tmp_path: Path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "student.safetensors").touch()
+    [told] = problems(TEXT.replace("weights: random", "weights: runs/one"), tmp_path)
+    assert told.endswith("runs/one is a folder; name a file in it: student.safetensors")
 
 
 def test_an_unknown_recipe_offers_the_nearest(tmp_path: Path, monkeypatch):
