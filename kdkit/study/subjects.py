@@ -83,7 +83,8 @@ def _file(word: str) -> Path:
     if file or (not path.exists() and word in {info.name for info in packaged()}):
         folder = teacher_folder(load(word))
         if not folder.complete:
-            raise KdkitError(f"{word} has no result yet; `kdkit fit {word}` trains it, and gives a folder to name here")
+            right = f"name the folder of its run here, which `kdkit fit {word}` makes"
+            raise KdkitError(f"{word} has no result yet among the teachers that were trained for a student; {right}")
         path = folder.path
     if not path.exists():
         known = "a run's folder, a weights file, or a model such as timm/resnet18"

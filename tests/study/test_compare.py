@@ -256,7 +256,7 @@ def test_a_recipes_file_is_the_teacher_that_was_trained_by_it(tmp_path, monkeypa
     monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("protocol: digits_20\nmodels: {net: {arch: resnet8}}\nlosses: [ce]\n", encoding="utf-8")
-    with pytest.raises(KdkitError, match="has no result yet"):
+    with pytest.raises(KdkitError, match=r"has no result yet among the teachers .*; name the folder of its run here"):
         _file(str(recipe))
     folder = teacher_folder(load(recipe)).path
     folder.mkdir(parents=True)
