@@ -51,9 +51,12 @@ def choice(loss: str, options: Sequence[str], **values: Any) -> None:
             raise ValueError(f"{loss}: {name} must be {known}, got {value!r}; choose one of them")
 
 
-def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "give the edge a head") -> None:
+def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "") -> None:
     """Raise `ValueError` unless both ends have one shape; `remedy` says what to do about it."""
     if student.shape != teacher.shape:
+        if student.ndim == 4 and student.shape[:2] == teacher.shape[:2]:
+            remedy = remedy or "the head `identity` pools the larger maps; `taps: embedding` compares them all pooled"
+        remedy = remedy or "give the edge a head"
         raise ValueError(
             f"{loss}: student must be shaped like teacher, {tuple(teacher.shape)}, got {tuple(student.shape)}; {remedy}"
         )

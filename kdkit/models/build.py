@@ -48,7 +48,7 @@ def build(
         UnknownNameError: nothing has that name; the nearest names are offered.
         KdkitError: the factory takes other options, failed, or gave something else than an `nn.Module`.
     """
-    if _first is None:
+    if _first is None or isinstance(options.get("backbone"), nn.Module):
         return _build(arch, num_classes, pretrained, base, allow_custom, options)
     key = repr((arch, num_classes, pretrained, base, allow_custom, options, torch.initial_seed()))
     if key not in _first:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,9 @@ def simkd(
     if after is not None and after not in paths:
         near = nearest(after, paths)
         raise KdkitError(f"simkd: after must be the path of a layer in the backbone, got {after!r}{near}")
-    place = _place(backbone, last, read, after)
-    backbone.set_submodule(place, nn.Sequential(backbone.get_submodule(place), projector(read, width, factor)))
+    place, overwritten = _place(backbone, last, read, after)
+    ahead = [Copy()] if overwritten else []
+    backbone.set_submodule(place, nn.Sequential(backbone.get_submodule(place), projector(read, width, factor), *ahead))
     backbone.set_submodule(last, nn.Linear(width, num_classes))
     if isinstance(getattr(backbone, "stages", None), nn.Module):
         return backbone  # a part of it, not their names; the place is within the last one
@@ -66,31 +68,42 @@ def simkd(
     return backbone
 
 
-def _place(backbone: nn.Module, last: str, read: int, after: str | None) -> str:
-    """The layer whose maps the classifier reads, pooled: where those are wider by one, so is what it reads."""
+class Copy(nn.Module):
+    """For a net that goes on in place, as DenseNet does: what a ReLU gave is what its gradient is computed from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers elsewhere."""
+        return x.clone()
+
+
+def _place(backbone: nn.Module, last: str, read: int, after: str | None) -> tuple[str, bool]:
+    """The layer whose maps the classifier reads, pooled: where those are wider by one, so is what it reads.
+
+    And whether the net overwrites what it gives.
+    """
     given: dict[str, int] = {}
     place = ""
     for x in examples(backbone):
-        given = {path: channels for path, channels in _maps(backbone, x).items() if after in (None, path)}
+        given = {path: channels for path, (channels, _) in _maps(backbone, x).items() if after in (None, path)}
         if not (fitting := [path for path, channels in given.items() if channels == read]):
             continue
         place = fitting[-1]
         own, classifier = backbone.get_submodule(place), backbone.get_submodule(last)
         backbone.set_submodule(place, nn.Sequential(own, nn.Conv2d(read, read + 1, 1, dtype=x.dtype)))
         backbone.set_submodule(last, nn.Linear(read + 1, 1, dtype=x.dtype))
-        runs = bool(_maps(backbone, x))
+        found = _maps(backbone, x)
         backbone.set_submodule(place, own)
         backbone.set_submodule(last, classifier)
-        if runs:
-            return place
+        if found:
+            return place, found[place][1]
     if place:
         raise KdkitError(
             f"simkd: the classifier does not read the maps of {place}, pooled; name another layer as `after:`"
         )
-    found = f"gives {given[after]} channels" if after in given else "gives none"
+    told = f"gives {given[after]} channels" if after in given else "gives none"
     raise KdkitError(
         f"simkd: after must be the layer whose maps the classifier reads, pooled, as {read} numbers; "
-        f"{after or 'every layer'} {found}"
+        f"{after or 'every layer'} {told}"
     )
 
 
@@ -105,12 +118,15 @@ def projector(inputs: int, outputs: int, factor: int) -> nn.Sequential:
     return net
 
 
-def _maps(net: nn.Module, x: Tensor) -> dict[str, int]:
-    """Layers that give maps once in a forward, as they end, and the channels of those; none where it fails."""
-    ended: list[tuple[str, int]] = []
+def _maps(net: nn.Module, x: Tensor) -> dict[str, tuple[int, bool]]:
+    """Layers that give maps once in a forward, as they end: how many channels, and whether they are overwritten later.
 
-    def note(path: str, module: nn.Module, args: object, output: object) -> None:
-        ended.append((path, output.shape[1] if isinstance(output, Tensor) and _wide(output) else 0))
+    None where the net fails.
+    """
+    ended: list[tuple[str, Any, int]] = []
+
+    def note(path: str, module: nn.Module, args: object, output: Any) -> None:
+        ended.append((path, output, output._version if isinstance(output, Tensor) else 0))
 
     modes = [(module, module.training) for module in net.modules()]
     handles = [module.register_forward_hook(partial(note, path)) for path, module in net.named_modules() if path]
@@ -124,10 +140,11 @@ def _maps(net: nn.Module, x: Tensor) -> dict[str, int]:
             handle.remove()
         for module, mode in modes:
             module.training = mode
-    times = Counter(path for path, _ in ended)
-    return {path: channels for path, channels in ended if channels and times[path] == 1}
+    times = Counter(path for path, *_ in ended)
+    once = [entry for entry in ended if times[entry[0]] == 1 and _wide(entry[1])]
+    return {path: (output.shape[1], output._version != version) for path, output, version in once}
 
 
-def _wide(output: Tensor) -> bool:
+def _wide(output: Any) -> bool:
     """Whether it is maps that have not been pooled."""
-    return output.ndim == 4 and output.shape[-1] > 1
+    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1

@@ -90,7 +90,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
             problems += error.problems
     if problems:
         raise RecipeError(problems)
-    files = {name: _weights(recipe, name, modules[name], weights) for name in modules if weights is not None}
+    files = {n: _weights(recipe, n, modules[n], num_classes, weights) for n in modules if weights is not None}
     for name, spec in recipe.models.items():
         if spec.classifier is not None:
             with blaming(recipe, "models", name, "classifier"):
@@ -136,9 +136,10 @@ def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.M
         )
 
 
-def _weights(recipe: Recipe, name: str, module: nn.Module, resolve: Resolver) -> Path | None:
+def _weights(recipe: Recipe, name: str, module: nn.Module, num_classes: int, resolve: Resolver) -> Path | None:
     """Load a model's weights; the file that they came from, if they came from one."""
     from kdkit import models
+    from kdkit.models.start import start_from
 
     spec = recipe.models[name]
     if spec.tune is not None:
@@ -152,28 +153,9 @@ def _weights(recipe: Recipe, name: str, module: nn.Module, resolve: Resolver) ->
             if recipe.kind(name) == "frozen":
                 models.load_weights(module, path, arch=str(spec.arch))
             else:
-                _start_from(recipe, name, module, path)
+                options = {"base": recipe.origin.folder, "allow_custom": recipe.origin.custom, **spec.options}
+                start_from(module, path, str(spec.arch), spec.num_classes or num_classes or None, **options)
     return path
-
-
-def _start_from(recipe: Recipe, name: str, module: nn.Module, path: Path) -> None:
-    """Load a trained model's first weights; a classifier of another width stays as it was drawn."""
-    from kdkit import models
-
-    own, stored = module.state_dict(), models.read_weights(path)
-    first = next(iter(own), "")
-    prefix = next((key.removesuffix(first) for key in stored if key.endswith(first)), "")  # of a wrapper
-    theirs = {key: stored[prefix + key] for key in own if prefix + key in stored}
-    widths = {len(v) for key, v in theirs.items() if v.ndim and v.shape != own[key].shape}
-    spec = recipe.models[name]
-    if len(widths) != 1:
-        models.load_weights(module, path, arch=str(spec.arch))
-        return
-    options = {"base": recipe.origin.folder, "allow_custom": recipe.origin.custom, **spec.options}
-    donor = models.build(str(spec.arch), num_classes=widths.pop(), **options)
-    models.load_weights(donor, path, arch=str(spec.arch))
-    kept = {key: value for key, value in donor.state_dict().items() if value.shape == own[key].shape}
-    module.load_state_dict(kept, strict=False)
 
 
 def _node(recipe: Recipe, name: str, module: nn.Module | None, path: Path | None) -> Node:

@@ -8,10 +8,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from kdkit import models
+from kdkit.losses import MSELoss
 from kdkit.models.classifier import reuse_classifier
 from kdkit.recipe import RecipeError, loads
 from kdkit.recipe.build import build
 from kdkit.registry import KdkitError
+from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
 from kdkit.taps import Taps
 from tests.cli.command import kdkit
@@ -99,6 +101,36 @@ def test_refused(words, message):
         models.build("simkd", num_classes=5, **words)
 
 
+class InPlace(nn.Module):
+    """As torchvision's DenseNet, which goes on in place with what its last layer gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(torch.relu_(self.features(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", [InPlace(), "resnet8"])
+def test_a_net_that_overwrites_its_last_maps(net):
+    """The projector's ReLU takes its gradient from what it gave; the backward pass once failed."""
+    made = models.build("simkd", num_classes=5, backbone=net, width=24)
+    assert any(type(module).__name__ == "Copy" for module in made.modules()) == (net != "resnet8")
+    taps = Taps(made, ["stage-1"], x := torch.randn(2, 3, 32, 32))
+    taps(x)["stage-1"].square().mean().backward()
+    made(x).sum().backward()
+    assert next(made.parameters()).grad.abs().sum() > 0
+
+
+def test_maps_of_other_sizes_are_told_what_to_do():
+    pooled = "the head `identity` pools the larger maps; `taps: embedding` compares them all pooled"
+    with pytest.raises(ValueError, match=pooled):
+        MSELoss()(torch.randn(2, 8, 4, 4), torch.randn(2, 8, 1, 1))
+    with pytest.raises(ValueError, match="give the edge a head"):
+        MSELoss()(torch.randn(2, 8, 4, 4), torch.randn(2, 4, 4, 4))
+
+
 def test_a_classifier_that_does_not_fit():
     student, teacher = models.build("resnet8", num_classes=5), models.build("wrn_16_2", num_classes=5)
     with pytest.raises(KdkitError, match=r"reads 64 numbers and the teacher's 128.*`width: 128`"):
@@ -182,3 +214,66 @@ def test_a_width_that_does_not_fit_is_told_with_its_line(tmp_path):
     text = RECIPE.replace("options: {widths: [4, 4, 8, 24]}, ", "")
     with pytest.raises(RecipeError, match=r"models.student.classifier: .*`width: 64`"):
         fit(loads(text, folder=tmp_path), out=tmp_path / "run")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """With a teacher's weights."""
+    teacher = models.build("resnet8", num_classes=10, widths=[4, 4, 8, 24])
+    models.save_weights(teacher, tmp_path / "t.safetensors", {"arch": "resnet8"})
+    return tmp_path
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_it_starts_from_a_plain_backbone(folder, classes):
+    """The backbone's weights go where its layers are now; all else is as without them."""
+    backbone = models.build("resnet8", num_classes=classes, widths=[4, 4, 4, 8])
+    models.save_weights(backbone, folder / "b.safetensors", {"arch": "resnet8"})
+    text = RECIPE.replace("classifier: teacher", "classifier: teacher, weights: b.safetensors")
+    drawn, started = (build(loads(t, folder=folder), weights=lambda _: None) for t in (RECIPE, text))
+    plain, mine = (made.nodes["student"].module.state_dict() for made in (drawn, started))
+    theirs = backbone.state_dict()
+    assert torch.equal(mine["conv1.weight"], theirs["conv1.weight"])
+    assert torch.equal(mine["layer3.0.0.conv2.weight"], theirs["layer3.0.conv2.weight"])
+    for word in ("layer3.1.0.weight", "fc.weight"):
+        assert torch.equal(mine[word], plain[word])
+    models.save_weights(models.build("resnet14", num_classes=10, widths=[4, 4, 4, 8]), folder / "b.safetensors")
+    with pytest.raises(RecipeError, match=r"models\.student\.weights: .*b\.safetensors does not fit resnet8"):
+        build(loads(text, folder=folder), weights=lambda _: None)
+
+
+def stored(run, name="student"):
+    return models.read_weights(run / f"{name}.safetensors")
+
+
+def test_resumed_cached_and_beside_a_slow_copy_it_is_the_same(folder, monkeypatch):
+    monkeypatch.setenv("KDKIT_HOME", str(folder / "home"))
+    recipe = loads(RECIPE, name="r", folder=folder)
+    fit(recipe, out=folder / "whole")
+    whole, assemble = stored(folder / "whole"), fitting.assemble
+
+    def failing(experiment, run, rows):
+        distiller, trainer = assemble(experiment, run, rows)
+        step = distiller.training_step
+
+        def training_step(batch, batch_idx):
+            if trainer.current_epoch == 1:
+                raise KdkitError("power cut")
+            step(batch, batch_idx)
+
+        distiller.training_step = training_step
+        return distiller, trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "assemble", failing)
+        with pytest.raises(KdkitError, match="power cut"):
+            fit(recipe, out=folder / "half")
+    fit(recipe, out=folder / "half", resume=True)
+    fit(loads(RECIPE, folder=folder, overrides=["models.teacher.cache.dtype=float32"]), out=folder / "cached")
+    slow = RECIPE.replace("\nlosses", "\n  slow: {ema: student, decay: 0.5}\nlosses")
+    fit(loads(slow, folder=folder), out=folder / "slow")
+    for run in ("half", "cached", "slow"):
+        assert all(torch.equal(value, whole[key]) for key, value in stored(folder / run).items()), run
+    copy = stored(folder / "slow", "slow")
+    assert torch.equal(copy["fc.weight"], stored(folder, "t")["fc.weight"])
+    assert not torch.equal(copy["conv1.weight"], whole["conv1.weight"])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 
 import kdkit
+from kdkit.models.classifier import reuse_classifier
 from tests.nets import Blobs, Net
 from tests.processes import run_ranks
 from tests.train.ranks import join
@@ -43,7 +44,12 @@ def make(method):
         "dml": ["ce", kdkit.Edge("dml", among=["student", "peer"])],
         "share": ["ce", kdkit.Edge("kd", weight={"share": 0.4})],
         "cohort": ["ce", kdkit.Edge("dml", among=["student", "peer", "third"])],
+        "simkd": [kdkit.Edge("mse", taps="embedding")],
     }[method]
+    if method == "simkd":  # a classifier that is the teacher's, and stays so
+        student = Net(12).double()
+        student.bn1, student.bn2 = torch.nn.Identity(), torch.nn.Identity()
+        reuse_classifier(student, teacher, 5)
     nodes = {"teacher": kdkit.frozen(teacher), "student": student}
     if method == "dml":
         nodes = {"student": student, "peer": peer}
@@ -99,7 +105,7 @@ def rank_main(rank, store, folder):
     dist.destroy_process_group()
 
 
-METHODS = ("kd", "crd", "gathered", "late", "dml", "share", "cohort", "pcgrad")
+METHODS = ("kd", "crd", "gathered", "late", "dml", "share", "cohort", "pcgrad", "simkd")
 
 
 @pytest.fixture(scope="module")
