@@ -56,7 +56,8 @@ def rehearse(graph: Graph, example: Batch) -> bool:
 
 def _read(graph: Graph, name: str, example: Batch, outputs: dict[End, Tensor]) -> None:
     try:
-        graph.read(name, example, outputs, grad=name in graph.now.updates)
+        with graph.now.readers[name].learning():
+            graph.read(name, example, outputs, grad=name in graph.now.updates)
     except KdkitError:
         raise
     except Exception as error:  # anybody's code fails in any way

@@ -36,6 +36,22 @@ class _Hook:
         return module.register_forward_hook(self)
 
 
+class _Watch(_Hook):
+    """Beside a hook: sees whether what it read is changed in place before the forward ends."""
+
+    def __init__(self, hook: _Hook) -> None:
+        self.hook, self.side = hook, hook.side
+        self.seen: tuple[Tensor, int] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], last: Any) -> None:
+        tensor = first_tensor([*args, *last.values()] if self.side == "input" else last)
+        self.seen = None if tensor is None else (tensor, tensor._version)
+
+    def conclude(self) -> None:
+        """Have it cloned where it was."""
+        self.hook.clone |= self.seen is not None and self.seen[0]._version != self.seen[1]
+
+
 def _stop(*_: Any) -> None:
     raise _Enough
 
@@ -127,6 +143,19 @@ class Taps:
             for handle in handles:
                 handle.remove()
             self._store.clear()
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Around one forward in training mode: what is changed in place there alone is cloned from now on, too."""
+        watches = [(module, _Watch(hook)) for module, hook in self._hooks]
+        handles = [watch.open(module) for module, watch in watches]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for _, watch in watches:
+            watch.conclude()
 
     def take(self, output: Any = None) -> dict[str, Tensor]:
         """The values of the forward pass that has just run, by name; what the taps held is released.

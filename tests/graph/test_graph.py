@@ -294,3 +294,25 @@ def test_an_input_by_name_where_a_batch_has_them_by_number_is_told():
     x = batch().x
     with pytest.raises(KdkitError, match="`input: view1`: a batch holds 2 inputs by number; say input: 0 or 1"):
         Graph({"a": Node(net(), input="view1")}, [Edge("ce")], 0).bind(Batch([x, x], batch().labels), FACTS, 1)
+
+
+class OnlyInTraining(nn.Module):
+    """Adds noise to its maps in place, in training alone, where no dry run in evaluation mode sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        maps = self.conv(x)
+        if self.training:
+            maps[:, :2] += 1
+        return self.fc(maps.mean((2, 3)))
+
+
+def test_what_training_alone_changes_in_place_is_tapped_as_it_was():
+    student = OnlyInTraining()
+    graph = bound({"teacher": frozen(OnlyInTraining()), "student": student}, [Edge("mse", taps="conv"), "ce"])
+    graph.train()
+    found = {str(end): value for end, value in graph.outputs(batch()).items()}
+    torch.testing.assert_close(found["student.conv"], student.conv(batch().x))
