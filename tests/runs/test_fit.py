@@ -176,13 +176,13 @@ def test_a_teacher_with_other_classes_is_tuned_to_the_data(tmp_path):
     text = (
         "protocol: digits_20\nmodels:\n  teacher: {arch: resnet8, weights: wide.safetensors%s}\n"
         "  student: {arch: resnet8}\nlosses: [ce, kd]\n"
-        "data: {subset: 96, batch_size: 32}\ntrainer: {max_epochs: 2}\n"
+        "data: {subset: 96, batch_size: 16}\ntrainer: {max_epochs: 2}\n"
     )
     path = tmp_path / "other.yaml"
     path.write_text(text % "")
     with pytest.raises(KdkitError, match="tune"):
         fit(load(path), out=tmp_path / "refused")
-    path.write_text(text % ", tune: {epochs: 12, lr: 0.05}")
+    path.write_text(text % ", tune: {epochs: 12, lr: 0.01}")
     result = fit(load(path), out=tmp_path / "tuned")
     rows = result.folder.metrics.read_text()
     assert "val/teacher/top1" in rows
