@@ -84,14 +84,15 @@ class Bar:
     least: bool = True
     unit: str = "×"
 
-    def line(self, rows: Rows) -> str:
-        """Of the table."""
-        found = self.figure(rows)
+    def lines(self, rows: Rows) -> list[str]:
+        """Of the table: one for each machine that it was looked at on."""
         head = f"| {self.what} | {self.where} | {'≥' if self.least else '≤'} {self.limit:g}{self.unit} | "
-        if found is None:
-            return head + "not yet run | |"
-        met = found[1] >= self.limit if self.least else found[1] <= self.limit
-        return head + f"{spread(found, self.unit)} | {'yes' if met else '**no**'} |"
+        lines = []
+        for machine in dict.fromkeys(row.get("machine", "") for row in rows):
+            if (found := self.figure([row for row in rows if row.get("machine", "") == machine])) is not None:
+                met = found[1] >= self.limit if self.least else found[1] <= self.limit
+                lines.append(head + f"{machine} | {spread(found, self.unit)} | {'yes' if met else '**no**'} |")
+        return lines or [head + "| not yet run | |"]
 
 
 def bars() -> list[Bar]:

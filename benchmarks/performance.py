@@ -1,6 +1,7 @@
 """Writes docs/performance.md from the rows of speed: `python -m benchmarks.performance`.
 
-A test fails where the page is stale. Of rows about the same thing the last one counts; those of `--quick` never do.
+A test fails where the page is stale. Of rows about the same thing the last one counts, for a bar the last one
+of each machine; those of `--quick` never do.
 """
 
 from __future__ import annotations
@@ -78,29 +79,31 @@ kdkit alone. *Peak* is what a loss holds at most beyond what lies there between 
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
+SAME = (
+    "bench",
+    "device",
+    "loss",
+    "batch",
+    "shape",
+    "contender",
+    "method",
+    "teacher",
+    "axis",
+    "value",
+    "what",
+    "workers",
+)
+
+
 def load(files: Iterable[Path]) -> list[Row]:
-    """All rows that count."""
-    words = [
-        "bench",
-        "device",
-        "loss",
-        "batch",
-        "shape",
-        "contender",
-        "method",
-        "teacher",
-        "axis",
-        "value",
-        "what",
-        "workers",
-    ]
-    found: dict[str, Row] = {}
-    for path in files:
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            row = json.loads(line)
-            if "quick" not in row:
-                found[repr([row.get(word) for word in words])] = row
-    return list(found.values())
+    """All rows that count, oldest first."""
+    lines = [line for path in files if path.exists() for line in path.read_text(encoding="utf-8").splitlines()]
+    return last([row for row in map(json.loads, lines) if "quick" not in row], (*SAME, "machine"))
+
+
+def last(rows: Rows, words: Sequence[str] = SAME) -> list[Row]:
+    """Of rows that agree in these words the last one, in the place of the first."""
+    return list({repr([row.get(word) for word in words]): row for row in rows}.values())
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -108,10 +111,11 @@ def load(files: Iterable[Path]) -> list[Row]:
 
 def page(rows: Rows) -> str:
     """The whole document."""
-    bar_table = table(["what", "where", "bar", "kdkit", "met"], [bar.line(rows) for bar in bars()])
+    heads = ["what", "where", "bar", "machine", "kdkit", "met"]
+    bar_table = table(heads, [line for bar in bars() for line in bar.lines(rows)])
     parts = [INTRODUCTION, f"## The bars\n\n{bar_table}\n\n{origins(rows)}\n"]
     for device in ("cpu", "cuda"):
-        here = select(rows, device=device)
+        here = select(last(rows), device=device)
         name = "CPU" if device == "cpu" else "GPU"
         for text, make in ((LOSSES, losses), (STEPS, steps), (DATA, images), (SCALING, scaling)):
             title, _, body = text.partition("\n\n")

@@ -145,12 +145,19 @@ def test_bars_that_are_met_missed_and_not_run(tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    page = performance.page(performance.load([path]))
-    assert "| ≥ 30× | 29.9× (29–31) | **no** |" in page
-    assert "| ≥ 2.2× | 2.2× (2.1–2.3) | yes |" in page
-    assert "| ≤ 1.03× | 1.02× (1.01–1.04) | yes |" in page
-    assert "| ≥ 4.4× | not yet run | |" in page
+    page, machine = performance.page(performance.load([path])), ORIGIN["machine"]
+    assert f"| ≥ 30× | {machine} | 29.9× (29–31) | **no** |" in page
+    assert f"| ≥ 2.2× | {machine} | 2.2× (2.1–2.3) | yes |" in page
+    assert f"| ≤ 1.03× | {machine} | 1.02× (1.01–1.04) | yes |" in page
+    assert "| ≥ 4.4× | | not yet run | |" in page
     assert "- nowhere" in page
+    path.write_text(
+        "".join(json.dumps(each | {"machine": name}) + "\n" for each, name in zip(rows, "ABCD", strict=True))
+    )
+    page = performance.page(performance.load([path]))
+    assert "| ≥ 30× | A | 2× (1–3) | **no** |" in page
+    assert "| ≥ 30× | B | 29.9× (29–31) | **no** |" in page  # of another machine: both count for a bar
+    assert page.count("\n| `nst` | 64 | 64x32x32 |") == 1  # and the last one elsewhere
     rows[0]["faster"] = {"plain torch": [0.4, 0.5, 0.6]}
     path.write_text(json.dumps(rows[0]))
     assert "- `nst`, B = 64, 64x32x32: plain torch takes 0.50 of its time" in performance.page(performance.load([path]))
