@@ -9,6 +9,7 @@ from kdkit.bench.engines import Here
 from kdkit.bench.expand import expand
 from kdkit.bench.run import run_suite
 from kdkit.bench.suite import load_suite
+from kdkit.bench.tune import tune
 from kdkit.recipe import loads
 from kdkit.registry import KdkitError
 from kdkit.runs.dry_run import dry_run
@@ -141,3 +142,13 @@ def test_nets_are_copied_where_they_are_asked_for_again():
     assert not torch.equal(one.fc.weight, other.fc.weight)
     assert narrow.fc.in_features == 16
     assert torch.equal(net(0).fc.weight, one.fc.weight)
+
+
+def test_tuning_leaves_out_what_cannot_run(tmp_path):
+    pytest.importorskip("optuna")
+    text = TINY.replace("[student, kd]", "[{tap: [ce, kd: {taps: logitz}]}]")
+    told, rows = [], tmp_path / "rows.jsonl"
+    read = load_suite(write(tmp_path, text))
+    outcome = tune(read, tmp_path / "out", rows, trials=1, hours=0, engine=Here(), tell=told.append)
+    assert list(outcome.failed) == ["tiny tap seed 0", "tiny tap seed 1"]
+    assert [line for line in told if "tap" in line] == [f"tiny tap cannot run: {outcome.failed['tiny tap seed 0']}"]

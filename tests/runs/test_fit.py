@@ -171,7 +171,8 @@ def test_own_model_and_own_loss_from_files_beside_the_recipe(tmp_path):
 
 
 def test_a_teacher_with_other_classes_is_tuned_to_the_data(tmp_path):
-    wide = models.build("resnet8", num_classes=37)
+    with models.seeded(0, "wide"):
+        wide = models.build("resnet8", num_classes=37)
     models.save_weights(wide, tmp_path / "wide.safetensors")
     text = (
         "protocol: digits_20\nmodels:\n  teacher: {arch: resnet8, weights: wide.safetensors%s}\n"
