@@ -81,9 +81,7 @@ def _why(cell: Cell) -> str:
     try:
         dry_run(cell.recipe, values=False)
     except KdkitError as error:
-        told = [str(error)]
-        if isinstance(error, RecipeError):  # their lines are of a recipe that no file holds
-            told = [": ".join(filter(None, (problem.where, problem.message))) for problem in error.problems]
+        told = map(str, error.problems) if isinstance(error, RecipeError) else [str(error)]
         return " ".join("; ".join(told).split())
     except Exception as error:  # anybody's code fails in any way
         return f"{what(error)} {where(error)}".strip()

@@ -15,6 +15,7 @@ from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
 from kdkit.recipe.named import find_loss
 from kdkit.recipe.own_code import PAPERS
+from kdkit.recipe.schema import Origin
 from kdkit.recipe.syntax import Item, read
 from kdkit.recipe.tree import edge_name, normalise
 from kdkit.recipe.write import document
@@ -72,7 +73,7 @@ class Cell:
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process as text: the classes that check a recipe are made at run time."""
         words = {part.name: getattr(self, part.name) for part in fields(self)}
-        return _again, ({**words, "recipe": resolved(self.recipe)}, self.recipe.name, self.recipe.origin.folder)
+        return _again, ({**words, "recipe": resolved(self.recipe)}, self.recipe.origin)
 
 
 def mark(words: Mapping[str, Any]) -> str:
@@ -80,8 +81,8 @@ def mark(words: Mapping[str, Any]) -> str:
     return f"*{words['tuned']['trials']}" if "tuned" in words else ""
 
 
-def _again(words: dict[str, Any], name: str, folder: Path) -> Cell:
-    return Cell(**{**words, "recipe": loads(words["recipe"], name=name, folder=folder)})
+def _again(words: dict[str, Any], of: Origin) -> Cell:
+    return Cell(**{**words, "recipe": loads(words["recipe"], name=of.name, folder=of.folder, lines=of.tree)})
 
 
 def expand(read_suite: Read, teachers: Path) -> list[Cell]:

@@ -75,7 +75,8 @@ class Study:
         """Its run with other values in the recipe."""
         plain = self.cell.recipe
         overrides = [f"{word}={json.dumps(value)}" for word, value in values.items()]
-        recipe = loads(resolved(plain), name=plain.name, folder=plain.origin.folder, overrides=overrides)
+        name, of = plain.name, plain.origin
+        recipe = loads(resolved(plain), name=name, folder=of.folder, overrides=overrides, lines=of.tree)
         return replace(self.cell, recipe=recipe, content=content_key(recipe), **words)  # type: ignore[arg-type]
 
 

@@ -42,9 +42,20 @@ def load(
     return _read(root, path.stem, path.parent, overrides, allow_custom, above, known_of(path))
 
 
-def loads(text: str, *, name: str = "recipe", folder: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from its text; what it names beside it is looked up in `folder`, by default the working directory."""
-    return _read(parse(text, name), name, folder or Path(), overrides, True, ())
+def loads(
+    text: str,
+    *,
+    name: str = "recipe",
+    folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    lines: Item | None = None,
+) -> Recipe:
+    """A recipe from its text; what it names beside it is looked up in `folder`, by default the working directory.
+
+    Errors name the lines of the text, or those of `lines`: the tree that a text of no file was made from.
+    """
+    root = parse(text, name)
+    return _read(root if lines is None else root.marked(lines), name, folder or Path(), overrides, True, ())
 
 
 def of_tree(

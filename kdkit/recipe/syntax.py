@@ -65,6 +65,15 @@ class Item:
         """The mark of that item."""
         return self.deepest(loc).mark
 
+    def marked(self, by: Item) -> Item:
+        """The same values with the marks of another item: of the same place there, else of what is above it."""
+        value = self.value
+        if isinstance(value, dict):
+            value = {key: part.marked(by.child(key) or by) for key, part in value.items()}
+        elif isinstance(value, list):
+            value = [part.marked(by.child(i) or by) for i, part in enumerate(value)]
+        return Item(value, by.mark)
+
     def overrides(self) -> set[str]:
         """The overrides that it and its parts come from."""
         value = self.value

@@ -87,7 +87,10 @@ def test_what_cannot_run_fails_at_once_and_the_others_run(tmp_path):
 def test_a_plan_that_cannot_run_is_refused(tmp_path):
     write(tmp_path, TINY.replace("[student, kd]", "[student, {tap: [kd: {taps: logitz}]}]"))
     said = refused_verb("bench", "suite.yaml", "--plan")
-    assert "1 of the lines cannot run; mend them, or leave them out\n  tiny tap: losses.kd: model 'teacher'" in said
+    assert (
+        "1 of the lines cannot run; mend them, or leave them out\n  tiny tap: suite.yaml:3: losses.kd: model 'teacher'"
+        in said
+    )
     write(tmp_path, TINY)
     assert kdkit("bench", "suite.yaml", "--plan").code == 0
 

@@ -1,5 +1,6 @@
 """Suites become recipes; what is wrong is told with its line."""
 
+import pickle
 from functools import wraps
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_wrong_words_are_told_with_their_line(tmp_path):
         "losses.crd: no run of the suite has it",
     )
     refused(tmp_path, TINY.replace("max_epochs=2", "max_epochs=2, seed=1"), "the suite says its seed itself")
+
+
+def test_another_process_knows_the_suites_lines(tmp_path):
+    text = TINY.replace("[student, kd]", "\n  - student\n  - mine: [ce, kd: {temperature: 2}]")
+    origin = pickle.loads(pickle.dumps(cells(tmp_path, text)[-1])).recipe.origin
+    told = [origin.problem(loc, "") for loc in (("models", "teacher", "weights"), ("losses", 1), ("data", "subset"))]
+    assert [str(problem) for problem in told] == [
+        "suite.yaml:2: models.teacher.weights",
+        "suite.yaml:5: losses.kd",
+        "override 'data.subset=64': data.subset",
+    ]
 
 
 def test_all_that_is_wrong_is_told_together(tmp_path):
