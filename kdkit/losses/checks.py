@@ -51,12 +51,15 @@ def choice(loss: str, options: Sequence[str], **values: Any) -> None:
             raise ValueError(f"{loss}: {name} must be {known}, got {value!r}; choose one of them")
 
 
-def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "") -> None:
-    """Raise `ValueError` unless both ends have one shape; `remedy` says what to do about it."""
+def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "", head: str = "") -> None:
+    """Raise `ValueError` unless both ends have one shape; `remedy` says what to do, else a head that fits is named.
+
+    `head` is the one between two maps.
+    """
     if student.shape != teacher.shape:
-        if student.ndim == 4 and student.shape[:2] == teacher.shape[:2]:
+        if student.ndim == 4 and student.shape[:2] == teacher.shape[:2] and not head:
             remedy = remedy or "the head `identity` pools the larger maps; `taps: embedding` compares them all pooled"
-        remedy = remedy or "give the edge a head"
+        remedy = remedy or f"give the edge a head (head: {_head(student, teacher, head or 'linear')})"
         raise ValueError(
             f"{loss}: student must be shaped like teacher, {tuple(teacher.shape)}, got {tuple(student.shape)}; {remedy}"
         )
@@ -103,7 +106,9 @@ def dims(loss: str, shape: str, **tensors: Tensor) -> None:
     """Raise `ValueError` unless every tensor has as many dimensions as `shape`, e.g. `"(B, C, H, W)"`, has letters."""
     for name, tensor in tensors.items():
         if tensor.ndim != shape.count(",") + 1:
-            raise ValueError(f"{loss}: {name} must be {shape}, got shape {tuple(tensor.shape)}; choose another tap")
+            tokens = shape.count(",") == 3 and tensor.ndim == 3
+            remedy = "give the edge a head (head: tokens_to_map)" if tokens else "choose another tap"
+            raise ValueError(f"{loss}: {name} must be {shape}, got shape {tuple(tensor.shape)}; {remedy}")
 
 
 def class_labels(loss: str, labels: Tensor, batch: int) -> None:
@@ -113,6 +118,15 @@ def class_labels(loss: str, labels: Tensor, batch: int) -> None:
             f"{loss}: labels must be int64 class numbers of shape ({batch},), "
             f"got {labels.dtype} of shape {tuple(labels.shape)}; give one class number per sample"
         )
+
+
+def _head(student: Tensor, teacher: Tensor, maps: str) -> str:
+    """A head by which a recipe brings the one to the shape of the other; `maps` is the one between two maps."""
+    forms = {student.ndim, teacher.ndim}
+    if forms == {4}:
+        return maps
+    unlike = forms == {3, 4} or (forms == {3} and student.shape[1] != teacher.shape[1])
+    return "tokens_to_map" if unlike else "linear"
 
 
 def _is_number(value: Any) -> bool:

@@ -123,5 +123,5 @@ class HintLoss(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the student's tensor behind its head with the teacher's."""
-        checks.same_shape("hint", student, teacher, remedy="give the edge a head (head: conv_bn_relu)")
+        checks.same_shape("hint", student, teacher, head="conv_bn_relu")
         return F.mse_loss(student, teacher.detach())
