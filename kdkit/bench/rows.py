@@ -54,16 +54,23 @@ def read_rows(path: Path) -> list[Row]:
         try:
             row = json.loads(line, parse_constant=no_number)
         except (ValueError, RecursionError) as error:
-            raise KdkitError(f"{path}:{i}: is no JSON ({error}); take the line out") from None
+            raise _alien(path, i, f"is no JSON ({error})", text) from None
         needed = NEEDED - LACKS | {"study", "values"} if isinstance(row, dict) and "trial" in row else NEEDED
         if not isinstance(row, dict) or (missing := needed - row.keys()):
             which = "" if not isinstance(row, dict) else f"; it has no {', '.join(sorted(missing))}"
-            raise KdkitError(f"{path}:{i}: is no row of `kdkit bench`{which}; take the line out")
+            raise _alien(path, i, f"is no row of `kdkit bench`{which}", text)
         if row.pop("crc32", None) is not None and not _as_written(line):
             why = "is damaged, or was edited: its checksum is not its content's"
             raise KdkitError(f"{path}:{i}: {why}; take the line out, and `kdkit bench` runs it again")
         found.append(row)
     return found
+
+
+def _alien(path: Path, line: int, what: str, text: str) -> KdkitError:
+    """What is told of a line that is no row; where the file has none, it is the file that is wrong."""
+    if '"pair": ' in text:
+        return KdkitError(f"{path}:{line}: {what}; take the line out")
+    return KdkitError(f"{path} is no file of rows, for line {line} {what}; give one that `kdkit bench` wrote")
 
 
 def append(path: Path, row: Row) -> None:

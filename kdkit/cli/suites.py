@@ -65,6 +65,7 @@ def bench(
     if plan:
         from kdkit.console import show
 
+        _check_engine(engine, processes, address, gpus_per_run, cpus_per_run)
         planned = make_plan(read, out, rows)
         show(planned.shown(processes), sys.stdout)
         if wrong := list(cannot_run(planned, read, out)):
@@ -146,10 +147,8 @@ def _conclude(outcome: Outcome, hours: float | None, name: str, out: Path, *file
         raise KdkitError(f"{len(outcome.failed)} of the runs failed; the same command tries them again{lines}")
 
 
-def _engine(name: str, processes: int, address: str | None, gpus: float | None, cpus: int | None, out: Path) -> Engine:
-    """The engine that the words mean; a word that it has no use for is refused."""
-    from kdkit.bench.engines import Here, Processes
-
+def _check_engine(name: str, processes: int, address: str | None, gpus: float | None, cpus: int | None) -> None:
+    """Refuses an engine that there is not, and a word that it has no use for."""
     words = {"--address": address, "--gpus-per-run": gpus, "--cpus-per-run": cpus}
     if name not in ENGINES:
         raise KdkitError(f"--engine must be one of {', '.join(ENGINES)}, got {name!r}{nearest(name, list(ENGINES))}")
@@ -157,6 +156,13 @@ def _engine(name: str, processes: int, address: str | None, gpus: float | None, 
         raise KdkitError(f"{', '.join(useless)} goes with --engine ray")
     if name != "processes" and processes > 1:
         raise KdkitError(f"--processes goes with --engine processes, not with {name}")
+
+
+def _engine(name: str, processes: int, address: str | None, gpus: float | None, cpus: int | None, out: Path) -> Engine:
+    """The engine that the words mean."""
+    from kdkit.bench.engines import Here, Processes
+
+    _check_engine(name, processes, address, gpus, cpus)
     if name == "here":
         return Here()
     if name == "processes":
@@ -192,6 +198,10 @@ def table(
     if not rows:
         raise KdkitError(f"no rows in {', '.join(map(str, results))}; `kdkit bench` writes them")
     mine, trials = [row for row in rows if "trial" not in row], [row for row in rows if "trial" in row]
+    if form == "csv" and mine and trials:
+        raise KdkitError(
+            "a CSV is one table, and runs and trials are two; give the file of each to a `kdkit table` of its own"
+        )
     if beside and not {row["fingerprint"] for row in mine} & {row["fingerprint"] for row in theirs}:
         ours, own = ("; ".join(sorted({under(row) for row in some})) or "none" for some in (mine, theirs))
         raise KdkitError(

@@ -151,6 +151,7 @@ def _parse(text: str, file: str, mark: Mark | None) -> Item | None:
         line = place.line + 1 if place and not mark else None
         why = error.problem or "it breaks off"
         why = f"{error.context} {why}" if why.startswith("but ") else why
+        why = "a tab, which YAML does not take here; use spaces" if "'\\t'" in why else why
         raise _error(file, line, why if isinstance(error, _Refused) else f"not YAML: {why}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise _error(file, None, f"not YAML: {error}") from None

@@ -128,6 +128,7 @@ def test_words_of_engines_that_do_not_go_together(tmp_path):
     assert "--engine must be one of processes, here, ray, got 'rya'; did you mean 'ray'?" in refused(
         "bench", "suite.yaml", "--engine", "rya"
     )
+    assert "--engine must be one of" in refused("bench", "suite.yaml", "--plan", "--engine", "dask")
     assert "--address, --gpus-per-run goes with --engine ray" in refused(
         "bench", "suite.yaml", "--address", "auto", "--gpus-per-run", "0.5"
     )

@@ -81,7 +81,11 @@ def test_what_is_no_row_is_told_with_its_line(tmp_path):
     with pytest.raises(KdkitError, match=r"rows.jsonl:2: is no JSON"):
         read_rows(path)
     path.write_text('{"run": "kd_cifar100-seed0", "seed": 0}\n')
-    with pytest.raises(KdkitError, match=r"rows.jsonl:1: is no row of `kdkit bench`; it has no best, commit, content"):
+    why = r"rows.jsonl is no file of rows, for line 1 is no row of `kdkit bench`; it has no best, commit, content"
+    with pytest.raises(KdkitError, match=why):
+        read_rows(path)
+    path.write_text(f'{{"seed": 0}}\n{json.dumps(ROW)}\n')
+    with pytest.raises(KdkitError, match=r"rows.jsonl:1: is no row .*; take the line out"):
         read_rows(path)
     with pytest.raises(ValueError, match="JSON"):
         append(path, {**ROW, "minutes": float("nan")})

@@ -162,6 +162,8 @@ def test_a_stop_changes_nothing(tmp_path, here):
     assert "**Trials of kd, tiny on digits**" in shown
     assert "| `ce.label_smoothing` | `kd.weight` | `kd.temperature` | held-out top-1 % |" in shown
     assert kdkit("table", path, "--format", "csv").out.count("\n") == 1 + len(resumed)
+    said = refused("table", str(half / "rows.jsonl"), path, "--format", "csv")
+    assert "a CSV is one table, and runs and trials are two" in said
     assert "trials are shown as md or csv" in refused("table", path, "--format", "html")
 
 

@@ -61,7 +61,7 @@ def test_a_number_too_long_for_an_integer_is_a_float():
         ("a: &x 1", r"f:1: anchors \(&x\) are refused"),
         ("a: 1\nb: *x", r"f:2: aliases \(\*x\) are refused; write the value out"),
         ("a: [1, 2\nb: 3\n", "f:2: not YAML: expected ',' or ']'"),
-        ("a: 1\n\tb: 2", "f:2: not YAML: found character '\\\\t'"),
+        ("a: 1\n\tb: 2", "f:2: not YAML: a tab, which YAML does not take here; use spaces"),
         ("a: b: c", "f:1: not YAML: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2", "f:2: not YAML: expected a single document"),
         ("a: \x07", "f:1: not text"),
