@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from kdkit.graph.schedule import Spec
 from kdkit.graph.span import Span
+from kdkit.graph.wrapped import check_bare
 from kdkit.registry import KdkitError
 
 Kind = Literal["trained", "frozen", "ema"]
@@ -56,6 +57,8 @@ class Node:
         if not isinstance(given, (nn.Module, type(None))):
             made = "; kdkit.models.build(name, num_classes=…) makes one" if isinstance(given, str) else ""
             raise KdkitError(f"node: a model must be an nn.Module, got {given!r}{made}")
+        if isinstance(given, nn.Module):
+            check_bare(given)
         if (self.module is None) != (self.kind == "ema"):
             raise KdkitError(f"node: a {self.kind} node {'copies' if self.kind == 'ema' else 'must be given'} a module")
         if self.kind == "ema" and self.of is None:

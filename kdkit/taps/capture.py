@@ -175,7 +175,10 @@ class Taps:
                 continue
             place = self._places[name]
             if str(place) not in self._store:
-                raise KdkitError(f"tap {name!r}: {place} must be reached in every forward inside `open()`, and was not")
+                raise KdkitError(
+                    f"tap {name!r}: {place} must be reached in every forward inside `open()`, and was not; name a "
+                    "place that every forward runs, in training as well, and that torch.compile has not compiled"
+                )
             value = self._store[str(place)]
             value = value.movedim(-1, 1) if self._turned[name] else value
             values[name] = value.mean(place.pooled) if place.pooled else value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,24 @@ def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     return _shared[key][2]
 
 
+def _other_type(model: nn.Module, given: tuple[Any, ...]) -> str:
+    """What to do about weights of another floating type than the inputs; nothing where they agree."""
+    inputs = {v.dtype for v in given if isinstance(v, Tensor) and v.is_floating_point()}
+    others = {p.dtype for p in model.parameters() if p.is_floating_point()} - inputs
+    if not inputs or not others:
+        return ""
+    names = [", ".join(sorted(str(t).removeprefix("torch.") for t in several)) for several in (others, inputs)]
+    return f"; its weights are {names[0]}, its input {names[1]}: make them one, with `.float()` on the model"
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Parts that are compiled run as they were written: what is compiled does not call the hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        return nullcontext()
+    as_written: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return as_written
+
+
 def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     calls: list[Call] = []
     stack: list[Call] = []
@@ -153,16 +172,16 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
         with untouched(model):
             for module in model.modules():
                 module.training = False  # not .eval(), which a model may override
-            output = model(*example) if isinstance(example, tuple) else model(example)
+            with _as_written():
+                output = model(*example) if isinstance(example, tuple) else model(example)
     except KdkitError:
         raise
     except Exception as error:  # anybody's code fails in any way
         given = example if isinstance(example, tuple) else (example,)
         shapes = ", ".join(str(tuple(v.shape)) for v in given if isinstance(v, Tensor))
         line = f"\n  {where(error)}".rstrip()
-        raise KdkitError(
-            f"model: {type(model).__name__} must run on an input of shape {shapes}, got {what(error)}{line}"
-        ) from error
+        told = f"model: {type(model).__name__} must run on an input of shape {shapes}, got {what(error)}"
+        raise KdkitError(f"{told}{_other_type(model, given)}{line}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,13 @@ def distiller(nodes, edges=("ce",), **options):
     return kdkit.Distiller(nodes, edges, **options)
 
 
+def compiled_in_place():
+    model = net()
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning", "ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -30,6 +37,14 @@ def distiller(nodes, edges=("ce",), **options):
         (lambda: distiller({"student": "resnet20"}), "must be an nn.Module, got 'resnet20'; kdkit.models.build"),
         (lambda: kdkit.frozen("resnet20"), "must be an nn.Module, got 'resnet20'; kdkit.models.build"),
         (lambda: kdkit.Node(nn.Linear), "must be an nn.Module, got <class"),
+        (lambda: distiller({"student": nn.DataParallel(net())}), r"DataParallel shares .*`\.module`.*strategy=.ddp"),
+        (
+            lambda: distiller({"student": torch.compile(net(), backend="eager")}),
+            "give the model itself, .*compile=True",
+        ),
+        (lambda: kdkit.frozen(compiled_in_place()), "give the model itself, .*compile=True"),
+        (lambda: kdkit.frozen(torch.jit.script(nn.Linear(2, 2))), "TorchScript cannot be read inside"),
+        (lambda: kdkit.Node(nn.Sequential(torch.jit.script(nn.Linear(2, 2)))), "TorchScript cannot be read inside"),
     ],
 )
 def test_one_sentence(make, words):

@@ -1,0 +1,57 @@
+"""Nets whose forward goes several ways, whose parts are compiled, and whose weights are of another type."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdkit.registry import KdkitError
+from kdkit.taps import Taps
+
+
+class PartlyCompiled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    @torch.compile(backend="eager")
+    def body(self, x):
+        return self.conv(x).relu().mean((2, 3))
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+
+
+class TwoWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.skipped, self.fc = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(x if self.training else self.skipped(x))
+
+
+def test_a_compiled_part_runs_as_written_where_places_are_looked_for():
+    torch.compiler.reset()
+    net, x = PartlyCompiled(), torch.randn(2, 3, 8, 8)
+    taps = Taps(net, ["embedding", "logits"], x)
+    assert taps.paths["embedding"] == "fc:input"
+    values = taps(x)
+    torch.testing.assert_close(net.fc(values["embedding"]), values["logits"])
+
+
+def test_a_place_that_training_does_not_reach_is_told_with_what_to_do():
+    net, x = TwoWays(), torch.randn(2, 6)
+    taps = Taps(net.train(), ["skipped", "logits"], x)
+    with pytest.raises(KdkitError, match=r"skipped:output must be reached .* every forward runs, in training as well"):
+        taps(x)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_weights_of_another_type_are_told(kind):
+    word = str(kind).removeprefix("torch.")
+    with pytest.raises(KdkitError, match=rf"its weights are {word}, its input float32: .*`\.float\(\)`"):
+        Taps(nn.Linear(6, 5).to(kind), ["logits"], torch.randn(2, 6))
+    with pytest.raises(KdkitError) as told:
+        Taps(nn.Linear(6, 5), ["logits"], torch.randn(2, 7))
+    assert ".float()" not in str(told.value)
