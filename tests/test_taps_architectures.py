@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import timm
 import torch
@@ -167,3 +169,35 @@ def test_somebodys_own_nets() -> None:
     assert Taps(bare, ["embedding", "logits"], torch.randn(1, 4)).shapes == {"embedding": (4,), "logits": (2,)}
     with pytest.raises(KdkitError, match="Linear must have stages, found none"):
         expand(bare, "stages", torch.randn(1, 4))
+
+
+FAMILIES = {
+    "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_tiny", "convit_tiny", "test_convnext", "cpubone_nano",
+    "cs3darknet_focus_s", "cspnext_tiny", "deit_tiny_patch16_224", "dla46x_c", "dpn48b", "edgenext_xx_small",
+    "efficientformer_l1", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fasternet_t0",
+    "fastvit_t8", "gcvit_xxtiny", "ghostnet_050", "hardcorenas_b", "hgnetv2_b0", "iformer_t", "inception_next_atto",
+    "lcnetv2_small", "levit_128s", "test_coatnet", "gmlp_ti16_224", "mobilevit_xxs", "test_nfnet", "pit_ti_224",
+    "pvt_v2_b0", "repghostnet_050", "repvit_m1", "resnest14d", "test_resnet", "resnetv2_18", "rexnet_100",
+    "legacy_seresnet18", "shvit_s1", "skresnet18", "starnet_s050", "swiftformer_xs", "tiny_vit_5m_224",
+    "visformer_tiny", "vit_tiny_r_s16_p8_224", "test_vit_relpos", "ese_vovnet19b_slim", "xcit_nano_12_p8_224",
+}  # fmt: skip
+
+
+@pytest.mark.skipif("KDKIT_NIGHTLY" not in os.environ, reason="a minute of timm's families: set KDKIT_NIGHTLY=1")
+def test_the_smallest_of_timms_families() -> None:
+    """Embedding and logits are timm's own, every stage is read, and what is tapped sends a gradient back."""
+    for name in sorted(FAMILIES & set(timm.list_models())):
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=7).eval()
+        x = torch.randn(2, *model.pretrained_cfg["input_size"])
+        names = expand(model, "stages", x)
+        taps = Taps(model, ["stem", *names, "embedding", "logits"], x)
+        with torch.no_grad():
+            values = taps(x)
+            own = model.forward_head(model.forward_features(x), pre_logits=True)
+            torch.testing.assert_close(values["embedding"], own, msg=name)
+            assert torch.equal(values["logits"], model(x)), name
+        assert len(names) >= 3, name
+        values = Taps(model.train(), taps.names, x)(x)
+        sum(value.square().mean() for value in values.values()).backward()
+        assert sum(p.grad is None for p in model.parameters()) <= 2, name
