@@ -10,6 +10,9 @@ from kdkit.recipe.errors import RecipeError
 from kdkit.recipe.schema import Recipe
 from kdkit.registry import KdkitError
 
+TIMMS_SIZE = re.compile(r"(Input (?:height|width) \((\d+)\) doesn't match model \((\d+)\))\.?")
+RIGHT_SIZE = r"\1; say data.image_size=\3, `image_size: \3` at the model alone, or `options: {img_size: \2}` there"
+
 
 @contextmanager
 def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
@@ -30,7 +33,7 @@ def blaming(recipe: Recipe, *loc: str) -> Iterator[None]:
         said = without_edge(text)
         if place and said.startswith(f"{place[-1]} must "):
             said = said.removeprefix(f"{place[-1]} ")
-        raise RecipeError([recipe.origin.problem(place, said)]) from error
+        raise RecipeError([recipe.origin.problem(place, TIMMS_SIZE.sub(RIGHT_SIZE, said))]) from error
 
 
 def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.options import check_options
 from kdkit.recipe.schema import ModelSpec, Recipe
+from kdkit.recipe.stages import of_stage
 from kdkit.recipe.words import Moving
 from kdkit.registry import FILLED_WORDS, KdkitError, constructor, nearest
 
@@ -295,4 +296,4 @@ def _when(recipe: Recipe, loc: tuple[int | str, ...], value: Any) -> Found:
     try:
         Span.parse(value).bind(recipe.trainer.max_epochs)
     except KdkitError as error:
-        yield recipe.origin.problem(loc, str(error))
+        yield of_stage(recipe.origin.tree, loc, str(error)) or recipe.origin.problem(loc, str(error))

@@ -61,6 +61,16 @@ def unfold(root: Item, edges: Edges, name_of: Callable[[Item], str]) -> Item:
     return Item({**root.value, "losses": Item(losses, mark), "stages": Item(kept, stages.mark)}, root.mark)
 
 
+def of_stage(root: Item, loc: tuple[int | str, ...], text: str) -> Problem | None:
+    """A problem of a loss's time, where that is its stage's: told of the stage, which is what was written."""
+    when = root.deepest(loc)
+    for stage in stages.value if (stages := root.child("stages")) is not None else ():
+        if stage.child("when") == when:
+            told = f"{text.removeprefix('when.from: ')}; shorten the stages before it, or make the run longer"
+            return Problem.at(stage.mark, f"stages.{stage.value['name'].value}", told)
+    return None
+
+
 def _of_stage(losses: Item | None, edges: Edges) -> list[Item]:
     if losses is None or losses.value is None:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
 from kdkit.train.scores import UNSCORED
 from kdkit.untouched import untouched
+
+CUDA, MPS = torch.cuda.is_available, torch.backends.mps.is_available
+GPUS: dict[str, tuple[Callable[[], bool], ...]] = {"gpu": (CUDA, MPS), "cuda": (CUDA,), "mps": (MPS,)}
 
 
 def check(recipe: Recipe) -> CheckReport:
@@ -100,9 +103,14 @@ def _learn_row(distiller: Distiller, name: str, steps: int) -> LearnRow:
 
 
 def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str]:
-    """What is not there yet, and what has no part in it."""
-    if missing := experiment.datamodule.missing:
+    """What is not there, or larger than what is, and what has no part in it."""
+    data, accelerator = experiment.datamodule, recipe.trainer.accelerator
+    if missing := data.missing:
         yield f"data: {missing}"
+    if data.batch_size > (there := data.facts.num_samples):
+        yield f"data: a batch of {data.batch_size} is more than the {there} images; an epoch is one batch of {there}"
+    if accelerator in GPUS and not any(has() for has in GPUS[accelerator]):
+        yield f"trainer: accelerator {accelerator} is not on this machine, where `kdkit fit` refuses it"
     for name, spec in recipe.models.items():
         if spec.source == "pretrained" and not fetched(str(spec.arch)):
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"
@@ -110,7 +118,7 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str
             yield f"{name}: no loss reads it; it is only scored"
         shapes = (phase.readers[name].shapes for phase in graph.phases if name in phase.readers)
         said = next((shape["logits"][-1] for shape in shapes if "logits" in shape), None)
-        if said and (classes := experiment.datamodule.facts.num_classes) and said != classes:
+        if said and (classes := data.facts.num_classes) and said != classes:
             yield UNSCORED % (name, said, classes)
 
 

@@ -74,6 +74,10 @@ def test_the_resolved_text_is_the_recipe():
         ("[{losses: [nope]}]", "nope"),
         ("[{losses: [kd], trian: student}]", "did you mean 'train'"),
         ("[{epochs: 50, losses: [kd]}, {losses: [ce]}]", "never comes"),
+        (
+            "[{epochs: 50, losses: [kd]}, {name: b, losses: [ce, kd]}]",
+            r"^recipe:\d+: stages\.b: epoch 50 never comes in a run of \d+ epochs; shorten the stages .*longer$",
+        ),
     ],
 )
 def test_wrong_stages(stages, problem):

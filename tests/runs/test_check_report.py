@@ -9,6 +9,7 @@ import pytest
 from kdkit.console import show
 from kdkit.models.published import fetched
 from kdkit.registry import KdkitError
+from kdkit.runs.check import GPUS
 from kdkit.train.balance import Balance
 from tests.runs.test_check import PAIR, report
 
@@ -77,6 +78,26 @@ def test_what_is_missing_or_idle_is_noted(tmp_path, monkeypatch):
     )
     assert all(f"note    {note}" in text_of(told).splitlines() for note in told.notes)
     assert not report(PAIR, "ce, kd").notes
+
+
+def test_a_batch_larger_than_the_data_and_a_gpu_that_is_not_there_are_noted(monkeypatch):
+    words = ["data.batch_size=512", "trainer.accelerator=gpu"]
+    monkeypatch.setitem(GPUS, "gpu", (lambda: False, lambda: False))
+    assert report(PAIR, "ce, kd", overrides=words).notes == (
+        "data: a batch of 512 is more than the 100 images; an epoch is one batch of 100",
+        "trainer: accelerator gpu is not on this machine, where `kdkit fit` refuses it",
+    )
+    monkeypatch.setitem(GPUS, "gpu", (lambda: False, lambda: True))
+    assert not report(PAIR, "ce, kd", overrides=["data.batch_size=100", *words[1:]]).notes
+
+
+def test_a_net_of_another_image_size_is_told_with_what_to_say():
+    vit = "student: {arch: timm/test_vit, options: {dynamic_img_size: false}}"
+    words = r"say data\.image_size=160, `image_size: 160` at the model alone, or `options: {img_size: 32}` there\n"
+    with pytest.raises(KdkitError, match=words):
+        report(vit, "ce", overrides=["data.shape=[3, 32, 32]"])
+    for cure in ("image_size=160", "options.img_size=32"):
+        assert report(vit, "ce", overrides=[f"models.student.{cure}", "data.shape=[3, 32, 32]"])
 
 
 def test_timms_weights_are_looked_for_where_timm_puts_them(tmp_path, monkeypatch):
