@@ -30,8 +30,9 @@ HEADS = (
 LEGEND = (
     "Mean ± standard deviation over n seeds. The last epoch is the number; the best one was chosen on test images. "
     "Δ alone: points above the student alone with the same seeds; p: paired test over seeds × test images, corrected "
-    "for the number of methods; detectable: what n seeds find four times out of five at 5 %. Transfer ratio: "
-    "(method − alone) / (teacher − alone)."
+    "for the number of methods; n seeds can detect: the least difference, in points, that n seeds find four times out "
+    "of five at 5 %. Transfer ratio: (method − alone) / (teacher − alone). Epochs to 95 %: the first epoch with 95 % "
+    "of the accuracy after the last one."
 )
 
 

@@ -53,6 +53,8 @@ def fit(
     from kdkit.runs.interrupt import Interrupted, interruptible
 
     folder = RunFolder(out or Path("runs") / f"{loaded.name}-seed{loaded.seed}")
+    if resume and not folder.begun and first_rank():
+        typer.echo(f"{folder.path} holds no epoch to go on from; the run begins anew")
     try:
         with interruptible(folder):
             result = run(
@@ -88,12 +90,15 @@ def evaluate(
     score, calibration errors, and top-1 by class.
     """
     from kdkit.console import show
+    from kdkit.recipe.errors import told_as
     from kdkit.runs.afterwards import log_found, short
     from kdkit.runs.evaluate import classes_table, results_table, score, write_evaluation
     from kdkit.runs.teacher import own_run
 
-    words = [*(overrides or []), *([f"data.root={data}"] if data else [])]
-    found = score(run, words, split=split)
+    root = f"data.root={data}"
+    words = [*(overrides or []), *([root] if data else [])]
+    with told_as(root, f"--data {data}"):
+        found = score(run, words, split=split)
     show(results_table(found.figures), sys.stdout)
     typer.echo()
     show(classes_table(found.by_class, None if classes else 10), sys.stdout)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdkit.registry import KdkitError
@@ -71,6 +72,19 @@ class RecipeError(KdkitError):
             more = [f"  … and {count - SHOWN} more"] if count > SHOWN else []
             lines = [f"{count} problems", *(f"  {i}. {line}" for i, line in enumerate(lines, 1)), *more]
         super().__init__("\n".join(lines))
+
+
+@contextmanager
+def told_as(override: str, typed: str) -> Iterator[None]:
+    """Problems of an override that an option stands for name the option, as it was typed."""
+    try:
+        yield
+    except RecipeError as error:
+        mark = Mark.of_override(override).file
+        raise RecipeError(
+            replace(problem, file=problem.file.replace(mark, typed), where=problem.where.replace(mark, typed))
+            for problem in error.problems
+        ) from error
 
 
 def short(text: str, length: int) -> str:

@@ -20,7 +20,7 @@ from kdkit.models import MODELS
 from kdkit.recipe import load, packaged
 from kdkit.registry import LOSSES
 from kdkit.runs import fit as runs_fit
-from tests.cli.command import RECIPE, kdkit
+from tests.cli.command import RECIPE, kdkit, refused
 
 VERBS = ["fit", "eval", "latency", "export", "report", "check", "losses", "models", "recipes", "init", "schema"]
 HEAVY = ["torch", "torchvision", "timm", "pytorch_lightning", "pydantic", "numpy", "matplotlib", "yaml", "rich"]
@@ -217,8 +217,9 @@ def test_a_teacher_is_trained_first_then_there_and_the_run_can_be_scored(monkeyp
     recipe.write_text(yaml.safe_dump(words))
 
     assert "big: trained first, 3 epochs" in kdkit("check", recipe).out
-    fitted = kdkit("fit", recipe, "--out", run)
+    fitted = kdkit("fit", recipe, "--out", run, "--resume")
     assert fitted.code == 0
+    assert fitted.out.startswith(f"{run} holds no epoch to go on from; the run begins anew\n")
     assert str(run) in fitted.out
     lines = fitted.out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [
@@ -232,7 +233,9 @@ def test_a_teacher_is_trained_first_then_there_and_the_run_can_be_scored(monkeyp
     assert float(scored[1]) == pytest.approx(100 * result["top1"], abs=0.01)
     assert float(scored[2]) == pytest.approx(result["nll"], abs=0.01)
 
+    assert refused("eval", run, "--data", "fake").startswith("error: --data fake: data.root: must be left out")
     again = kdkit("fit", recipe, "--out", run, "--resume")
     assert again.code == 0
+    assert "begins anew" not in again.out
     assert "epoch 1/" not in again.out
     assert str(run) in again.out
