@@ -35,10 +35,21 @@ class Batch:
             return cls(batch)
         raise KdkitError(f"a batch must be x, (x, y) or (x, y, index), got {type(batch).__name__}")
 
+    def first(self, n: int) -> Batch:
+        """Its first n samples."""
+        labels, index = (None if part is None else part[:n] for part in (self.labels, self.index))
+        return Batch(_first(self.x, n), labels, index, {name: rows[:n] for name, rows in self.rows.items()})
+
     def finite(self) -> Tensor | None:
         """Whether all inputs are finite, as a flag on the device; `None` where they cannot be otherwise."""
         found = [x.isfinite().all() for x in inputs(self.x) if x.is_floating_point()]
         return torch.stack(found).all() if found else None
+
+
+def _first(x: Any, n: int) -> Any:
+    if isinstance(x, Mapping):
+        return {name: _first(part, n) for name, part in x.items()}
+    return [_first(part, n) for part in x] if isinstance(x, (list, tuple)) else x[:n]
 
 
 def inputs(x: Any) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kdkit.data import DataFacts, DataModule
+from kdkit.graph.alone import check_alone, ends_alone
 from kdkit.graph.batch import Batch, Facts
 from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build
 from kdkit.runs.distilling import make_distiller
@@ -64,6 +65,8 @@ def dry_run(recipe: Recipe, *, values: bool = True) -> DryRun:
     batch, stand_in = _fake_batch(data, min(samples, data.batch_size)), _stand_in(facts)
     with blaming(recipe):
         distiller = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
+        if ends_alone(facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches):
+            check_alone(distiller.graph, batch)
         for name in distiller.graph.whole:
             CachePlan.of(distiller.graph, name, data).check_room()
         with untouched(distiller.graph):

@@ -30,7 +30,7 @@ from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.checkpoint import add_to, take_from
 from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
-from kdkit.train.example import check_validation, example_batch, facts_of
+from kdkit.train.example import check_last, check_validation, example_batch, facts_of
 from kdkit.train.finite import FiniteWatch
 from kdkit.train.late import seen, unread
 from kdkit.train.layout import channels_last, overruns
@@ -142,9 +142,9 @@ class Distiller(Evaluation):
         if stage == "fit":
             check_validation(self.trainer, graph.unbound)
             check_labels(facts.sample_labels, facts.num_classes)
-            batch = self.on_after_batch_transfer(example_batch(self.trainer, graph.min_batch), 0)
-            turns = len(graph.trained) if self.update == "sequential" else 1
-            graph.bind(Batch.of(batch), facts, run_epochs(self.trainer, turns, self.borrow.accumulate))
+            batch = Batch.of(self.on_after_batch_transfer(example_batch(self.trainer, graph.min_batch), 0))
+            graph.bind(batch, facts, run_epochs(self))
+            check_last(self.trainer, graph, batch)
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self.place.begin(self)
             module, precision = getattr(self.trainer, "datamodule", None), str(self.trainer.precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
@@ -11,8 +12,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdkit.graph.batch import Facts
+from kdkit.graph.alone import check_alone, ends_alone
+from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.edge import Edge
+from kdkit.graph.graph import Graph
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import check_held_out
 
@@ -56,6 +59,21 @@ def example_batch(trainer: pl.Trainer, least: int = 1) -> Any:
     loader = source.dataloader()
     with torch.random.fork_rng(devices=[]):  # a data set that augments draws from the same generator as everybody
         return _read(loader, max(SIZE, least))
+
+
+def check_last(trainer: pl.Trainer, graph: Graph, example: Batch) -> None:
+    """Raise `KdkitError` before training where an epoch would end with one sample that it cannot be trained on."""
+    loader = trainer.fit_loop._data_source.dataloader()
+    order = getattr(loader, "batch_sampler", None)
+    several, drops = getattr(order, "batch_size", None), getattr(order, "drop_last", None)
+    sampler = getattr(order, "sampler", None)
+    if not isinstance(several, int) or not isinstance(drops, bool) or not isinstance(sampler, Sized):
+        return  # batches of another making
+    world = 1 if getattr(order, "whole", False) else trainer.world_size
+    share = math.ceil(getattr(order, "num_samples", len(sampler)) / world)
+    several = several if isinstance(loader, DataLoader) else several // world
+    if graph.epochs >= 1 and ends_alone(share, several, drops, trainer.limit_train_batches):
+        check_alone(graph, example)
 
 
 def _read(loader: Any, size: int) -> Any:

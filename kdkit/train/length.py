@@ -8,20 +8,15 @@ from typing import Any
 from kdkit.registry import KdkitError
 
 
-def run_epochs(trainer: Any, turns: int, accumulate: int) -> float:
-    """Length of the run; with `max_steps` it may be a fraction.
-
-    Args:
-        trainer: before or in training.
-        turns: optimiser steps that one batch makes.
-        accumulate: batches that make one optimiser step.
-    """
-    found = []
+def run_epochs(distiller: Any) -> float:
+    """Length of a distiller's run, before or in training; with `max_steps` it may be a fraction."""
+    trainer, found = distiller.trainer, []
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         found.append(float(trainer.max_epochs))
     if trainer.max_steps > 0:
         trainer.fit_loop.setup_data()  # counts the batches
-        found.append(trainer.max_steps / (turns * math.ceil(steps_per_epoch(trainer) / accumulate)))
+        turns = len(distiller.graph.trained) if distiller.update == "sequential" else 1  # optimiser steps of one batch
+        found.append(trainer.max_steps / (turns * math.ceil(steps_per_epoch(trainer) / distiller.borrow.accumulate)))
     if not found:
         raise KdkitError("schedules need the length of the run; give the Trainer max_epochs or max_steps")
     return min(found)

@@ -225,3 +225,12 @@ def test_a_phase_that_teaches_nothing_is_counted_as_nothing():
     text = f"data: {{{FAKE}}}\nmodels: {{{PAIR}}}\noptimizer: {{name: sgd}}\nlr: 0.1\ntrainer: {{max_epochs: 4}}\n"
     text += "stages: [{name: first, epochs: 0.5, train: [student.layer1], losses: [hint: {taps: stage1}]}]\n"
     assert check(loads(text)).activation_bytes > 0
+
+
+def test_a_last_batch_of_one_sample_that_a_model_cannot_be_trained_on():
+    data = "name: fake, samples: 97, classes: 5, shape: [3, 4, 4], batch_size: 16"
+    with pytest.raises(KdkitError, match=r"last batch holds one sample, .*`drop_last: true` under `data`"):
+        report(PAIR, "ce, kd", data=data)
+    for override in ("data.drop_last=true", "data.batch_size=17", "trainer.limit_train_batches=6"):
+        report(PAIR, "ce, kd", data=data, overrides=[override])
+    report(PAIR, "ce, kd", data=data.replace("3, 4, 4", "3, 8, 8"))

@@ -1,0 +1,45 @@
+"""An epoch's last batch of one sample: BatchNorm has nothing to compare it with where a map is a single value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdkit import ranks
+from kdkit.graph.batch import Batch
+from kdkit.registry import KdkitError
+from kdkit.untouched import untouched
+
+if TYPE_CHECKING:
+    from kdkit.graph.graph import Graph
+
+
+def ends_alone(samples: int, batch_size: int, drop_last: bool, limit: float | None) -> bool:
+    """Whether an epoch ends with a batch of one sample where the others hold several.
+
+    `limit` are the batches of an epoch: so many, or as a float so large a share of them; None takes all.
+    """
+    whole = limit is None or (limit == 1.0 if isinstance(limit, float) else limit * batch_size >= samples)
+    return whole and samples > batch_size > 1 and samples % batch_size == 1 and not drop_last
+
+
+def check_alone(graph: Graph, example: Batch) -> None:
+    """One sample through a bound graph, in every phase, as training would do it; it leaves no trace.
+
+    Raises:
+        KdkitError: a model or a head cannot be trained on one sample.
+    """
+    one = example.first(1)
+    with untouched(graph), ranks.silence(), torch.enable_grad():
+        graph.train()
+        for phase in graph.phases:
+            graph.set_time(phase.start)
+            try:
+                graph.terms(phase.updates, graph.outputs(one), one)
+            except (RuntimeError, ValueError) as error:
+                raise KdkitError(
+                    "an epoch's last batch holds one sample, on which these models cannot be trained "
+                    f"({error}); leave it out with `drop_last: true` under `data`, or change the batch size"
+                ) from error
+    graph.set_time(0.0)
