@@ -1,6 +1,7 @@
 """Nets whose forward goes several ways, whose parts are compiled, and whose weights are of another type."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -55,3 +56,16 @@ def test_weights_of_another_type_are_told(kind):
     with pytest.raises(KdkitError) as told:
         Taps(nn.Linear(6, 5), ["logits"], torch.randn(2, 7))
     assert ".float()" not in str(told.value)
+
+
+def test_images_that_are_no_floats_are_told():
+    with pytest.raises(KdkitError, match=r"its input is uint8: make floats of the images"):
+        Taps(PartlyCompiled(), ["logits"], torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_patches_of_a_vit_that_takes_any_size_are_a_map_of_channels():
+    vit = timm.create_model("test_vit", img_size=32, patch_size=8).eval()
+    x = torch.randn(2, 3, 32, 32)
+    values = Taps(vit, ["patch_embed", "patch_embed.proj"], x)(x)
+    assert values["patch_embed"].shape == (2, 64, 4, 4)
+    torch.testing.assert_close(values["patch_embed"], values["patch_embed.proj"])

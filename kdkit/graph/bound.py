@@ -96,7 +96,7 @@ class BoundEdge(nn.Module):
         check_control(edge, self.controls, self.calls)
         self.heads, self.losses = nn.ModuleList(), nn.ModuleList()
         for i, call in enumerate(self.calls):
-            pairs = [(shapes[link.target], source_shape(link, shapes)) for link in call.links]
+            pairs = [(shapes[link.target], source_shape(edge.name, link, shapes)) for link in call.links]
             keys = [draws.key(seed, edge.name, "head", i, j) for j in range(len(pairs))]
             bound = [self._head(*pair, key, shared) for pair, key in zip(pairs, keys, strict=True)]
             if edge.head is None:

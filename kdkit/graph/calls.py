@@ -40,8 +40,8 @@ def calls(found: list[Link], lists: bool) -> list[Call]:
     return [Call(tuple(group)) for group in groups.values()]
 
 
-def source_shape(link: Link, shapes: Mapping[End, Shape]) -> Shape | None:
-    """Shape of what teaches; an ensemble has one for all.
+def source_shape(name: str, link: Link, shapes: Mapping[End, Shape]) -> Shape | None:
+    """Shape of what teaches in the edge of that name; an ensemble has one for all.
 
     Raises:
         KdkitError: an ensemble of different shapes.
@@ -51,7 +51,10 @@ def source_shape(link: Link, shapes: Mapping[End, Shape]) -> Shape | None:
     first, *others = (shapes[end] for end in link.sources)
     for end, shape in zip(link.sources[1:], others, strict=True):
         if shape != first:
-            raise KdkitError(f"an ensemble needs equal shapes, got {first} at {link.sources[0]} and {shape} at {end}")
+            raise KdkitError(
+                f"edge {name!r}: an ensemble needs equal shapes, got {first} at {link.sources[0]} and {shape} at "
+                f"{end}; leave `ensemble` out, and each teaches by itself"
+            )
     return first
 
 

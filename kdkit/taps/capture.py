@@ -192,7 +192,7 @@ def _channels_last(trace: Trace, place: Place) -> bool:
     tensor = call.at(place.side)
     if tensor is None or tensor.ndim != 4 or place.pooled or tensor is trace.input:
         return False
-    declared = getattr(trace.model, "output_fmt", None) == "NHWC"
+    declared = "NHWC" in (getattr(part, "output_fmt", None) for part in (trace.model, call.module))
     if tensor.shape[1] == tensor.shape[3]:
         return declared
     for layer in reversed([c for c in trace.calls if c.left <= call.moment(place.side)]):

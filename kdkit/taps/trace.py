@@ -132,12 +132,15 @@ def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
 
 def _other_type(model: nn.Module, given: tuple[Any, ...]) -> str:
     """What to do about weights of another floating type than the inputs; nothing where they agree."""
-    inputs = {v.dtype for v in given if isinstance(v, Tensor) and v.is_floating_point()}
+    tensors = [v for v in given if isinstance(v, Tensor)]
+    if any(v.dtype == torch.uint8 for v in tensors):
+        return "; its input is uint8: make floats of the images (x / 255)"
+    inputs = {v.dtype for v in tensors if v.is_floating_point()}
     others = {p.dtype for p in model.parameters() if p.is_floating_point()} - inputs
     if not inputs or not others:
         return ""
     names = [", ".join(sorted(str(t).removeprefix("torch.") for t in several)) for several in (others, inputs)]
-    return f"; its weights are {names[0]}, its input {names[1]}: make them one, with `.float()` on the model"
+    return f"; its weights are {names[0]}, its input {names[1]}: make them one (`.float()`)"
 
 
 def _as_written() -> AbstractContextManager[Any]:

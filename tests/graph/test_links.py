@@ -2,6 +2,7 @@ import pytest
 from torch import nn
 
 from kdkit.graph import Edge, Node, ema, frozen
+from kdkit.graph.calls import source_shape
 from kdkit.graph.links import End, Link, links
 from kdkit.registry import KdkitError
 
@@ -132,3 +133,11 @@ def test_edges_refuse_unknown_words():
         Edge("dml", among=["a", "b"], target="a")
     with pytest.raises(KdkitError, match="beside a ready module"):
         Edge(nn.MSELoss.__new__(type("Own", (nn.Module,), {"forward": lambda self, student, teacher: 0})), size=3)
+
+
+def test_an_ensemble_of_unlike_teachers_is_told_with_its_edge_and_what_to_do():
+    one, other = End(T, "logits"), End(T2, "logits")
+    link = Link((one, other), End(S, "logits"))
+    assert source_shape("kd", link, {one: (5,), other: (5,)}) == (5,)
+    with pytest.raises(KdkitError, match=r"edge 'kd': .* \(5,\) at teacher.logits and \(7,\) .*leave `ensemble` out"):
+        source_shape("kd", link, {one: (5,), other: (7,)})
