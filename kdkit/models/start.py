@@ -59,7 +59,7 @@ def _load_backbone(
     inner = {**(backbone if isinstance(backbone, dict) else {"arch": backbone}), **beside}
     donor = build(num_classes=num_classes, **inner)
     start_from(donor, path, num_classes=num_classes, **inner)
-    theirs = {id(tensor) for tensor in (*donor.parameters(), *donor.buffers())}
+    theirs = {id(tensor): tensor for tensor in (*donor.parameters(), *donor.buffers())}  # held: no other gets their ids
     whole = build(arch, num_classes=num_classes, backbone=donor, **options)
     kept = {name: t for name, t in (*whole.named_parameters(), *whole.named_buffers()) if id(t) in theirs}
     module.load_state_dict(kept, strict=False)

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from kdkit import models
 from kdkit.losses import MSELoss
 from kdkit.models.classifier import reuse_classifier
+from kdkit.models.start import start_from
 from kdkit.recipe import RecipeError, loads
 from kdkit.recipe.build import build
 from kdkit.registry import KdkitError
@@ -277,3 +278,24 @@ def test_resumed_cached_and_beside_a_slow_copy_it_is_the_same(folder, monkeypatc
     copy = stored(folder / "slow", "slow")
     assert torch.equal(copy["fc.weight"], stored(folder, "t")["fc.weight"])
     assert not torch.equal(copy["conv1.weight"], whole["conv1.weight"])
+
+
+AROUND = """\
+from torch import nn
+
+
+def net(num_classes, backbone):
+    backbone.fc = nn.Identity()  # frees a classifier, whose place in memory another tensor gets
+    return nn.Sequential(backbone, *(nn.Linear(64, 64) for _ in range(8)), nn.Linear(64, num_classes))
+"""
+
+
+def test_what_is_around_a_backbone_stays_as_it_was_drawn(tmp_path):
+    (tmp_path / "around.py").write_text(AROUND)
+    models.save_weights(models.build("resnet8", num_classes=5), tmp_path / "b.safetensors", {"arch": "resnet8"})
+    with models.seeded(0, "student"):
+        net = models.build("around.py:net", num_classes=5, backbone="resnet8", base=tmp_path)
+    drawn = [layer.weight.clone() for layer in net[1:]]
+    start_from(net, tmp_path / "b.safetensors", "around.py:net", 5, backbone="resnet8", base=tmp_path)
+    assert torch.equal(net[0].conv1.weight, models.read_weights(tmp_path / "b.safetensors")["conv1.weight"])
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(net[1:], drawn, strict=True))
