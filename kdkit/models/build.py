@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,12 @@ def build(
     if _first is None or isinstance(options.get("backbone"), nn.Module):
         return _build(arch, num_classes, pretrained, base, allow_custom, options)
     key = repr((arch, num_classes, pretrained, base, allow_custom, options, torch.initial_seed()))
-    if key not in _first:
-        _first[key] = _build(arch, num_classes, pretrained, base, allow_custom, options)
-    return copy.deepcopy(_first[key])
+    if key in _first:
+        return copy.deepcopy(_first[key])
+    net = _build(arch, num_classes, pretrained, base, allow_custom, options)
+    with suppress(Exception):  # a lock, or a weight that is computed from others, has no copy: that net is built again
+        _first[key] = copy.deepcopy(net)
+    return net
 
 
 _first: dict[str, nn.Module] | None = None

@@ -147,6 +147,17 @@ def test_nets_are_copied_where_they_are_asked_for_again():
     assert torch.equal(net(0).fc.weight, one.fc.weight)
 
 
+def test_a_net_that_cannot_be_copied_is_built_again(tmp_path):
+    """A suite of such nets was refused, though every run of it runs."""
+    (tmp_path / "mine.py").write_text(
+        "import threading\nfrom torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self, num_classes):\n"
+        "        super().__init__(4, num_classes)\n        self.lock = threading.Lock()\n"
+    )
+    with models.copied():
+        one, again = (models.build("mine.py:Net", num_classes=5, base=tmp_path) for _ in range(2))
+    assert one is not again
+
+
 def test_tuning_leaves_out_what_cannot_run(tmp_path):
     pytest.importorskip("optuna")
     text = TINY.replace("[student, kd]", "[{tap: [ce, kd: {taps: logitz}]}]")
