@@ -80,18 +80,18 @@ class ATLoss(nn.Module):
         if maps.shape[2:] != size:
             maps = F.adaptive_avg_pool2d(maps, size)
         plain = not isinstance(self.p, Tensor) and self.p == 2  # a scheduled p is not looked at
-        strength = _Energy.apply(maps) if plain else maps.abs().pow(self.p).sum(1)
+        strength = _Energy.apply(maps) if plain else maps.abs().pow(self.p).mean(1)
         return unit(strength.flatten(1))
 
 
 class _Energy(torch.autograd.Function):
-    """Σ_c A_c² of maps (B, C, H, W): (B, H, W). Its gradient is one product, where autograd's own makes three."""
+    """mean_c A_c² of maps (B, C, H, W): (B, H, W). Its gradient is one product, where autograd's own makes three."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(maps: Tensor) -> Tensor:
-        return maps.square().sum(1)
+        return maps.square().mean(1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -100,5 +100,5 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (maps,) = ctx.saved_tensors
-        found: Tensor = maps * (2 * grad).unsqueeze(1)
+        found: Tensor = maps * (2 * grad / maps.shape[1]).unsqueeze(1)
         return found

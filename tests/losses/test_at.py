@@ -60,6 +60,13 @@ def test_scale_sign_and_repeated_channels_do_not_count():
     torch.testing.assert_close(ATLoss(p=1.0)(s, -s), expected.new_zeros(()))
 
 
+@pytest.mark.parametrize(("p", "size"), [(2, 1e8), (3.0, 3e5), (4.0, 1e4)])
+def test_activations_as_large_as_the_mean_over_channels_allows(p, size):
+    """A sum over them overflows sooner where it is squared: the attention was 0 everywhere, and told nobody."""
+    s, t = torch.randn(2, 512, 4, 4), torch.randn(2, 512, 4, 4)
+    torch.testing.assert_close(ATLoss(p=p)(size * s, t), ATLoss(p=p)(s, t), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("larger", ["student", "teacher"])
 def test_the_larger_map_is_pooled_before_its_attention(larger):
     large, small = maps(3, 4, 8, 6), maps(3, 4, 4, 3)
