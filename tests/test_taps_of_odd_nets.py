@@ -5,8 +5,9 @@ import timm
 import torch
 from torch import nn
 
+from kdkit.models import build
 from kdkit.registry import KdkitError
-from kdkit.taps import Taps
+from kdkit.taps import Taps, expand
 
 
 class PartlyCompiled(nn.Module):
@@ -69,3 +70,33 @@ def test_patches_of_a_vit_that_takes_any_size_are_a_map_of_channels():
     values = Taps(vit, ["patch_embed", "patch_embed.proj"], x)(x)
     assert values["patch_embed"].shape == (2, 64, 4, 4)
     torch.testing.assert_close(values["patch_embed"], values["patch_embed.proj"])
+
+
+class Wrapper(nn.Module):
+    """What makes a tensor of whatever a net returns, behind a normalisation of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.norm, self.net = nn.BatchNorm2d(3), net
+
+    def forward(self, x):
+        return {"logits": self.net(self.norm(x))}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("resnet8", {}),
+        ("vgg8", {}),
+        ("timm/test_vit", {"img_size": 32, "patch_size": 8}),
+        ("timm/test_resnet", {}),
+        ("torchvision/mobilenet_v3_small", {}),
+    ],
+)
+def test_a_wrapper_has_the_places_of_the_net_inside(arch, options):
+    net, x = build(arch, num_classes=5, **options).eval(), torch.randn(2, 3, 32, 32)
+    names = [*expand(net, "stages", x), "stem", "embedding"]
+    inside = Taps(net, names, x).paths
+    for wrapper, path in ((Wrapper(net), "net"), (Wrapper(Wrapper(net)), "net.net")):
+        assert expand(wrapper, "stages", x) == names[:-2]
+        assert Taps(wrapper, names, x).paths == {name: f"{path}.{place}" for name, place in inside.items()}

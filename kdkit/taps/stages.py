@@ -34,36 +34,54 @@ Spot = tuple[str, str]  # module path, side
 
 def stages(trace: Trace, head: str | None) -> tuple[Spot | None, list[Spot]]:
     """The stem, and `stage1`, `stage2`, …; `head` is the classifier's path, which is no stage."""
-    steps = _steps(trace, trace.model, "", trace.last[head].left if head in trace.last else math.inf)
+    model, path = _inside(trace, head)
+    steps = _steps(trace, model, path, trace.last[head].left if head in trace.last else math.inf)
     if any(map(_spatial, steps)):
         steps = [call for call in steps if _spatial(call)]
-    found = _declared(trace) or _timm(trace) or _by_size(trace, steps)
-    declared = getattr(trace.model, "stages", None)
+    found = _declared(trace, model, path) or _timm(trace, model, path) or _by_size(trace, steps)
+    declared = getattr(model, "stages", None)
     if isinstance(declared, Mapping) and "stem" in declared:
-        return (declared["stem"], "output"), found
+        return (_under(path, declared["stem"]), "output"), found
     return _stem(trace, steps, found), found
 
 
-def _declared(trace: Trace) -> list[Spot]:
-    names = getattr(trace.model, "stages", None)
+def _inside(trace: Trace, head: str | None) -> tuple[nn.Module, str]:
+    """The net in what merely wraps it, and its path: the only child with layers, if it holds the classifier, too."""
+    model, path = trace.model, ""
+    while not (isinstance(getattr(model, "stages", None), Mapping) or hasattr(model, "feature_info")):
+        ran = [(name, child) for name, child in named_children(model) if _layers(child)]
+        inner = _under(path, ran[0][0]) if len(ran) == 1 else ""
+        if not inner or inner not in trace.last or not (head or "").startswith(inner + "."):
+            break
+        model, path = ran[0][1], inner
+    return model, path
+
+
+def _under(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
+
+
+def _declared(trace: Trace, model: nn.Module, within: str) -> list[Spot]:
+    names = getattr(model, "stages", None)
     if not isinstance(names, Mapping):
         return []
+    names = {name: _under(within, str(path)) for name, path in names.items()}
     for name, path in names.items():
         if path not in trace.last:
             near = nearest(str(path), list(trace.last))
-            raise KdkitError(
-                f"{type(trace.model).__name__}.stages: {name} must be a module it calls, got {path!r}{near}"
-            )
+            raise KdkitError(f"{type(model).__name__}.stages: {name} must be a module it calls, got {path!r}{near}")
     numbers = sorted(int(name[5:]) for name in names if name.startswith("stage") and name[5:].isdigit())
     return [(names[f"stage{number}"], "output") for number in numbers]
 
 
-def _timm(trace: Trace) -> list[Spot]:
-    info = getattr(trace.model, "feature_info", None)
+def _timm(trace: Trace, model: nn.Module, within: str) -> list[Spot]:
+    info = getattr(model, "feature_info", None)
     entries = getattr(info, "info", info)
     if not isinstance(entries, (list, tuple)) or not all(isinstance(e, Mapping) and "module" in e for e in entries):
         return []
-    found = [(e["module"], "input" if e.get("hook_type") == "forward_pre" else "output") for e in entries]
+    found = [
+        (_under(within, e["module"]), "input" if e.get("hook_type") == "forward_pre" else "output") for e in entries
+    ]
     blocks = [p for p, _ in found if p and p in trace.last and _is_block(p, trace.last[p].module)]
     if blocks and found[0][0] not in blocks:  # the stem
         found = found[1:]
