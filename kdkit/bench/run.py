@@ -67,8 +67,7 @@ def cannot_run(plan: Plan, suite: Read, out: Path) -> Iterator[tuple[Cell, str]]
 
     What is trained already, and only lacks its row, is not looked at.
     """
-    jobs = [_job(cell, suite, out) for cell in plan.left if plan.elsewhere(cell) is None]
-    yield from refused(distinct(job.cell for job in jobs if not job.folder.complete))
+    yield from refused(distinct(_untrained(plan, suite, out)))
 
 
 def without_the_wrong(plan: Plan, suite: Read, out: Path, tell: Callable[[str], None]) -> tuple[Plan, dict[str, str]]:
@@ -81,9 +80,10 @@ def without_the_wrong(plan: Plan, suite: Read, out: Path, tell: Callable[[str], 
         tell(f"{cell.pair} {cell.method} cannot run: {why}")
         wrong[cell.pair, cell.method] = why
         lost.add(cell.content)
-    told = {cell.key: wrong.get((cell.pair, cell.method)) or (cell.needs in lost and TEACHERLESS) for cell in plan.left}
+    left = _untrained(plan, suite, out)
+    told = {cell.key: wrong.get((cell.pair, cell.method)) or (cell.needs in lost and TEACHERLESS) for cell in left}
     cells = [cell for cell in plan.cells if not told.get(cell.key)]
-    return Plan(cells, plan.rows), {_name(cell): str(told[cell.key]) for cell in plan.left if told[cell.key]}
+    return Plan(cells, plan.rows), {_name(cell): str(told[cell.key]) for cell in left if told[cell.key]}
 
 
 def run_plan(
@@ -115,6 +115,11 @@ def run_plan(
     """
     deadline = None if hours is None else monotonic() + 3600 * hours
     return _Runner(plan, suite, out, results, engine, tell, watch or (lambda _: None)).run(deadline)
+
+
+def _untrained(plan: Plan, suite: Read, out: Path) -> list[Cell]:
+    cells = [cell for cell in plan.left if plan.elsewhere(cell) is None]
+    return [cell for cell in cells if not _job(cell, suite, out).folder.complete]
 
 
 def _job(cell: Cell, suite: Read, out: Path, engine: Engine | None = None) -> Job:

@@ -7,6 +7,7 @@ from kdkit import models
 from kdkit.bench.dry import distinct, refused
 from kdkit.bench.engines import Here
 from kdkit.bench.expand import expand
+from kdkit.bench.rows import read_rows
 from kdkit.bench.run import run_suite
 from kdkit.bench.suite import load_suite
 from kdkit.bench.tune import tune
@@ -108,6 +109,18 @@ def test_what_is_trained_is_not_tried(tmp_path):
         patch.setattr(running, "refused", lambda cells: asked.extend(cells) or [])
         run_suite(suite, out, rows, hours=None, engine=Here(), tell=lambda _: None)
     assert asked == []
+
+
+def test_a_seed_that_is_trained_gets_its_row_though_the_others_cannot_run(tmp_path, monkeypatch):
+    text = TINY.replace("[student, kd]", "[student]").replace("data.subset=64", "data.subset=32")
+    out, rows = tmp_path / "out", tmp_path / "rows.jsonl"
+    words = {"hours": None, "engine": Here(), "tell": lambda _: None}
+    run_suite(load_suite(write(tmp_path, text.replace("seeds: 2", "seeds: 1"))), out, rows, **words)
+    rows.unlink()
+    monkeypatch.setattr("kdkit.bench.run.refused", lambda cells: [(cell, "the disk is full") for cell in cells])
+    outcome = run_suite(load_suite(write(tmp_path, text)), out, rows, **words)
+    assert outcome.failed == {"tiny student seed 1": "the disk is full"}
+    assert [(row["method"], row["seed"]) for row in read_rows(rows)] == [("teacher", 0), ("student", 0)]
 
 
 PAIR = """\
