@@ -26,7 +26,8 @@ def refused(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
     """The cells that cannot run, each with a line that says why, as soon as it is known.
 
     `kdkit.runs.dry_run` tries them, one after the other, in a process of its own: code that ends its process is told,
-    too. Those whose teacher cannot run are left out, for they cannot for that reason.
+    too. Those whose teacher cannot run are left out, for they cannot for that reason. Where that process cannot begin,
+    as under a script without `if __name__ == "__main__":`, nothing is known to be wrong.
 
     Args:
         cells: each is tried; `distinct` gives those that are worth it.
@@ -48,6 +49,11 @@ def _tried(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
     process.start()
     theirs.close()
     try:
+        try:
+            ours.recv()
+        except EOFError:
+            yield from ((cell, "") for cell in cells)
+            return
         for cell in cells:
             try:
                 yield cell, ours.recv()
@@ -61,13 +67,14 @@ def _tried(cells: Sequence[Cell]) -> Iterator[tuple[Cell, str]]:
 
 
 def _work(cells: Sequence[Cell], environment: Mapping[str, str], here: str, answer: Connection) -> None:
-    """The process: a line for each cell."""
+    """The process: that it began, and a line for each cell."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(here)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asks for it ends it
     from kdkit.models import copied
 
+    answer.send("")
     for _, pair in groupby(cells, key=lambda cell: cell.pair):
         with copied():
             for cell in pair:

@@ -1,5 +1,7 @@
 """What cannot run is found before anything is trained, and keeps nobody else from running."""
 
+import os
+
 import pytest
 import torch
 
@@ -67,6 +69,12 @@ def test_every_kind_of_mistake_is_a_line(tmp_path):
     assert "own.py:7: raise" in found["raises"]
     assert not any("\n" in why or why.startswith(":") for why in found.values())
     assert not (tmp_path / "home").exists()
+
+
+def test_where_no_process_begins_nothing_is_refused(tmp_path, monkeypatch):
+    """As under a script that begins a suite at once: every line of it was told to have died."""
+    monkeypatch.setattr("kdkit.bench.dry._work", os._exit)  # takes one argument, and dies of four
+    assert tried(tmp_path, TINY) == {}
 
 
 def test_a_teacher_that_cannot_be_trained_is_told_once(tmp_path):
