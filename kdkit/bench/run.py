@@ -55,8 +55,8 @@ def run_suite(
     tell: Callable[[str], None],
     watch: Callable[[State], None] | None = None,
 ) -> Outcome:
-    """Run what has no row yet: `run_plan` of the whole suite, after a dry run of it."""
-    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, tell)
+    """Run what has no row yet: `run_plan` of the whole suite, after a dry run of it where the engine runs here."""
+    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
     outcome = run_plan(plan, suite, out, results, hours=hours, engine=engine, tell=tell, watch=watch)
     outcome.failed = wrong | outcome.failed
     return outcome
@@ -70,8 +70,12 @@ def cannot_run(plan: Plan, suite: Read, out: Path) -> Iterator[tuple[Cell, str]]
     yield from refused(distinct(_untrained(plan, suite, out)))
 
 
-def without_the_wrong(plan: Plan, suite: Read, out: Path, tell: Callable[[str], None]) -> tuple[Plan, dict[str, str]]:
-    """A plan without what cannot run, and sentences about that by run."""
+def without_the_wrong(
+    plan: Plan, suite: Read, out: Path, engine: Engine, tell: Callable[[str], None]
+) -> tuple[Plan, dict[str, str]]:
+    """A plan without what cannot run, and sentences about that by run; all of it where runs are elsewhere."""
+    if engine.elsewhere:
+        return plan, {}
     if plan.left:
         tell("looking for what cannot run, before anything is trained")
     wrong: dict[tuple[str, str], str] = {}

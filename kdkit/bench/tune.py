@@ -123,7 +123,7 @@ def tune(
     """
     check_optuna()
     end = None if hours is None else monotonic() + 3600 * hours
-    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, tell)
+    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
     cells, ledger = plan.cells, ledger_of(results)
     first = [cell for cell in cells if cell.method != TEACHER and cell.seed == suite.seeds[0]]
     studies = [study for cell in first if (study := Study(cell, space(cell.recipe))).dimensions]

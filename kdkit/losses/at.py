@@ -40,7 +40,8 @@ class ATLoss(nn.Module):
             maps).
 
     `forward(student, teacher)` takes maps (B, C, H, W); channels may differ. Of unequal sizes the larger map is brought
-    to the smaller by adaptive average pooling; 1 × 1 is refused. The teacher's is detached.
+    to the smaller by adaptive average pooling; 1 × 1 is refused. The teacher's is detached. There is no forward-mode
+    derivative.
 
     Returns:
         A scalar without unit: the attention of each side has length 1, so scaling a map changes nothing.

@@ -35,7 +35,7 @@ class NSTLoss(nn.Module):
     single channels as vectors of length 1.
 
     `forward(student, teacher)` takes maps (B, C, H, W); channels may differ. Of unequal sizes the larger map is brought
-    to the smaller by adaptive average pooling. The teacher's is detached.
+    to the smaller by adaptive average pooling. The teacher's is detached. There is no forward-mode derivative.
 
     Returns:
         A scalar without unit in [0, 2]; neither the order nor the scale nor the sign of the channels counts.

@@ -10,7 +10,7 @@ from kdkit.bench.dry import distinct, refused
 from kdkit.bench.engines import Here
 from kdkit.bench.expand import expand
 from kdkit.bench.rows import read_rows
-from kdkit.bench.run import run_suite
+from kdkit.bench.run import make_plan, run_suite, without_the_wrong
 from kdkit.bench.suite import load_suite
 from kdkit.bench.tune import tune
 from kdkit.recipe import loads
@@ -91,6 +91,18 @@ def test_what_cannot_run_fails_at_once_and_the_others_run(tmp_path):
     assert (outcome.done, outcome.left, list(outcome.failed)) == (3, 0, ["tiny tap seed 0", "tiny tap seed 1"])
     assert [line.startswith("tiny tap cannot run: ") for line in told[:3]] == [False, True, False]
     assert "did you mean 'logits'" in told[1]
+
+
+def test_what_runs_on_other_machines_is_not_tried_on_this_one(tmp_path):
+    """A Ray worker may have the folder, the file or the disk that the head has not."""
+    path = write(tmp_path, TINY.replace("[student, kd]", "[student, {tap: [kd: {taps: logitz}]}]"))
+    suite, away, told = load_suite(path), Here(), []
+    plan = make_plan(suite, tmp_path / "out", tmp_path / "rows.jsonl")
+    away.elsewhere = True
+    assert without_the_wrong(plan, suite, tmp_path / "out", away, told.append) == (plan, {})
+    assert told == []
+    assert len(without_the_wrong(plan, suite, tmp_path / "out", Here(), told.append)[1]) == 2
+    assert kdkit("bench", path, "--plan", "--engine", "ray").code == 0
 
 
 def test_a_plan_that_cannot_run_is_refused(tmp_path):

@@ -33,8 +33,10 @@ class Engine(ABC):
     Attributes:
         width: how many runs it has room for side by side.
         threads: of the CPU, for each of them.
+        elsewhere: whether runs may see other disks and devices than who asks, who cannot try them then.
     """
 
+    elsewhere: bool = False
     width: int = 1
     threads: int = 1
 

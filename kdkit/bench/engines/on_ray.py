@@ -36,6 +36,8 @@ class OnRay(Engine):
         KdkitError: Ray is not installed, no such cluster, or none of its nodes is large enough.
     """
 
+    elsewhere = True
+
     def __init__(self, address: str | None, gpus: float | None, cpus: int, out: Path) -> None:
         try:
             ray: Any = import_module("ray")
