@@ -194,6 +194,8 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     tuned = next((name for name, g in groups.items() if g[0].get("tuned", {}).get("of") == ALONE), None)
     if alone is None or len({row["predictions"]["images"] for _, row in runs}) != 1:
         return lines
+    if all(line.method in (alone, tuned) or groups[line.method][0]["method"] == TEACHER for line in lines):
+        return lines  # nothing to compare
     right = np.stack([packed.right(row["predictions"]) for _, row in runs]).astype(np.float64)
     whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
     columns = {(name, row["seed"]): i for i, (name, row) in enumerate(runs)}
