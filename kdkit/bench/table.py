@@ -194,7 +194,8 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     tuned = next((name for name, g in groups.items() if g[0].get("tuned", {}).get("of") == ALONE), None)
     if alone is None or len({row["predictions"]["images"] for _, row in runs}) != 1:
         return lines
-    if all(line.method in (alone, tuned) or groups[line.method][0]["method"] == TEACHER for line in lines):
+    bases = {alone, tuned, *(name for name, group in groups.items() if group[0]["method"] == TEACHER)}
+    if all(line.method in bases for line in lines):
         return lines  # nothing to compare
     right = np.stack([packed.right(row["predictions"]) for _, row in runs]).astype(np.float64)
     whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
@@ -204,7 +205,7 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     for line in lines:
         beside = tuned if tuned and "tuned" in groups[line.method][0] else alone
         seeds = [seed for name, seed in columns if name == line.method and (beside, seed) in columns]
-        if line.method in (alone, beside) or groups[line.method][0]["method"] == TEACHER or not seeds:
+        if line.method in bases or not seeds:
             made.append(line)
             continue
         mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, beside))

@@ -138,9 +138,8 @@ class BoundEdge(nn.Module):
                 elif parameter.default is inspect.Parameter.empty:
                     raise KdkitError(f"edge {edge.name!r}: the loss needs `{word}`; give it as an option")
         with torch.random.fork_rng(devices=[]):
-            for pick in (
-                (max, min) if moving else (min,)
-            ):  # both ends of every schedule are judged, the last one is kept
+            picks = (max, min) if moving else (min,)  # both ends of every schedule are judged, the last one is kept
+            for pick in picks:
                 torch.default_generator.manual_seed(key)
                 ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
                 loss = construct(edge, {**options, **ends})

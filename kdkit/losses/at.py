@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdkit.losses import checks
 from kdkit.losses.geometry import unit
 from kdkit.losses.precision import full_precision
+from kdkit.losses.squares import energy
 from kdkit.registry import register_loss
 
 
@@ -81,25 +82,5 @@ class ATLoss(nn.Module):
         if maps.shape[2:] != size:
             maps = F.adaptive_avg_pool2d(maps, size)
         plain = not isinstance(self.p, Tensor) and self.p == 2  # a scheduled p is not looked at
-        strength = _Energy.apply(maps) if plain else maps.abs().pow(self.p).mean(1)
+        strength = energy(maps) if plain else maps.abs().pow(self.p).mean(1)
         return unit(strength.flatten(1))
-
-
-class _Energy(torch.autograd.Function):
-    """mean_c A_c² of maps (B, C, H, W): (B, H, W). Its gradient is one product, where autograd's own makes three."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(maps: Tensor) -> Tensor:
-        return maps.square().mean(1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (maps,) = ctx.saved_tensors
-        found: Tensor = maps * (2 * grad / maps.shape[1]).unsqueeze(1)
-        return found

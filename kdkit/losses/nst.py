@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdkit.losses import checks
 from kdkit.losses.geometry import inverse_length, unit
 from kdkit.losses.precision import full_precision
+from kdkit.losses.squares import gram
 from kdkit.registry import register_loss
 
 
@@ -61,8 +62,8 @@ class NSTLoss(nn.Module):
             s, t = unit(s), unit(t)
             difference = s.mT @ s / C_s - t.mT @ t / C_t
             return difference.square().sum((1, 2)).mean()
-        ss, tt = _gram(s), _gram(t)
-        by_s, by_t = (inverse_length(gram.diagonal(dim1=1, dim2=2)) for gram in (ss, tt))  # (B, C) each
+        ss, tt = gram(s), gram(t)
+        by_s, by_t = (inverse_length(products.diagonal(dim1=1, dim2=2)) for products in (ss, tt))  # (B, C) each
         return (_kernel(tt, by_t, by_t) + _kernel(ss, by_s, by_s) - 2 * _kernel(s @ t.mT, by_s, by_t)).mean()
 
 
@@ -76,28 +77,3 @@ def _channels(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _kernel(products: Tensor, by_a: Tensor, by_b: Tensor) -> Tensor:
     """Mean of ⟨a_i, b_j⟩² over all pairs of channels, from the products of channels as they are: (B,)."""
     return (products * by_a[:, :, None] * by_b[:, None]).square().mean((1, 2))
-
-
-def _gram(x: Tensor) -> Tensor:
-    """Products of all rows of `x` (B, C, P): (B, C, C)."""
-    return _Gram.apply(x)  # type: ignore[no-any-return]
-
-
-class _Gram(torch.autograd.Function):
-    """Its gradient is one product, where autograd's own makes two and adds them up."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x @ x.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        found: Tensor = (grad + grad.mT) @ x
-        return found
