@@ -35,6 +35,11 @@ class Outcome:
     left: int = 0
 
 
+def after(hours: float | None) -> float | None:
+    """The time of `monotonic()` after so many hours from now; None: never."""
+    return None if hours is None else monotonic() + 3600 * hours
+
+
 def results_of(out: Path, results: Path | None) -> Path:
     """The file of rows; left out: in the suite's folder."""
     return results or out / "results.jsonl"
@@ -55,9 +60,24 @@ def run_suite(
     tell: Callable[[str], None],
     watch: Callable[[State], None] | None = None,
 ) -> Outcome:
-    """Run what has no row yet: `run_plan` of the whole suite, after a dry run of it where the engine runs here."""
+    """Run what has no row yet: `run_plan` of the whole suite, after a dry run of it where the engine runs here.
+
+    Args:
+        suite: the suite.
+        out: folder of its runs.
+        results: file of rows.
+        hours: after which nothing begins and what trains is stopped; the same call goes on with it later.
+        engine: where the runs run.
+        tell: called with a line whenever something happens.
+        watch: called every second with what runs.
+
+    Raises:
+        RecipeError: the suite or one of its recipes is wrong.
+        KeyboardInterrupt: Ctrl-C; every run has saved what it had.
+    """
+    deadline = after(hours)
     plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
-    outcome = run_plan(plan, suite, out, results, hours=hours, engine=engine, tell=tell, watch=watch)
+    outcome = run_plan(plan, suite, out, results, deadline=deadline, engine=engine, tell=tell, watch=watch)
     outcome.failed = wrong | outcome.failed
     return outcome
 
@@ -96,7 +116,7 @@ def run_plan(
     out: Path,
     results: Path,
     *,
-    hours: float | None,
+    deadline: float | None,
     engine: Engine,
     tell: Callable[[str], None],
     watch: Callable[[State], None] | None = None,
@@ -108,16 +128,14 @@ def run_plan(
         suite: the suite.
         out: folder of its runs.
         results: file of rows.
-        hours: after which nothing begins and what trains is stopped; the same call goes on with it later.
+        deadline: as `after` gives it; nothing begins from then on, and what trains is stopped.
         engine: where the runs run.
         tell: called with a line whenever something happens.
         watch: called every second with what runs.
 
     Raises:
-        RecipeError: the suite or one of its recipes is wrong.
         KeyboardInterrupt: Ctrl-C; every run has saved what it had.
     """
-    deadline = None if hours is None else monotonic() + 3600 * hours
     return _Runner(plan, suite, out, results, engine, tell, watch or (lambda _: None)).run(deadline)
 
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic
 
 from kdkit import draws
 from kdkit.bench.engines import Engine
@@ -15,7 +14,7 @@ from kdkit.bench.expand import Cell, reseeded
 from kdkit.bench.live import State
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import Row, append, read_rows
-from kdkit.bench.run import Outcome, make_plan, run_plan, without_the_wrong
+from kdkit.bench.run import Outcome, after, make_plan, run_plan, without_the_wrong
 from kdkit.bench.space import Dimension, check_optuna, space, suggest
 from kdkit.bench.suite import TEACHER, Read
 from kdkit.recipe import content_key, loads, resolved
@@ -122,7 +121,7 @@ def tune(
         KeyboardInterrupt: Ctrl-C; every run has saved what it had.
     """
     check_optuna()
-    end = None if hours is None else monotonic() + 3600 * hours
+    deadline = after(hours)
     plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
     cells, ledger = plan.cells, ledger_of(results)
     first = [cell for cell in cells if cell.method != TEACHER and cell.seed == suite.seeds[0]]
@@ -133,8 +132,7 @@ def tune(
 
     def run(wanted: Sequence[Cell], rows: Path, folder: Path) -> int:
         plan = Plan.of(wanted, _rows(rows))
-        left = None if end is None else max(0.0, end - monotonic()) / 3600
-        found = run_plan(plan, suite, folder, rows, hours=left, engine=engine, tell=tell, watch=watch)
+        found = run_plan(plan, suite, folder, rows, deadline=deadline, engine=engine, tell=tell, watch=watch)
         whole.done += found.done
         whole.failed.update(found.failed)
         return found.left

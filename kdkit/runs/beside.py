@@ -94,13 +94,13 @@ class Beside(Logger):
 
     def _keep(self) -> bool:
         """Leave what waits in the run's folder, for whoever goes on; whether it could be written."""
-        kept: dict[str, Any] = {**unlogged(self.folder), self.kind: self.waiting}
         try:
+            kept: dict[str, Any] = {**unlogged(self.folder), self.kind: self.waiting}
             if left := {kind: waiting for kind, waiting in kept.items() if waiting}:
                 write_json(self.folder.unlogged, left)
             else:
                 self.folder.unlogged.unlink(missing_ok=True)
-        except OSError:  # a full disk ends a run where its own numbers are written, and no run for this
+        except (OSError, KdkitError):  # a full disk ends a run where its own numbers are written, and no run for this
             return False
         return True
 

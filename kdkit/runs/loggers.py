@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 from kdkit.recipe import Recipe, RecipeError
 from kdkit.recipe.write import document
-from kdkit.runs.beside import Beside, logged_as
+from kdkit.runs.beside import Beside, logged_as, unlogged
 from kdkit.runs.folder import RunFolder
 
 
@@ -22,10 +22,12 @@ def beside(recipe: Recipe, folder: RunFolder) -> list[Logger]:
 
     Raises:
         RecipeError: its package is not installed.
+        KdkitError: what the folder says of an earlier part of the run is damaged.
     """
     kind = recipe.trainer.logger
     if kind == "csv":
         return []
+    logged_as(folder), unlogged(folder)
     make, show = MAKERS[kind]
     if find_spec(kind) is None:
         message = f"{kind} is not installed; pip install 'kdkit[{kind}]' brings it"

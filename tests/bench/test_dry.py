@@ -1,6 +1,7 @@
 """What cannot run is found before anything is trained, and keeps nobody else from running."""
 
 import os
+from time import sleep
 
 import pytest
 import torch
@@ -91,6 +92,14 @@ def test_what_cannot_run_fails_at_once_and_the_others_run(tmp_path):
     assert (outcome.done, outcome.left, list(outcome.failed)) == (3, 0, ["tiny tap seed 0", "tiny tap seed 1"])
     assert [line.startswith("tiny tap cannot run: ") for line in told[:3]] == [False, True, False]
     assert "did you mean 'logits'" in told[1]
+
+
+def test_the_hours_count_from_before_the_dry_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdkit.bench.run.refused", lambda _: sleep(0.2) or [])
+    suite, rows = load_suite(write(tmp_path, TINY)), tmp_path / "rows.jsonl"
+    told = []
+    outcome = run_suite(suite, tmp_path / "out", rows, hours=0.1 / 3600, engine=Here(), tell=told.append)
+    assert (outcome.done, outcome.left, len(told)) == (0, 5, 1)  # nothing was begun
 
 
 def test_what_runs_on_other_machines_is_not_tried_on_this_one(tmp_path):

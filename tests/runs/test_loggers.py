@@ -262,6 +262,25 @@ def test_a_service_that_comes_back_gets_what_it_lacks_while_the_run_goes_on(reci
     assert not RunFolder(recipe.parent / "run").unlogged.exists()
 
 
+def test_what_is_damaged_of_what_it_did_not_take_is_told_before_a_run_goes_on(recipe, service):
+    assert kdkit("fit", recipe, "trainer.logger=mlflow", "--out", "run").code == 0
+    run = RunFolder(recipe.parent / "run")
+    run.result.unlink()
+    run.unlogged.write_text("{")
+    told = refused("fit", recipe, "trainer.logger=mlflow", "--out", "run", "--resume")
+    assert "delete it: metrics.csv holds the numbers" in told
+    assert "going on" not in told
+
+
+def test_what_is_damaged_while_a_run_trains_does_not_end_it(tmp_path):
+    run, later = RunFolder(tmp_path), Recorder()
+    logger = beside.Beside("mlflow", lambda _: later, None, {}, run)
+    logger.log_metrics({"loss": 1.0, "epoch": 0})
+    run.unlogged.write_text("{")
+    logger.log_metrics({"loss": 2.0, "epoch": 1})
+    assert set(later.metrics) == {1, 2}
+
+
 def test_a_service_that_keeps_a_run_waiting_is_asked_seldom(tmp_path, monkeypatch):
     now, asked = [0.0], []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -90,7 +91,9 @@ def _work(job: Job, environment: dict[str, str], here: str, answer: Connection) 
     os.environ.update(environment)
     os.chdir(here)
     Thread(target=_die_with_parent, daemon=True).start()
-    answer.send(alone(job))
+    told = alone(job)
+    with suppress(BrokenPipeError):  # who asked is gone
+        answer.send(told)
 
 
 def _die_with_parent() -> None:
