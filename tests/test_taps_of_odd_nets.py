@@ -1,9 +1,12 @@
 """Nets whose forward goes several ways, whose parts are compiled, and whose weights are of another type."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.models import build
 from kdkit.registry import KdkitError
@@ -100,3 +103,65 @@ def test_a_wrapper_has_the_places_of_the_net_inside(arch, options):
     for wrapper, path in ((Wrapper(net), "net"), (Wrapper(Wrapper(net)), "net.net")):
         assert expand(wrapper, "stages", x) == names[:-2]
         assert Taps(wrapper, names, x).paths == {name: f"{path}.{place}" for name, place in inside.items()}
+
+
+class Returns(nn.Module):
+    """A net that gives its features and its logits as `of` says."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of, self.body, self.fc = of, nn.Linear(6, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        features = self.body(x)
+        return self.of(features, self.fc(features))
+
+
+class Named(NamedTuple):
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    loss: None = None
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda f, z: {"features": f, "logits": z},
+        lambda f, z: {"prediction": z, "task": "classes"},
+        lambda f, z: (z, f),
+        lambda f, z: (None, z, f),
+        lambda f, z: ({"logits": z}, f),
+        lambda f, z: ([z],),
+        lambda f, z: (Output(z), f),
+        Named,
+        lambda f, z: Output(z),
+    ],
+)
+def test_logits_are_found_where_an_output_says_which_they_are(of):
+    net, x = Returns(of), torch.randn(2, 6)
+    values = Taps(net, ["logits", "body"], x)(x)
+    torch.testing.assert_close(values["logits"], net.fc(values["body"]))
+
+
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        (lambda f, z: {"features": f, "prediction": z}, "its output holds features, prediction and no `logits`; wrap"),
+        (lambda f, z: ([f, f], z), "its output starts with a list of 2, not with its logits; wrap"),
+        (lambda f, z: {"name": "x"}, "must be a tensor, hold `logits` or start with a tensor, got dict; wrap"),
+    ],
+)
+def test_an_output_that_does_not_say_which_are_its_logits_is_refused(of, words):
+    net, x = Returns(of), torch.randn(2, 6)
+    with pytest.raises(KdkitError, match=words):
+        Taps(net, ["logits"], x)
+
+
+def test_places_inside_a_net_of_any_output_are_read():
+    net, x = Returns(lambda f, z: {"features": f, "prediction": z}), torch.randn(2, 6)
+    torch.testing.assert_close(Taps(net, ["body"], x)(x)["body"], net.body(x))

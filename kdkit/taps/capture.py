@@ -106,7 +106,7 @@ class Taps:
             self._last = None  # everything must run, or which call is the last is not known inside it
         seen = {key: call.at(by_key[key].side) for key, call in calls.items()}
         self._store.update({key: tensor for key, tensor in seen.items() if tensor is not None})
-        self.shapes = {name: tuple(value.shape[1:]) for name, value in self.take(trace.output).items()}
+        self.shapes = {name: tuple(value.shape[1:]) for name, value in self.take(trace.returned).items()}
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Run the model and return its values at the taps.

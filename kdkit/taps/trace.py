@@ -49,11 +49,15 @@ class Call:
 
 @dataclass
 class Trace:
-    """What a dry run saw: the model's first input, all calls in the order in which they ended, and the logits."""
+    """What a dry run saw: the model's first input, all calls in the order in which they ended, and what it returned.
+
+    `output` are the logits in it, or its first tensor where it does not say which they are.
+    """
 
     model: nn.Module
     input: Tensor | None
     calls: list[Call]
+    returned: Any
     output: Tensor
 
     def __post_init__(self) -> None:
@@ -65,6 +69,9 @@ class Trace:
     def layers(self) -> list[Call]:
         """The calls of single weighted layers (linear, convolution, or a user's own leaf with a matrix)."""
         return [call for call in self.calls if has_matrix(call.module)]
+
+
+WRAP = "wrap the model in one that returns its logits, or a mapping with an entry `logits`"
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -79,15 +86,35 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: the tensor itself, its entry `logits`, or the first of a tuple."""
+    """The logits in a model's output.
+
+    They are the tensor itself, its entry or attribute `logits`, the only tensor of a mapping, or what a tuple begins
+    with, `None` apart.
+
+    Raises:
+        KdkitError: which of several tensors are the logits is not said.
+    """
+    if isinstance(output, Tensor):
+        return output
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    found = first_tensor(output if named is None else named)
-    if found is None:
+    if named is not None:
+        return logits_of(named)
+    parts = list(
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    )
+    parts = [part for part in parts if first_tensor(part) is not None or getattr(part, "logits", None) is not None]
+    if not parts:
         raise KdkitError(
-            f"model: its output must be a tensor, hold `logits` or start with a tensor, got {type(output).__name__}; "
-            f"wrap the model in one that returns its logits"
+            "model: its output must be a tensor, hold `logits` or start with a tensor, "
+            f"got {type(output).__name__}; {WRAP}"
         )
-    return found
+    if len(parts) == 1:
+        return logits_of(parts[0])
+    if isinstance(output, Mapping):
+        raise KdkitError(f"model: its output holds {', '.join(map(str, output))} and no `logits`; {WRAP}")
+    if isinstance(parts[0], (tuple, list)):
+        raise KdkitError(f"model: its output starts with a list of {len(parts[0])}, not with its logits; {WRAP}")
+    return logits_of(parts[0])
 
 
 def named_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -191,4 +218,11 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     for call in calls:
         if call.input is not None and isinstance(call.module, nn.modules.dropout._DropoutNd) and call.module.inplace:
             torch.autograd.graph.increment_version(call.input)  # it left its input alone here, but will not in training
-    return Trace(model, first_tensor(example), calls, logits_of(output))
+    found = first_tensor(output)
+    try:
+        found = logits_of(output)
+    except KdkitError:
+        if found is None:
+            raise
+    assert found is not None
+    return Trace(model, first_tensor(example), calls, output, found)

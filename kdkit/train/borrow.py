@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 
 from kdkit.graph.graph import Graph
+from kdkit.train.companions import check_averaging, check_callbacks
 from kdkit.train.late import hand_out
 
 WORDS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
@@ -18,16 +20,27 @@ class Borrow(pl.Callback):
     clip_value: float | None = None
     clip_algorithm: str | None = None
     accumulate: int = 1
+    parameters: int = 0
 
     def __init__(self) -> None:
         self._taken: dict[str, Any] | None = None
 
     def take(self, trainer: Any) -> None:
         """Take both over from the Trainer."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            check_callbacks(trainer)
         if self._taken is None:
             self._taken = {word: getattr(trainer, word) for word in WORDS}
             self.clip_value, self.clip_algorithm, self.accumulate = self._taken.values()
             trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Count what there is before the graph is bound."""
+        self.parameters = len(list(pl_module.parameters()))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at callbacks that had a copy by then."""
+        check_averaging(trainer, self.parameters, len(list(pl_module.parameters())))
 
     @property
     def by_value(self) -> bool:
