@@ -1,15 +1,20 @@
 """A GPU on paper, for machines that have none: the CPU computes, and what would lie on `cuda:0` is noted.
 
 Mixing devices fails. Waiting for the GPU is counted, and refused while a graph is being recorded, as is work on the
-host's own tensors, which no replay would repeat. A replay does the recorded operations again. Seen is what Python
-calls; what torch does within one call counts as one.
+host's own tensors, which no replay would repeat. So is a weight whose gradient is added up on a stream that is not
+recorded (autograd keeps that of the first step whose graph somebody still holds), a graph that is destroyed meanwhile,
+and a pool of memory all of whose graphs are gone. A recording that was refused fails at its end with no reason, as it
+does there. A replay does the recorded operations again. Seen is what Python calls; what torch does within one call
+counts as one.
 """
 
 import contextlib
 import traceback
+from weakref import WeakSet
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -42,14 +47,20 @@ class Gpu(TorchFunctionMode):
         super().__init__()
         self.there = WeakTensorKeyDictionary()
         self.waits, self.capturing, self.recorded, self.started = [], False, 0, 0
+        self.streams, self.joined, self.broken = [Stream()], set(), False
 
     def on(self, tensor):
         """Whether a tensor lies on the GPU; None of what torch made by itself, such as a gradient in a hook."""
         return self.there.get(tensor)
 
+    def refuse(self, why):
+        """What a recording cannot hold."""
+        self.broken = True
+        raise RuntimeError(why)
+
     def wait(self, what):
         if self.capturing:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+            self.refuse(f"operation not permitted when stream is capturing: {what}")
         lines = [f for f in traceback.extract_stack() if "/kdkit/" in f.filename]
         self.waits.append((what, f"{lines[-1].filename.split('/kdkit/')[-1]}:{lines[-1].lineno}" if lines else "torch"))
 
@@ -86,10 +97,23 @@ class Gpu(TorchFunctionMode):
         elif there:
             self.check(name, args, tensors, where)
         elif self.capturing and tensors and None not in where:
-            raise RuntimeError(f"{name}: work on the host, which no replay repeats")
+            self.refuse(f"{name}: work on the host, which no replay repeats")
         if kwargs.pop("pin_memory", False):
             there = False
-        return self.note(function(*args, **kwargs), there)
+        found = self.note(function(*args, **kwargs), there)
+        if torch.is_grad_enabled():
+            for tensor, its in zip(tensors, where, strict=True):
+                if its and tensor.requires_grad and tensor.is_leaf:
+                    self.gathered(tensor, name)
+        return found
+
+    def gathered(self, weight, name):
+        """Its gradient is added up on the stream on which it was read while no other step's graph was held."""
+        with _disable_current_modes():
+            node = weight.view_as(weight).grad_fn.next_functions[0][0]
+        stream = node.metadata.setdefault("stream", self.streams[-1])
+        if self.capturing and stream not in self.joined:
+            self.refuse(f"{name}: dependency created on uncaptured work in another stream")
 
     def check(self, name, args, tensors, where):
         """Refuse two devices in one call, but for single numbers; count a wait."""
@@ -115,7 +139,7 @@ class Gpu(TorchFunctionMode):
         found = function(*args, **kwargs)
         if len(where) == 2 and None not in where and where[0] != where[1]:
             if self.capturing:
-                raise RuntimeError("copy_: a replay would copy the same again")
+                self.refuse("copy_: a replay would copy the same again")
             if not (kwargs.get("non_blocking") or args[2:] == (True,)) and (args[1].ndim or where[1]):
                 self.wait("copy to the device" if where[0] else "copy to the host")
         return found
@@ -134,7 +158,7 @@ class Gpu(TorchFunctionMode):
             if found is args[0]:
                 found = found.clone()
             if self.capturing:
-                raise RuntimeError(f"{name}: a replay would copy the same again")
+                self.refuse(f"{name}: a replay would copy the same again")
             if not (kwargs.get("non_blocking") or args[2:3] == (True,)):
                 self.wait("copy to the host" if where[0] else "copy to the device")
         return self.note(found, target)
@@ -146,9 +170,10 @@ def _on_paper(word):
 
 
 class Stream:
-    """Of streams and events nothing is kept."""
+    """Of streams and events nothing is kept but who waits for a recorded one."""
 
     cuda_stream = 0
+    mode = None
 
     def __init__(self, *_, **__):
         pass
@@ -159,13 +184,22 @@ class Stream:
     def elapsed_time(self, _):
         return 1.0
 
-    wait_stream = synchronize = record = is_capturing = nothing
+    def wait_stream(self, other):
+        if other in self.mode.joined:
+            self.mode.joined.add(self)
+
+    def is_capturing(self):
+        return self.mode.capturing and self in self.mode.joined
+
+    synchronize = record = nothing
 
 
 @contextlib.contextmanager
 def gpu(monkeypatch):
     """Within it `cuda:0` is there; gives its `Gpu`."""
     mode, group = Gpu(), torch._C._group_tensors_by_device_and_dtype
+    pools = {}
+    monkeypatch.setattr(Stream, "mode", mode)
 
     class CUDAGraph:
         ran = 0
@@ -177,14 +211,31 @@ def gpu(monkeypatch):
                 with torch._C.DisableTorchFunction():
                     self.tape.again()
 
+        def __del__(self):
+            mode.broken |= mode.capturing
+
     @contextlib.contextmanager
-    def graph(made, **_):
-        mode.capturing = True
+    def on(stream):
+        mode.streams.append(stream or mode.streams[-1])
         try:
-            with Tape() as made.tape:
+            yield
+        finally:
+            mode.streams.pop()
+
+    @contextlib.contextmanager
+    def graph(made, pool=None, stream=None, **_):
+        if pool in pools and not pools[pool]:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        pools.setdefault(pool or object(), WeakSet()).add(made)
+        stream = stream or Stream()
+        mode.capturing, mode.joined, mode.broken = True, {stream}, False
+        try:
+            with on(stream), Tape() as made.tape:
                 yield
         finally:
-            mode.capturing = False
+            mode.capturing, mode.joined = False, set()
+            if mode.broken:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         mode.recorded += 1
 
     def grouped(lists, with_indices=False):
@@ -198,7 +249,7 @@ def gpu(monkeypatch):
     def always(value):
         return lambda *_, **__: value
 
-    nothing, stream = always(None), always(Stream())
+    nothing, stream = always(None), lambda *_: mode.streams[-1]
     put(torch._C, _group_tensors_by_device_and_dtype=grouped)
     put(torch.Tensor, pin_memory=lambda self, *_: self)
     put(torch.accelerator, is_available=always(True), current_stream=stream, current_device_index=always(0))
@@ -209,13 +260,13 @@ def gpu(monkeypatch):
     put(torch.cuda, is_bf16_supported=always(True), is_current_stream_capturing=lambda: mode.capturing)
     put(torch.cuda, synchronize=lambda *_: mode.wait("synchronize"), empty_cache=nothing)
     put(torch.cuda, memory_allocated=always(0), max_memory_allocated=always(0), reset_peak_memory_stats=nothing)
-    put(torch.cuda, Stream=Stream, Event=Stream, current_stream=stream, stream=lambda *_: contextlib.nullcontext())
+    put(torch.cuda, Stream=Stream, Event=Stream, current_stream=stream, stream=on)
     put(
         torch.cuda,
         device=lambda *_: contextlib.nullcontext(),
         graph=graph,
         CUDAGraph=CUDAGraph,
-        graph_pool_handle=always((0, 1)),
+        graph_pool_handle=object,
     )
     put(torch.cuda, get_rng_state=always(torch.zeros(16, dtype=torch.uint8)), set_rng_state=nothing)
     put(torch.cuda, get_rng_state_all=always([]), set_rng_state_all=nothing, manual_seed_all=nothing)

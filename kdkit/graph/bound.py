@@ -22,7 +22,7 @@ from kdkit.graph.edge import Edge
 from kdkit.graph.ensemble import merged
 from kdkit.graph.exact import apply_exactly
 from kdkit.graph.factors import factored, heard
-from kdkit.graph.heads import bind_head
+from kdkit.graph.heads import bind_head, charge
 from kdkit.graph.links import End, Link
 from kdkit.graph.schedule import Curve, Schedule
 from kdkit.graph.share import Calibration, Share
@@ -219,7 +219,7 @@ class BoundEdge(nn.Module):
             if len(self.heads):
                 head = self.heads[i * len(call.links) + j]
                 student, teacher = head(student, teacher)
-                if (penalty := getattr(head, "penalty", None)) is not None:
+                if (penalty := charge(head)) is not None:
                     penalties.append(penalty)
             students.append(student)
             teachers.append(teacher)

@@ -168,7 +168,7 @@ class Graph(nn.Module):
         }
         self.caches = {}
         self.set_time(0.0)
-        self.stochastic = rehearse(self, example)
+        self.stochastic, self.set_anew = rehearse(self, example)
 
     def taps(self, node: str, names: Iterable[str], view: Tensor) -> tapping.Taps:
         """A reader of a node's taps, which errors name."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdkit.registry import KdkitError
 
@@ -52,3 +52,12 @@ def bind_head(
             raise KdkitError(f"head {spec!r} does not fit {student} → {teacher}: {error}") from error
     head.train(mode)
     return head, tuple(s.shape[1:]), tuple(t.shape[1:])
+
+
+def charge(head: nn.Module) -> Tensor | None:
+    """The `penalty` of a head's last forward, once: to keep it would be to keep that step's graph."""
+    penalty: Tensor | None = getattr(head, "penalty", None)
+    for part in head.modules() if penalty is not None else ():
+        if "penalty" in part.__dict__:
+            part.__dict__["penalty"] = None
+    return penalty

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
 
 
-def rehearse(graph: Graph, example: Batch) -> bool:
-    """Every loss once, in every phase; returns whether random numbers were drawn.
+def rehearse(graph: Graph, example: Batch) -> tuple[bool, str]:
+    """Every loss once, in every phase; returns whether random numbers were drawn, and a buffer that was set anew.
 
     Raises:
         KdkitError: a model or a loss fails, or a loss sends its student no gradient (the text names edge and taps), or
@@ -36,7 +36,7 @@ def rehearse(graph: Graph, example: Batch) -> bool:
     """
     check_twins(graph)
     with untouched(graph), ranks.silence():
-        before = generators.states()
+        before, held = generators.states(), _buffers(graph)
         graph.train()
         for phase in graph.phases:
             graph.set_time(phase.start)
@@ -49,9 +49,15 @@ def rehearse(graph: Graph, example: Batch) -> bool:
                     for i, call in enumerate(edge.calls):
                         if call.target in phase.updates:
                             _call(graph, edge, i, outputs, example)
-        drew = generators.states() != before
+        drew, now = generators.states() != before, _buffers(graph)
     graph.set_time(0.0)
-    return drew
+    return drew, next((name for name, buffer in held.items() if now.get(name) is not buffer), "")
+
+
+def _buffers(graph: Graph) -> dict[str, Tensor | None]:
+    """Also those that are None so far."""
+    parts = graph.named_modules()
+    return {".".join(filter(None, (path, name))): its for path, part in parts for name, its in part._buffers.items()}
 
 
 def _read(graph: Graph, name: str, example: Batch, outputs: dict[End, Tensor]) -> None:

@@ -19,6 +19,7 @@ from kdkit.models.heads.pca import PCA
 from kdkit.train.branches import Branch, branches, side_by_side
 from kdkit.train.eager import eager
 from kdkit.train.late import hand_out, seen
+from kdkit.train.on_cuda import OnCuda
 from kdkit.train.optim import can_be_recorded
 from kdkit.train.share import calibrating
 
@@ -31,29 +32,6 @@ MOST = 8
 Values = Mapping[str, Tensor]
 Given = Batch | LateBatch
 Work = Callable[[Any], Values]
-Record = Callable[[Callable[[], Values]], tuple[Callable[[], None], Values]]
-"""Records what a function does without doing it: (what does it, where its results then stand)."""
-
-
-def record_on_cuda(work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
-    """A CUDA graph of everything that `work` launches."""
-    graph = torch.cuda.CUDAGraph()
-    torch.clear_autocast_cache()  # casts of weights made before would be read for ever
-    try:
-        # Another thread may pin the memory of the next batch meanwhile: only this one's calls are looked at.
-        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
-            found = work()
-    finally:
-        torch.clear_autocast_cache()
-    return graph.replay, found
-
-
-_pools: dict[int, Any] = {}
-
-
-def _pool() -> Any:
-    """One pool of memory for each device: recordings run one after the other, so that they may share it."""
-    return _pools.setdefault(torch.cuda.current_device(), torch.cuda.graph_pool_handle())
 
 
 @dataclass
@@ -76,13 +54,10 @@ class CapturedStep:
         work: one whole step, from the batch to the updated weights; returns what is looked at afterwards.
         forget: drops what a recording that failed has left behind.
         warm: ordinary steps before a recording.
-        record: makes a recording.
     """
 
-    def __init__(
-        self, work: Work, forget: Callable[[], None], warm: int = WARM, record: Record = record_on_cuda
-    ) -> None:
-        self.work, self.forget, self.warm, self.record = work, forget, warm, record
+    def __init__(self, work: Work, forget: Callable[[], None], warm: int = WARM) -> None:
+        self.work, self.forget, self.warm, self.on = work, forget, warm, OnCuda()
         self.recordings: dict[Any, _Recording] = {}
         self.refused = ""
 
@@ -96,15 +71,13 @@ class CapturedStep:
         mine = self.recordings.setdefault(key, _Recording())
         if mine.ran < self.warm:
             mine.ran += 1
-            return self.work(batch)
+            return self.on.run(lambda: self.work(batch))
         if mine.inputs is None:
             mine.inputs = _like(batch, {name: value.clone() for name, value in tensors.items()})
             held = mine.inputs
             try:
-                mine.start, mine.found = self.record(lambda: self.work(held))
-            except (
-                RuntimeError
-            ) as error:  # it waits for the device, cannot be recorded, or has no room for a second pool
+                mine.start, mine.found = self.on.record(lambda: self.work(held))
+            except RuntimeError as error:
                 self.forget()  # gradients that were recorded, but never computed
                 if isinstance(error, torch.OutOfMemoryError):
                     torch.cuda.empty_cache()
@@ -243,6 +216,7 @@ def _against(distiller: Any) -> str:
         "gradients are accumulated": distiller.borrow.accumulate > 1,
         "peers are updated one after the other": distiller.update == "sequential",
         "a model draws random numbers (dropout)": graph.stochastic,
+        f"{graph.set_anew} is set anew in every step; change it in place (copy_, lerp_)": graph.set_anew,
         (alone := eager(graph)): alone,
         "a cache by epochs is read by the host": any(m.by == "epochs" for m in distiller.memories.values()),
         "a batch holds several inputs": any(node.input is not None for node in graph.nodes.values()),

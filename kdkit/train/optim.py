@@ -33,12 +33,25 @@ def build_optimizer(
     options = check_optimizer(spec)
     cls: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[options.pop("name")]
     rate: float | Tensor = lr
-    if recorded is not None and (words := RECORDED.get(cls.__name__)) and not options.keys() & set(MACHINERY):
-        rate, options = torch.tensor(lr, device=recorded), {**dict.fromkeys(words, True), **options}
+    words = RECORDED.get(cls.__name__) if recorded is not None and not options.get("dampening") else None
+    if words and not options.keys() & set(MACHINERY):
+        rate = torch.tensor(lr, dtype=torch.float32, device=recorded)  # fused kernels read no other type
+        options = {**dict.fromkeys(words, True), **options}
     try:
-        return cls(list(parameters), lr=rate, **options)
+        made = cls(list(parameters), lr=rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise KdkitError(f"optimizer: {error}") from error
+    if isinstance(made, torch.optim.SGD):
+        made.register_step_pre_hook(_begin_momentum)
+    return made
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Torch's fused SGD takes weights that begin to learn with all others or not at all; a first step is m·0 + ∇."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if group["momentum"] and group["fused"] and not group["dampening"] else ():
+            if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def grouped(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Sequence[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 BETWEEN = "data and Trainer, between steps"
@@ -95,15 +96,26 @@ class StepProfiler(pl.Callback):
         self._open.close()
         self._open = None
         self._profile.export_chrome_trace(str(self.trace))
-        names = {BETWEEN, "backward", "optimizer", "recorded step"}
         averages = self._profile.key_averages()
-        parts = [
-            Part(e.key, e.cpu_time_total / 1e3 / steps, e.device_time_total / 1e3 / steps)
-            for e in averages
-            if e.key in names or e.key.endswith(": forward") or e.key.startswith("loss ")
-        ]
-        busy = sum(e.self_device_time_total for e in averages) / 1e3 / steps
-        self.report(parts, wall, max(0.0, wall - busy) if torch.cuda.is_available() else 0.0)
+        idle = max(0.0, wall - _busy(averages, steps)) if torch.cuda.is_available() else 0.0
+        self.report(_parts(averages, steps), wall, idle)
+
+
+def _parts(averages: Iterable[Any], steps: int) -> list[Part]:
+    """What `_label` and `_wrap` have named; a GPU's events tell each of them a second time."""
+    names = {BETWEEN, "backward", "optimizer", "recorded step"}
+    return [
+        Part(e.key, e.cpu_time_total / 1e3 / steps, e.device_time_total / 1e3 / steps)
+        for e in averages
+        if e.device_type == DeviceType.CPU
+        and (e.key in names or e.key.endswith(": forward") or e.key.startswith("loss "))
+    ]
+
+
+def _busy(averages: Iterable[Any], steps: int) -> float:
+    """Milliseconds of a step in kernels and copies: these count for the operations that launched them, too."""
+    own = (e for e in averages if e.device_type != DeviceType.CPU and not e.is_user_annotation)
+    return float(sum(e.self_device_time_total for e in own)) / 1e3 / steps
 
 
 def _label(stack: ExitStack, module: torch.nn.Module, name: str) -> None:

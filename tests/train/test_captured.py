@@ -15,6 +15,7 @@ from kdkit.losses import PKTLoss
 from kdkit.registry import KdkitError
 from kdkit.train import captured as recording
 from kdkit.train.meters import TermSums
+from kdkit.train.on_cuda import OnCuda
 from kdkit.train.optim import NodeOptimizers
 from tests.nets import net
 from tests.tape import Tape
@@ -49,7 +50,8 @@ def recorded(monkeypatch):
 
 
 def use(monkeypatch, record):
-    monkeypatch.setattr(recording.CapturedStep.__init__, "__defaults__", (recording.WARM, record))
+    monkeypatch.setattr(OnCuda, "run", lambda self, work: work())
+    monkeypatch.setattr(OnCuda, "record", lambda self, work: record(work))
     monkeypatch.setattr("kdkit.train.distiller.recordable", lambda distiller: distiller.compiles is not False)
     monkeypatch.setattr(recording, "recordable", lambda distiller: distiller.compiles is not False)
 

@@ -5,9 +5,11 @@ import json
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 import kdkit
-from kdkit.train.profile import BETWEEN, StepProfiler
+from kdkit.train.profile import BETWEEN, Part, StepProfiler, _busy, _parts
 from tests.train.running import fit, loader, pair
 
 
@@ -34,6 +36,25 @@ def test_every_part_of_a_step_is_there(tmp_path):
 def test_a_teacher_that_a_tap_cuts_short_is_measured(tmp_path):
     _, ((parts, _, _),) = profiled(tmp_path, edges=("ce", kdkit.Edge("at", taps="stage1")), warm=1, steps=3)
     assert "teacher: forward" in {part.name for part in parts}
+
+
+def test_what_a_gpu_tells_twice_counts_once():
+    """Kineto's events there: a label on both sides, and a kernel that its operation tells of, too."""
+
+    def event(id, name, start, end, device=DeviceType.CPU, **words):
+        return FunctionEvent(id, name, 0, start, end, stack=[], device_type=device, use_device="cuda", **words)
+
+    label, conv = event(1, "backward", 0, 4000, is_user_annotation=True), event(2, "aten::conv", 1000, 3000)
+    conv.append_kernel("kernel", 0, 6000)
+    there = [
+        event(3, "backward", 2000, 8000, DeviceType.CUDA, is_user_annotation=True),
+        event(4, "kernel", 2000, 8000, DeviceType.CUDA),
+    ]
+    events = EventList([label, conv, *there], use_device="cuda")
+    events._build_tree()
+    averages = events.key_averages()
+    assert _parts(averages, 2) == [Part("backward", 2.0, 3.0)]
+    assert _busy(averages, 2) == 3.0
 
 
 def test_it_ends_with_the_epoch_and_begins_in_the_next(tmp_path):

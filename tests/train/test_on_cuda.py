@@ -1,0 +1,124 @@
+"""What a recording on CUDA takes: one stream for all, a pool of memory of its own, and no collection meanwhile."""
+
+import gc
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+import kdkit
+from kdkit.train import captured as recording
+from kdkit.train.on_cuda import OnCuda
+from tests.gpu import gpu
+from tests.nets import Net, net
+from tests.train.test_gpu import run
+
+
+@pytest.fixture
+def there(monkeypatch):
+    with gpu(monkeypatch) as mode:
+        yield mode
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Why a run was not recorded."""
+    found = []
+    monkeypatch.setattr(recording, "rank_zero_info", found.append)
+    return found
+
+
+def test_a_second_run_is_recorded_too(there, told):
+    """Of the first one all graphs are gone, and their pool of memory with them."""
+    for _ in range(2):
+        run({})
+        gc.collect()
+    assert told == []
+    assert there.recorded == 2
+
+
+def test_a_run_that_went_back_is_recorded_again(there, told, monkeypatch):
+    class Spoils(pl.Callback):
+        def on_train_batch_start(self, trainer, made, batch, number):
+            if trainer.global_step == 4:
+                batch[0].fill_(torch.nan)
+
+    made = run({"words": {"on_nonfinite": "rollback"}, "callbacks": [Spoils()]})
+    assert made.watch.all_back == 1
+    assert told == []
+    assert there.recorded == 2
+
+
+class Holds(Net):
+    """Keeps what it has said, as old weight normalisation keeps its weight, and with it the graph of a step."""
+
+    def forward(self, x):
+        self.said = super().forward(x)
+        return self.said
+
+
+def test_a_model_that_holds_its_last_graph_is_recorded(there, told):
+    run({"nodes": lambda: {"teacher": kdkit.frozen(net(12)), "student": Holds(8)}})
+    assert told == []
+    assert there.recorded
+
+
+class Centre(nn.Module):
+    """Sets a buffer anew, which a replay would read as it was at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(5))
+
+    def forward(self, student, teacher):
+        value = (student - teacher.detach() + self.centre).square().mean()
+        if self.training:
+            self.centre = 0.5 * self.centre + 0.5 * teacher.detach().mean(0)
+        return value
+
+
+def test_a_buffer_that_is_set_anew_is_not_recorded(there, told):
+    made = run({"edges": ["ce", kdkit.Edge(Centre(), name="own", source="teacher", target="student")]})
+    assert len(told) == 1
+    assert "edges.own.losses.0.centre is set anew" in told[0]
+    assert there.recorded == 0
+    assert made.graph.edges["own"].losses[0].centre.any()
+
+
+def test_why_a_recording_failed_is_told(there, told):
+    class Looks(Net):
+        def forward(self, x):
+            said = super().forward(x)
+            return said if float(said.detach().sum()) < 1e9 else -said
+
+    run({"nodes": lambda: {"teacher": kdkit.frozen(net(12)), "student": Looks(8)}})
+    assert told == ["training without a CUDA graph: operation not permitted when stream is capturing: __float__"]
+
+
+def test_no_old_graph_is_destroyed_meanwhile(there):
+    class Ring:
+        def __init__(self):
+            self.ring, self.graph = self, torch.cuda.CUDAGraph()
+
+    def work():
+        del old[:]
+        for _ in range(10):
+            Ring()  # the collector looks at every fifth object
+        return x.add_(1)
+
+    x, old, before = torch.zeros(2, device="cuda"), [Ring()], gc.get_threshold()
+    gc.set_threshold(5, 1, 1)
+    try:
+        start, found = OnCuda().record(work)
+    finally:
+        gc.set_threshold(*before)
+    assert gc.isenabled()
+    start()
+    assert found.tolist() == [1, 1]
+
+
+def test_a_head_keeps_no_graph(there):
+    """What it charges was one; it holds a whole step's memory, and the stream of a step that was not recorded."""
+    made = run({"edges": ["ce", kdkit.Edge("cosine", taps="embedding", head={"sparse": {"l1": 0.1}})]})
+    assert [m for m in made.graph.modules() if getattr(m, "penalty", None) is not None] == []
