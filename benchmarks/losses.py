@@ -19,6 +19,7 @@ as it makes (`ops`) take on a single number each: small losses are bound by that
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +142,7 @@ class Case:
         distances, angles = 4 * gram, 10 * B**3
         counts: dict[str, float] = {
             "pkt": 4 * gram,
+            "sp": 4 * B * B * math.prod(shape),
             "rkd_distance": distances,
             "rkd_angle": distances + angles,
             "rkd": distances + angles,
@@ -148,6 +150,8 @@ class Case:
             "nt_xent": 8 * B * B * 128,
             "crd": 8 * B * (self.samples if negatives == "all" else self.negatives) * 128,
         }
+        if self.name == "vid":  # three layers, each forward and twice backward
+            return float(sum(18 * B * channels**2 * height * width for channels, height, width in self.shapes))
         if self.name == "nst":
             return float(sum(8 * B * channels**2 * height * width for channels, height, width in self.shapes))
         return counts.get(self.name, 0)

@@ -77,6 +77,7 @@ def plain() -> Makers:
         "dml": simple(lambda s, t: kl(s, t, 1.0)),
         "mse": simple(F.mse_loss),
         "hint": simple(F.mse_loss),
+        "sp": simple(plain_sp),
         "cosine": simple(lambda s, t: 1 - F.cosine_similarity(s, t).mean()),
         "at": staged(plain_at),
         "nst": staged(broadcast_nst),
@@ -107,6 +108,11 @@ def plain_dist(student: Tensor, teacher: Tensor) -> Tensor:
 
     p, q = F.softmax(student / T, 1), F.softmax(teacher / T, 1)
     return T**2 * (apart(p, q, 0) + apart(p, q, 1))
+
+
+def plain_sp(student: Tensor, teacher: Tensor) -> Tensor:
+    a, b = (F.normalize(x.flatten(1) @ x.flatten(1).T) for x in (student, teacher))
+    return (a - b).square().sum() / len(a)
 
 
 def plain_at(student: Tensor, teacher: Tensor) -> Tensor:
@@ -203,7 +209,7 @@ def torchdistill(site: Path) -> Makers:
         return loss
 
     def pkt(case: Any) -> Contender:
-        return named(losses.PKTLoss(*["x", "output", "x", "output"]), factor=case.batch, note=PKT)(case)
+        return named(losses.PKTLoss(*["x", "output", "x", "output"]), factor=case.batch, note=PAIRS)(case)
 
     def crd(case: Any) -> Contender:
         with quiet():
@@ -244,12 +250,26 @@ def repdistiller(clone: Path) -> Makers:
             note=GIVEN,
         )
 
+    def vid(case: Any) -> Contender:
+        peers = []
+        for ours in case.modules:
+            theirs = zoo.VIDLoss(ours.student_dim, len(ours.alpha), len(ours.alpha)).to(case.device)
+            for layer, mine in zip(theirs.regressor[::2], ours.layers, strict=True):
+                layer.load_state_dict({"weight": mine.weight[:, :, None, None]})
+            peers.append(theirs)
+        stages = list(zip(peers, case.students, case.teachers, strict=True))
+        return Contender(
+            lambda: sum(loss(s, t) for loss, s, t in stages), [p for loss in peers for p in loss.parameters()]
+        )
+
     return {
         "at": lambda case: Contender(lambda: sum(zoo.Attention()(case.students, case.teachers))),
         "nst": lambda case: Contender(lambda: sum(zoo.NSTLoss()(case.students, case.teachers))),
         "kd": simple(zoo.DistillKL(T)),
         "hint": simple(zoo.HintLoss()),
-        "pkt": lambda case: simple(zoo.PKT(), factor=case.batch, note=PKT)(case),
+        "sp": lambda case: similarity(zoo.Similarity().similarity_loss, case),
+        "vid": vid,
+        "pkt": lambda case: simple(zoo.PKT(), factor=case.batch, note=PAIRS)(case),
         "rkd": simple(zoo.RKDLoss()),
         "crd": crd,
     }
@@ -258,7 +278,7 @@ def repdistiller(clone: Path) -> Makers:
 def mdistiller(clone: Path) -> Makers:
     """The functions in its distillers."""
     sys.path.append(str(clone))
-    names = "KD", "DKD", "AT", "NST", "PKT", "RKD", "CRD"
+    names = "KD", "DKD", "AT", "NST", "SP", "PKT", "RKD", "CRD"
     found = SimpleNamespace(**{name: importlib.import_module(f"mdistiller.distillers.{name}") for name in names})
     found.CRD.AliasMethod.__init__ = lambda self, probs: None  # its own sampler is not used here and wants CUDA
     found.CRD.AliasMethod.cuda = lambda self: None
@@ -278,16 +298,22 @@ def mdistiller(clone: Path) -> Makers:
     return {
         "at": lambda case: Contender(lambda: found.AT.at_loss(case.students, case.teachers, 2)),
         "nst": lambda case: Contender(lambda: found.NST.nst_loss(case.students, case.teachers)),
+        "sp": lambda case: similarity(found.SP.similarity_loss, case),
         "kd": simple(lambda s, t: found.KD.kd_loss(s, t, T)),
         "dkd": lambda case: simple(lambda s, t: found.DKD.dkd_loss(s, t, case.labels, 1.0, 8.0, T))(case),
-        "pkt": lambda case: simple(found.PKT.pkt_loss, factor=case.batch, note=PKT)(case),
+        "pkt": lambda case: simple(found.PKT.pkt_loss, factor=case.batch, note=PAIRS)(case),
         "rkd": simple(found.RKD.rkd_loss),
         "crd": crd,
     }
 
 
-PKT = "it averages over B², kdkit over B"
+PAIRS = "it averages over B², kdkit over B"
 GIVEN = "negatives given, not drawn; 1e-7 inside its logarithms"
+
+
+def similarity(loss: Callable[[Tensor, Tensor], Tensor], case: Any) -> Contender:
+    """Both write SP with a vector of one number."""
+    return simple(lambda s, t: loss(s, t).squeeze(), factor=case.batch, note=PAIRS)(case)
 
 
 def start(memory: nn.Module, case: Any) -> tuple[nn.Module, nn.Module, list[Tensor]]:

@@ -21,6 +21,8 @@ from kdkit.losses.pkt import PKTLoss
 from kdkit.losses.pointwise import CosineLoss, HintLoss, MSELoss
 from kdkit.losses.rkd import RKDAngleLoss, RKDDistanceLoss, RKDLoss
 from kdkit.losses.sid import SIDLoss
+from kdkit.losses.sp import SPLoss
+from kdkit.losses.vid import VIDLoss
 
 __all__ = [
     "ATLoss",
@@ -41,4 +43,6 @@ __all__ = [
     "RKDDistanceLoss",
     "RKDLoss",
     "SIDLoss",
+    "SPLoss",
+    "VIDLoss",
 ]

@@ -17,7 +17,7 @@ def energy(maps: Tensor) -> Tensor:
 
 
 def gram(x: Tensor) -> Tensor:
-    """Products of all rows: (B, C, P) → (B, C, C)."""
+    """Products of all rows: (…, C, P) → (…, C, C)."""
     return _Gram.apply(x)  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,8 @@ NAMES = [
     "hint_cifar100",
     "at_cifar100",
     "nst_cifar100",
+    "sp_cifar100",
+    "vid_cifar100",
     "dkd_cifar100",
     "dist_cifar100",
     "kd_standardised_cifar100",
@@ -49,7 +51,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 38
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 40
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
@@ -79,7 +81,7 @@ def test_each_is_right_and_loads_again_from_its_resolved_text(name):
 def test_methods_under_one_protocol_are_compared_fairly():
     students = [n for n in NAMES if n.endswith("_cifar100") and "teacher" in load(n).models]
     students.remove("simkd_cifar100")  # whose student has a projector, and another fingerprint
-    assert len(students) == 12
+    assert len(students) == 14
     assert len({fingerprint(load(name)) for name in students}) == 1
     assert len({fingerprint(load(n)) for n in NAMES if n.endswith("_imagenet")}) == 1
     assert load("student_resnet20_cifar100").models["student"] == load("kd_cifar100").models["student"]
@@ -103,6 +105,8 @@ def test_sid_and_its_controls_differ_in_nothing_but_the_modules():
         ("nst_cifar100", {"ce": 1, "nst": 50}),
         ("pkt_cifar100", {"ce": 1, "pkt": 30000 / 64}),
         ("rkd_cifar100", {"ce": 1, "rkd": 1}),
+        ("sp_cifar100", {"ce": 1, "sp": 3000 / 64}),
+        ("vid_cifar100", {"ce": 1, "vid": 1}),
         ("dist_cifar100", {"ce": 1, "dist": 2}),
         ("kd_standardised_cifar100", {"ce": 0.1, "kd": 9}),
         ("crd_cifar100", {"ce": 1, "crd": 0.8}),
