@@ -33,7 +33,10 @@ class Batch:
             return cls(*batch)
         if isinstance(batch, Tensor):
             return cls(batch)
-        raise KdkitError(f"a batch must be x, (x, y) or (x, y, index), got {type(batch).__name__}")
+        raise KdkitError(
+            f"a batch must be x, (x, y) or (x, y, index), got {type(batch).__name__}; let the loader's "
+            "collate_fn make one of it"
+        )
 
     def first(self, n: int) -> Batch:
         """Its first n samples."""
@@ -128,7 +131,10 @@ class Adapter(nn.Module):
         if self.input is not None:
             x = self._chosen(x)
         elif isinstance(x, (Mapping, list, tuple)):
-            raise KdkitError("the batch's x holds several inputs; say which one each model reads (`input:`)")
+            raise KdkitError(
+                "the batch's x holds several inputs; say which one each model reads (`input:`, in Python "
+                "kdkit.Node(net, input=…)); for a model that reads several, stack them into one tensor"
+            )
         if self.scale is not None:
             x = x * self.scale + self.shift
         if self.image_size is not None and tuple(x.shape[-2:]) != (self.image_size, self.image_size):

@@ -87,10 +87,21 @@ class Node:
 
 
 def frozen(module: nn.Module, **options: Any) -> Node:
-    """A teacher: eval mode for ever, under `no_grad`, absent from optimiser, checkpoint and DDP."""
+    """A teacher: eval mode for ever, under `no_grad`, absent from optimiser, checkpoint and DDP.
+
+    Args:
+        module: any `nn.Module`.
+        options: other words of `kdkit.Node`, such as `mean` and `std`, `image_size`, `input`, `cache`.
+    """
     return Node(module, "frozen", **options)
 
 
 def ema(of: str, decay: Spec = 0.999, **options: Any) -> Node:
-    """A slow copy of the node `of`: θ ← decay·θ + (1 − decay)·θ_of after every step; it is in the checkpoint."""
+    """A slow copy of the node `of`: θ ← decay·θ + (1 − decay)·θ_of after every step; it is in the checkpoint.
+
+    Args:
+        of: name of the node.
+        decay: a number or a schedule.
+        options: other words of `kdkit.Node`, such as `when`.
+    """
     return Node(None, "ema", of=of, decay=decay, **options)

@@ -108,6 +108,8 @@ def dims(loss: str, shape: str, **tensors: Tensor) -> None:
         if tensor.ndim != shape.count(",") + 1:
             tokens = shape.count(",") == 3 and tensor.ndim == 3
             remedy = "give the edge a head (head: tokens_to_map)" if tokens else "choose another tap"
+            if shape == "(B, C)" and tensor.ndim == 4:
+                remedy += ", or make every position a sample: movedim(1, -1).flatten(0, 2)"
             raise ValueError(f"{loss}: {name} must be {shape}, got shape {tuple(tensor.shape)}; {remedy}")
 
 

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from kdkit.graph.graph import Graph
-from kdkit.train.companions import check_averaging, check_callbacks
+from kdkit.train.companions import check_averaging, check_callbacks, check_optimizers
 from kdkit.train.late import hand_out
 
 WORDS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
@@ -39,7 +39,8 @@ class Borrow(pl.Callback):
         self.parameters = len(list(pl_module.parameters()))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at callbacks that had a copy by then."""
+        """Look at what was made until now: copies of the models, and the optimisers."""
+        check_optimizers(trainer)
         check_averaging(trainer, self.parameters, len(list(pl_module.parameters())))
 
     @property

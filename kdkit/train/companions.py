@@ -1,4 +1,4 @@
-"""Callbacks of Lightning's that cannot do what they say beside a graph, refused before the run."""
+"""What comes with one's own Lightning code and cannot do what it says beside a graph, refused before the run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from pytorch_lightning import callbacks
 
 from kdkit.registry import KdkitError
+from kdkit.train.optim import NodeOptimizers
 
 REFUSED: tuple[tuple[type, str], ...] = (
     (callbacks.LearningRateFinder, "the Distiller steps its optimisers itself; give Distiller(lr=…) a number"),
@@ -43,3 +44,13 @@ def check_averaging(trainer: Any, before: int, now: int) -> None:
             f"{type(averaging).__name__}: it copied the models before they had their heads, losses that learn and slow "
             "copies; average the student alone, as a node: kdkit.ema('student', decay=0.999)"
         )
+
+
+def check_optimizers(trainer: Any) -> None:
+    """Raise `KdkitError` where a subclass brings an optimiser that moves no node."""
+    for optimizer in trainer.optimizers:
+        if not isinstance(optimizer, NodeOptimizers):
+            raise KdkitError(
+                f"configure_optimizers must return what the Distiller makes, got {type(optimizer).__name__}; leave it "
+                "out and say Distiller(optimizer=…, lr=…), or kdkit.Node(net, optimizer=…, lr=…) for one model"
+            )

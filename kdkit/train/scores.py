@@ -14,6 +14,7 @@ from kdkit.graph.labels import check_labels
 
 log = logging.getLogger(__name__)
 
+NO_CLASSES = "%s: scores are of logits (B, C) by class numbers (B,), got %s and %s of %s, so it is not scored"
 UNSCORED = "%s: its logits have %d classes and the data %d, so it is not scored"
 
 
@@ -24,6 +25,8 @@ class Scores(nn.Module):
         nodes: every node.
         once: nodes that do not change and are scored only once.
         num_classes: of the labels; a node with another number is left out, and told. `None` where it is not known.
+
+    Nor are nodes scored whose outputs are not one row of logits a sample, or whose labels are no class numbers.
     """
 
     def __init__(self, nodes: Sequence[str], once: Sequence[str], num_classes: int | None = None) -> None:
@@ -35,6 +38,10 @@ class Scores(nn.Module):
 
     def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
         """Count one batch; raises `KdkitError` where a label is none of the logits' classes."""
+        if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+            self.wanted.remove(name)
+            log.warning("warning: " + NO_CLASSES, name, tuple(logits.shape), labels.dtype, tuple(labels.shape))
+            return
         if self.num_classes and logits.shape[-1] != self.num_classes:
             self.wanted.remove(name)
             log.warning("warning: " + UNSCORED, name, logits.shape[-1], self.num_classes)

@@ -61,3 +61,13 @@ def test_averaging_models_alone_is_theirs():
     fit(plain, epochs=2)
     fit(model, epochs=2, callbacks=[WeightAveraging()])  # the mean of all steps so far
     assert not torch.equal(model.student.fc.weight, plain.student.fc.weight)
+
+
+class Adam(kdkit.Distiller):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.student.parameters())
+
+
+def test_an_optimiser_that_moves_no_node_is_refused():
+    with pytest.raises(KdkitError, match=r"got Adam; leave it out and say Distiller\(optimizer=…, lr=…\)"):
+        fit(Adam(pair(), ["ce"]))

@@ -110,3 +110,15 @@ def test_a_model_that_fails_in_training_alone_is_named_with_its_line():
         fit(kdkit.Distiller(graph, ["ce"]))
     assert "test_refused_data.py:" in str(e.value)
     assert str(e.value).endswith('raise ArithmeticError("not in training")')
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"input_ids": torch.zeros(4, 3), "labels": torch.zeros(4)}, "got dict; let the loader's collate_fn make one"),
+        (({"a": torch.zeros(4, 3), "b": torch.zeros(4, 3)}, torch.zeros(4)), "that reads several, stack them into one"),
+    ],
+)
+def test_batches_of_another_form_are_told_with_what_to_do(batch, words):
+    with pytest.raises(KdkitError, match=words):
+        fit(student(), DataLoader([batch], batch_size=None))
