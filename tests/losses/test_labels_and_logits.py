@@ -108,7 +108,7 @@ def test_wrong_shapes_say_what_to_do():
         DMLLoss()(torch.randn(4, 5), torch.randn(4, 7))
     with pytest.raises(
         ValueError,
-        match=r"kd: teacher must be .*got \(4, 5, 2, 2\); choose another tap, or make every position a sample",
+        match=r"kd: teacher must be .*got shape \(4, 5, 2, 2\); choose another tap, or make every position a sample",
     ):
         KDLoss()(torch.randn(4, 5), torch.randn(4, 5, 2, 2))
     with pytest.raises(ValueError, match=r"ce: labels must be int64 class numbers of shape \(4,\), got torch.float32"):
