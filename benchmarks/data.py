@@ -14,7 +14,7 @@ and through the loaders, batch 64, with 0, 1 and 2 workers:
 - `to the CPU`: all of it, fp32.
 
 `resident` is an epoch of CIFAR's shape out of memory, random crops and flips on the device where they are trained on,
-which here is the CPU.
+the CPU or with `--device cuda` the GPU, to which `to a device` then sends, too.
 
 `torchvision` is the usual pipeline: `DataLoader`, `RandomResizedCrop` (for CIFAR `RandomCrop` with padding),
 `RandomHorizontalFlip`, `ToTensor`, `Normalize`, image by image in the workers. Before anything is timed, both have to
@@ -96,6 +96,7 @@ def same(one: Tensor, other: Tensor, what: str) -> None:
 
 def folder(root: Path, size: int, count: int, workers: Sequence[int], rounds: int, rows: timing.Rows) -> None:
     """The rows of one folder of images."""
+    moved = MOVED if rows.device.type == "cpu" else rows.device
     found = find_unlabelled(root)
     chosen = torch.randperm(len(found.names), generator=torch.Generator().manual_seed(0))[:count]
     paths, name = found.paths(chosen), f"{root.name}, {size}²"
@@ -128,7 +129,7 @@ def folder(root: Path, size: int, count: int, workers: Sequence[int], rounds: in
         times(what, {"kdkit": ours, "torchvision": other}, len(few))
     for n in workers:
         other_loader = theirs(usual, n)
-        for what, device in (("to a device", MOVED), ("to the CPU", torch.device("cpu"))):
+        for what, device in (("to a device", moved), ("to the CPU", torch.device("cpu"))):
             order = Order(count, BATCH, seed=0)
             loader = WorkerLoader(
                 files, torch.zeros(count, dtype=torch.int64), order, **IMAGENET, num_workers=n, device=device
@@ -148,13 +149,14 @@ def resident(count: int, workers: Sequence[int], rounds: int, rows: timing.Rows)
     array = images.permute(0, 2, 3, 1).contiguous().numpy()
     plain = Plain(array, Image.fromarray, floats(*CIFAR.values()))
     labels = torch.zeros(count, dtype=torch.int64)
-    still = next(iter(DeviceLoader(images, labels, Order(count, BATCH), **CIFAR)))[0]
+    still = next(iter(DeviceLoader(images, labels, Order(count, BATCH), **CIFAR, device=rows.device)))[0].cpu()
     if not torch.equal(still, torch.stack([plain[k][0] for k in range(len(still))])):
         raise KdkitError("resident: torchvision makes other images; not timed")
-    loader = DeviceLoader(images, labels, Order(count, BATCH, seed=0), **CIFAR, views=CropFlip(0, 4, True))
+    order, views = Order(count, BATCH, seed=0), CropFlip(0, 4, True)
+    loader = DeviceLoader(images, labels, order, **CIFAR, views=views, device=rows.device)
     usual = Plain(array, Image.fromarray, steps)
     passes = {f"torchvision, {n} workers": theirs(usual, n) for n in workers}
-    others = {name: lambda each=each: each(torch.device("cpu")) for name, each in passes.items()}
+    others = {name: lambda each=each: each(rows.device) for name, each in passes.items()}
     turns = timing.in_turns({"kdkit": lambda: read(loader), **others}, rounds)
     for who, figures in timing.summary({who: [t / count for t in mine] for who, mine in turns.items()}).items():
         rows.add(shape="CIFAR, 32²", what="resident", batch=BATCH, contender=who, **figures)

@@ -249,11 +249,13 @@ def gpu(monkeypatch):
     def always(value):
         return lambda *_, **__: value
 
+    copied = torch.nn.Parameter.__deepcopy__
+    put(torch.nn.Parameter, __deepcopy__=lambda self, memo: mode.note(copied(self, memo), mode.on(self)))
     nothing, stream = always(None), lambda *_: mode.streams[-1]
     put(torch._C, _group_tensors_by_device_and_dtype=grouped)
     put(torch.Tensor, pin_memory=lambda self, *_: self)
     put(torch.accelerator, is_available=always(True), current_stream=stream, current_device_index=always(0))
-    put(torch.accelerator, set_device_index=nothing)
+    put(torch.accelerator, set_device_index=nothing, synchronize=lambda *_: mode.wait("synchronize"))
     put(torch.cuda, is_available=always(True), is_initialized=always(True), _lazy_init=nothing)
     put(torch.cuda, device_count=always(1), current_device=always(0), set_device=nothing)
     put(torch.cuda, get_device_capability=always((9, 0)), get_device_name=always("a GPU on paper"))

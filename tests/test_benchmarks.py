@@ -10,6 +10,7 @@ from PIL import Image
 from benchmarks import data as images
 from benchmarks import losses, peers, performance, scaling, step, timing
 from kdkit.registry import LOSSES, KdkitError
+from tests.gpu import gpu
 
 CPU = torch.device("cpu")
 ORIGIN = {"machine": "a", "threads": 1, "torch": "2", "commit": "c", "date": "2026-01-01"}
@@ -222,6 +223,18 @@ def test_rows_of_images(tmp_path):
     page = performance.page([{**row, "ms": [1.0, 2.0, 4.0]} for row in rows])
     assert "| photos, 32² | decode, crop, mirror |  | 500 (250–1e+03) | 2 |" in page
     assert "| photos, 32² | to a device | 1 | 500 (250–1e+03) |  |" in page
+
+
+def test_what_is_resident_lies_on_the_device_that_is_named(tmp_path, monkeypatch):
+    seen, real = [], images.DeviceLoader
+    monkeypatch.setattr(
+        images, "DeviceLoader", lambda *args, **words: seen.append(words["device"]) or real(*args, **words)
+    )
+    words, path = quick("--device", "cuda", "--workers", "0", tmp_path=tmp_path)
+    with gpu(monkeypatch):
+        images.main(words)
+    assert {device.type for device in seen} == {"cuda"}
+    assert {row["machine"] for row in read(path)} == {"a GPU on paper"}
 
 
 def test_other_images_are_not_timed(tmp_path, monkeypatch):

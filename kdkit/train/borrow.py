@@ -49,9 +49,11 @@ class Borrow(pl.Callback):
         return bool(self.clip_value) and self.clip_algorithm == "value"
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give them back, wake what rested in a stage, and leave the loader as it was."""
-        if isinstance(graph := getattr(pl_module, "graph", None), Graph):
+        """Give them back, wake what rested in a stage, and leave the loader as it was; recordings hold memory."""
+        distiller: Any = pl_module
+        if isinstance(graph := getattr(distiller, "graph", None), Graph):
             graph.rest.end()
+            distiller.captured = None
         hand_out(trainer, pl_module, late=False)
         if self._taken is not None:
             for word, value in self._taken.items():

@@ -1,5 +1,6 @@
 """Training on a GPU on paper: nothing mixes devices, no step waits, a recorded step is the ordinary one."""
 
+import copy
 import re
 from contextlib import nullcontext
 
@@ -166,6 +167,7 @@ class TestThePaper:
         net = torch.nn.Linear(2, 2).to("cuda")
         net(torch.ones(1, 2, device="cuda")).sum().backward()
         assert {net.weight.device.type, net.weight.grad.device.type, net.weight.T.device.type} == {"cuda"}
+        assert copy.deepcopy(net).weight.device.type == "cuda"
         assert net.to("cpu").weight.device.type == "cpu"
 
     @pytest.mark.parametrize(
