@@ -267,6 +267,7 @@ def test_preact_needs_a_module_as_the_last_activation(x: Tensor) -> None:
         ("stages", UnknownNameError, "stage2, stem"),
         ("embeding", UnknownNameError, "did you mean 'embedding'"),
         ("", UnknownNameError, "unknown tap ''"),
+        ("stages", KdkitError, r"means several; kdkit.taps.expand\(model, .stages., x\) names them"),
         ("stage1:outptu", UnknownNameError, "did you mean 'output'?; known: input, output, preact"),
         ("embedding:input", KdkitError, "must be without ':input'"),
         ("unused", KdkitError, "never called"),

@@ -132,7 +132,7 @@ def _zip(edge: Edge, left: list[Any], right: list[Any]) -> list[tuple[Any, Any]]
     shown = [", ".join(map(str, _flat(side))) for side in (left, right)]
     raise KdkitError(
         f"edge {edge.name!r}: {len(left)} sources ({shown[0]}) do not fit {len(right)} targets ({shown[1]}); "
-        "name equally many with `from` and `to`"
+        "name equally many with `from` and `to` (in Python `source` and `target`)"
     )
 
 

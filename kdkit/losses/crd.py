@@ -74,7 +74,7 @@ class CRDLoss(nn.Module):
     for `sample_labels[index]`; without `sample_labels` they say nothing about the other samples and are not used.
     The teacher's features are detached, the banks and Z are constants, and the gradient with respect to both embeddings
     is exact and written out, so that the banks may change within the call; it cannot be differentiated again.
-    In eval mode nothing is stored.
+    In eval mode nothing is stored. Inside of `torch.utils.checkpoint` it would run, and move the banks, twice.
 
     Ranks must hold batches of one size; each then keeps the same banks. DDP must not broadcast what `ddp_ignore` names.
 
