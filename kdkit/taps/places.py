@@ -69,11 +69,10 @@ class Places:
             return Place(base, "output")
         if base in dict(self.trace.model.named_modules()) and base:
             raise KdkitError(f"tap {base!r}: this module of {self.who} is never called; tap one inside it or around it")
-        if base == "stages":
-            raise KdkitError("tap 'stages' means several; kdkit.taps.expand(model, 'stages', x) names them")
         general = ["logits", "embedding", *sorted(self.named)]
         near = "" if base.startswith("stage") else nearest(base, [*general, *filter(None, self.trace.last)])
         near = near or f"; known: {', '.join(general)} and module paths"
+        near += "; kdkit.taps.expand(model, 'stages', x) lists the stages" if base == "stages" else ""
         raise UnknownNameError(f"unknown tap {base!r}: {self.who} has no such place{near}")
 
     def _preact(self, name: str, path: str) -> Place:
