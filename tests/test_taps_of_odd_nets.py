@@ -136,6 +136,7 @@ class Output:
         lambda f, z: (z, f),
         lambda f, z: (None, z, f),
         lambda f, z: ({"logits": z}, f),
+        lambda f, z: (Named(f, z), f),
         lambda f, z: ([z],),
         lambda f, z: (Output(z), f),
         Named,

@@ -129,7 +129,6 @@ class Graph(nn.Module):
             e.name: links(e, self.nodes, lambda n, t: tapping.expand(self.model(n), t, views[n])) for e in self.unbound
         }
         ends = {end for several in found.values() for link in several for end in (*link.sources, link.target)}
-        ends |= {End(name, "logits") for name in self.nodes}
         readers = {name: self.taps(name, (e.tap for e in ends if e.node == name), views[name]) for name in self.nodes}
         shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
         classifiers = Classifiers({name: self.model(name) for name in self.nodes}, views)

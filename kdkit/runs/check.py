@@ -24,7 +24,7 @@ from kdkit.runs.dry_run import dry_run
 from kdkit.runs.teacher import teacher_folder
 from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
-from kdkit.train.scores import UNSCORED
+from kdkit.train.scores import OTHER_CLASSES, UNSCORED
 from kdkit.untouched import untouched
 
 CUDA, MPS = torch.cuda.is_available, torch.backends.mps.is_available
@@ -119,7 +119,7 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str
         shapes = (phase.readers[name].shapes for phase in graph.phases if name in phase.readers)
         said = next((shape["logits"][-1] for shape in shapes if "logits" in shape), None)
         if said and (classes := data.facts.num_classes) and said != classes:
-            yield UNSCORED % (name, said, classes)
+            yield UNSCORED % (name, OTHER_CLASSES % (said, classes))
 
 
 def _steps_per_epoch(samples: int, batch_size: int, drop_last: bool, limit: int | float | None) -> int:

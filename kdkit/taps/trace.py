@@ -74,6 +74,10 @@ class Trace:
 WRAP = "wrap the model in one that returns its logits, or a mapping with an entry `logits`"
 
 
+class NoLogitsError(KdkitError):
+    """A model's output does not say which are its logits."""
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The value itself, or the first tensor in a tuple, list or mapping, or in one of those inside it."""
     if isinstance(value, Tensor):
@@ -92,7 +96,7 @@ def logits_of(output: Any) -> Tensor:
     with, `None` apart.
 
     Raises:
-        KdkitError: which of several tensors are the logits is not said.
+        NoLogitsError: which of several tensors are the logits is not said.
     """
     if isinstance(output, Tensor):
         return output
@@ -104,16 +108,16 @@ def logits_of(output: Any) -> Tensor:
     )
     parts = [part for part in parts if first_tensor(part) is not None or getattr(part, "logits", None) is not None]
     if not parts:
-        raise KdkitError(
+        raise NoLogitsError(
             "model: its output must be a tensor, hold `logits` or start with a tensor, "
             f"got {type(output).__name__}; {WRAP}"
         )
     if len(parts) == 1:
         return logits_of(parts[0])
     if isinstance(output, Mapping):
-        raise KdkitError(f"model: its output holds {', '.join(map(str, output))} and no `logits`; {WRAP}")
-    if isinstance(parts[0], (tuple, list)):
-        raise KdkitError(f"model: its output starts with a list of {len(parts[0])}, not with its logits; {WRAP}")
+        raise NoLogitsError(f"model: its output holds {', '.join(map(str, output))} and no `logits`; {WRAP}")
+    if isinstance(parts[0], (tuple, list)) and getattr(parts[0], "logits", None) is None:
+        raise NoLogitsError(f"model: its output starts with a list of {len(parts[0])}, not with its logits; {WRAP}")
     return logits_of(parts[0])
 
 
@@ -221,7 +225,7 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     found = first_tensor(output)
     try:
         found = logits_of(output)
-    except KdkitError:
+    except NoLogitsError:
         if found is None:
             raise
     assert found is not None

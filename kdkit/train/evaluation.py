@@ -11,7 +11,7 @@ from torch import Tensor
 from kdkit.graph.batch import Batch
 from kdkit.graph.graph import Graph
 from kdkit.registry import KdkitError
-from kdkit.taps.trace import logits_of
+from kdkit.taps.trace import NoLogitsError, logits_of
 from kdkit.train.example import SEVERAL
 from kdkit.train.layout import channels_last
 from kdkit.train.monitor import Monitor
@@ -65,7 +65,12 @@ class Evaluation(pl.LightningModule):
         if self.scores is None or data.labels is None or bool((data.labels == -1).all()):
             return
         for name in list(self.scores.wanted):
-            self.scores.update(name, self._watched(name, data.x, data.labels), data.labels)
+            try:
+                logits = self._watched(name, data.x, data.labels)
+            except NoLogitsError as error:  # of a net that is read inside alone
+                self.scores.leave_out(name, str(error).removeprefix("model: ").partition(";")[0])
+            else:
+                self.scores.update(name, logits, data.labels)
 
     def _watched(self, name: str, x: Any, labels: Tensor) -> Tensor:
         if self.monitor is None or self.trainer.state.fn != TrainerFn.FITTING:

@@ -14,8 +14,8 @@ from kdkit.graph.labels import check_labels
 
 log = logging.getLogger(__name__)
 
-NO_CLASSES = "%s: scores are of logits (B, C) by class numbers (B,), got %s and %s of %s, so it is not scored"
-UNSCORED = "%s: its logits have %d classes and the data %d, so it is not scored"
+UNSCORED = "%s: %s, so it is not scored"
+OTHER_CLASSES = "its logits have %d classes and the data %d"
 
 
 class Scores(nn.Module):
@@ -36,20 +36,24 @@ class Scores(nn.Module):
         self.accuracy = nn.ModuleDict()
         self.nll = nn.ModuleDict()
 
+    def leave_out(self, name: str, why: str) -> None:
+        """Score a node no longer, and tell why."""
+        self.wanted.remove(name)
+        log.warning("warning: " + UNSCORED, name, why)
+
     def update(self, name: str, logits: Tensor, labels: Tensor) -> None:
         """Count one batch; raises `KdkitError` where a label is none of the logits' classes."""
         if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
-            self.wanted.remove(name)
-            log.warning("warning: " + NO_CLASSES, name, tuple(logits.shape), labels.dtype, tuple(labels.shape))
+            got = f"{tuple(logits.shape)} and {labels.dtype} of {tuple(labels.shape)}"
+            self.leave_out(name, f"scores are of logits (B, C) by class numbers (B,), got {got}")
             return
         if self.num_classes and logits.shape[-1] != self.num_classes:
-            self.wanted.remove(name)
-            log.warning("warning: " + UNSCORED, name, logits.shape[-1], self.num_classes)
+            self.leave_out(name, OTHER_CLASSES % (logits.shape[-1], self.num_classes))
             return
         check_labels(labels, logits.shape[-1])
         if name not in self.accuracy:
             self._make(name, logits)
-        logits = logits.float()
+        logits, labels = logits.float(), labels.long()
         self.accuracy[name].update(logits, labels)  # type: ignore[operator]
         self.nll[name].update(F.cross_entropy(logits, labels, reduction="none"))  # type: ignore[operator]
 

@@ -42,3 +42,42 @@ def test_a_student_of_numbers_is_trained_beside_validation_data():
     run = fit(kdkit.Distiller(nets, ["mse"], lr=0.01), data, data, epochs=1)
     assert "loss/mse" in run.callback_metrics
     assert not any(name.startswith("val/") for name in run.callback_metrics)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_class_numbers_of_any_type_are_scored(kind):
+    scores, labels = Scores(["student"], []), torch.tensor([0, 1, 2, 0])
+    scores.update("student", torch.eye(4, 3), labels.to(kind))
+    found = scores.compute()
+    assert found["student/top1"] == 1  # the last row is of zeros, and class 0 the first of them
+    scores.update("student", torch.eye(4, 3), labels)
+    assert found == scores.compute()
+
+
+class Encoder(nn.Module):
+    """Says what it sees, as encoders do that have no classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 4)
+
+    def forward(self, x):
+        tokens = self.body(x)[:, None]
+        return {"last_hidden_state": tokens, "pooler_output": tokens.mean(1)}
+
+
+def test_a_teacher_without_logits_is_read_inside_and_not_scored(caplog):
+    data = DataLoader(TensorDataset(torch.randn(8, 6), torch.arange(8) % 3), 4)
+    nets = {"teacher": kdkit.frozen(Encoder()), "student": nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))}
+    edges = ["ce", kdkit.Edge("mse", source="teacher.body", target="student.0")]
+    run = fit(kdkit.Distiller(nets, edges, lr=0.01), data, data, epochs=2)
+    assert {name for name in run.callback_metrics if name.startswith("val/")} == {"val/student/top1", "val/student/nll"}
+    why = "its output holds last_hidden_state, pooler_output and no `logits`, so it is not scored"
+    assert caplog.messages.count(f"warning: teacher: {why}") == 1
+
+
+def test_a_loss_on_logits_that_are_not_said_is_refused():
+    data = DataLoader(TensorDataset(torch.randn(8, 6), torch.arange(8) % 3), 4)
+    nets = {"teacher": kdkit.frozen(Encoder()), "student": nn.Linear(6, 3)}
+    with pytest.raises(kdkit.KdkitError, match=r"model 'teacher' .*holds last_hidden_state, pooler_output and no"):
+        fit(kdkit.Distiller(nets, ["ce", "kd"], lr=0.01), data)
