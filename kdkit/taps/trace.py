@@ -84,8 +84,10 @@ def first_tensor(value: Any) -> Tensor | None:
         return value
     if isinstance(value, Mapping):
         value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return next((found for v in value if (found := first_tensor(v)) is not None), None)
+    for part in value if isinstance(value, (tuple, list)) else ():
+        found = first_tensor(part)
+        if found is not None:  # torch 2.11 compiles no walrus inside of a generator
+            return found
     return None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdkit.graph.heads import charge
 from kdkit.models.heads import HEADS, build_head
 from kdkit.registry import KdkitError, UnknownNameError
 
@@ -274,7 +275,12 @@ def test_l2_gives_both_sides_length_one(shape: tuple[int, ...]) -> None:
     assert zero.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("spec", ["mlp", "conv_bn_relu", {"sparse": {"l1": 0.1, "top_k": 2}}, VARIATIONAL], ids=str)
+SPARSE: dict[str, Any] = {"sparse": {"l1": 0.1, "top_k": 2}}
+
+
+@pytest.mark.parametrize(
+    "spec", ["mlp", "conv_bn_relu", SPARSE, {"ensemble": {"n": 2, "of": SPARSE}}, VARIATIONAL], ids=str
+)
 def test_heads_compile_whole(spec: Any) -> None:
     shapes = ((6, 4, 4), (7, 8, 8)) if spec == "conv_bn_relu" else ((6,), (7,))
     head, _, _ = run(spec, *shapes)
@@ -283,7 +289,8 @@ def test_heads_compile_whole(spec: Any) -> None:
     def step(s: Tensor, t: Tensor) -> Tensor:
         a, b = head(s, t)
         loss = (a - b).square().mean()
-        return loss if head.penalty is None else loss + head.penalty
+        penalty = charge(head)
+        return loss if penalty is None else loss + penalty
 
     s, t = (torch.randn(3, *shape) for shape in shapes)
     torch.compiler.reset()

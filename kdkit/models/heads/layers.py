@@ -120,7 +120,8 @@ class Mean(nn.Module):
     @property
     def penalty(self) -> Tensor | None:
         """Mean of the nets' penalties, or None."""
-        found = [penalty for net in self.nets if (penalty := getattr(net, "penalty", None)) is not None]
+        penalties = [getattr(net, "penalty", None) for net in self.nets]
+        found = [penalty for penalty in penalties if penalty is not None]
         return torch.stack(found).mean() if found else None
 
     def forward(self, x: Tensor) -> Tensor:
