@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """`x` scaled to length 1 along `dim`; a zero vector stays zero and passes its gradient on unscaled.
+    """`x` scaled to length 1 along `dim`; a zero vector, or nearly, stays so and passes its gradient on unscaled.
 
     `F.normalize` divides a zero vector by its eps of 1e-12 and so multiplies the gradient of a dead sample by 1e12.
     """
@@ -15,8 +15,8 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def inverse_length(square: Tensor) -> Tensor:
-    """One over the lengths whose squares these are; 1 for a vector of zeros."""
-    return torch.where(square > torch.finfo(square.dtype).tiny, square, 1.0).rsqrt()
+    """One over the lengths whose squares these are; 1 for a vector of zeros, and for one as good as zero."""
+    return torch.where(square > _least(square), square, 1.0).rsqrt()
 
 
 def centred_unit(x: Tensor, dim: int = -1) -> Tensor:
@@ -37,14 +37,19 @@ def correlation(x: Tensor, y: Tensor, dim: int = -1) -> Tensor:
 def _about(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Differences from the mean, and one over their length: 1 where they are nothing but rounding.
 
-    So it is where a length is below 1e-12 (float32): the gradient of `rsqrt` takes its third power, which overflows.
+    So it is where a length is as good as zero.
     """
-    info = torch.finfo(x.dtype)
     mean = x.mean(dim, keepdim=True)
     about = x - mean
     square = about.square().sum(dim, keepdim=True)
-    noise = (square + x.shape[dim] * mean.square()) * (8 * info.eps) ** 2 + info.tiny**0.625
+    noise = (square + x.shape[dim] * mean.square()) * (8 * torch.finfo(x.dtype).eps) ** 2 + _least(x)
     return about, torch.where(square > noise, square, 1.0).rsqrt()
+
+
+def _least(x: Tensor) -> float:
+    """A length of 1e-12 (float32), squared; below it the gradient of `rsqrt`, its third power, overflows."""
+    square: float = torch.finfo(x.dtype).tiny ** 0.625
+    return square
 
 
 def centred_gram(x: Tensor) -> Tensor:

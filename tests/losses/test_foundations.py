@@ -57,6 +57,14 @@ def test_unit_vectors():
     assert torch.autograd.gradcheck(unit, torch.randn(5, 4, dtype=torch.float64, requires_grad=True))
 
 
+@pytest.mark.parametrize("size", [1e-10, 1e-12, 1e-14, 1e-18, 1e-30])
+def test_a_vector_that_is_nearly_zero_has_a_finite_gradient(size):
+    x = torch.tensor([[size, -size], [1.0, 2.0]], requires_grad=True)
+    unit(x)[:, 0].sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(x.grad[1], torch.tensor([4.0, -2.0]) / 5**1.5)
+
+
 def test_squared_distances():
     x = torch.randn(6, 4, dtype=torch.float64) + 5
     torch.testing.assert_close(squared_distances(centred_gram(x)), torch.cdist(x, x) ** 2)
