@@ -90,8 +90,13 @@ class VIDLoss(nn.Module):
         """μ: (P, student_dim) → (P, teacher_dim)."""
         *inner, last = (weight.to(places.dtype) for weight in self.layers.parameters())
         for weight, norm in zip(inner, self.norms, strict=True):
-            places = norm(F.linear(places, weight)).relu()
+            places = _normed(norm, F.linear(places, weight)).relu()
         return F.linear(places, last)
+
+
+def _normed(norm: nn.Module, places: Tensor) -> Tensor:
+    """In the weights' own type, which BatchNorm wants."""
+    return norm(places.to(norm.weight.dtype)).to(places.dtype) if isinstance(norm, nn.BatchNorm1d) else places
 
 
 def _places(maps: Tensor, size: tuple[int, int]) -> Tensor:

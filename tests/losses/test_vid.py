@@ -1,5 +1,6 @@
 """`vid` against numpy, what it says of information, and what learns in it."""
 
+import copy
 import math
 
 import numpy as np
@@ -76,6 +77,19 @@ def test_batch_norm_stands_before_each_relu_of_the_net_where_it_is_asked_for():
     torch.testing.assert_close(loss._predict(rows(s)), loss.layers[2](plain(rows(s))))
     assert not torch.isclose(loss(s, t), moved(VIDLoss(3, 5))(s, t))
     assert {type(module) for module in VIDLoss(3, 5).norms} == {nn.Identity}
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_batch_norm_takes_maps_of_another_type_than_its_weights(weights):
+    torch.manual_seed(0)
+    loss, s, t = VIDLoss(3, 5, norm="batch").to(weights), maps(8, 3, 2, 2), maps(8, 5, 2, 2)
+    exact = copy.deepcopy(loss).double()(s, t)
+    found = loss(s, t)
+    found.backward()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, exact, rtol=torch.finfo(weights).eps, atol=0)
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+    assert loss(s.bfloat16(), t.bfloat16()).dtype == torch.float32
 
 
 def test_refusals():
