@@ -38,20 +38,32 @@ def rehearse(graph: Graph, example: Batch) -> tuple[bool, str]:
     with untouched(graph), ranks.silence():
         before, held = generators.states(), _buffers(graph)
         graph.train()
-        for phase in graph.phases:
-            graph.set_time(phase.start)
-            check_cuts(graph, phase)
-            with torch.enable_grad():
-                outputs: dict[End, Tensor] = {}
-                for name in phase.readers:
-                    _read(graph, name, example, outputs)
-                for edge in phase.edges:
-                    for i, call in enumerate(edge.calls):
-                        if call.target in phase.updates:
-                            _call(graph, edge, i, outputs, example)
+        _step(graph, example)
         drew, now = generators.states() != before, _buffers(graph)
+        if _anew(held, now):  # or made at the first step, and kept from then on
+            _step(graph, example)
+            held, now = now, _buffers(graph)
     graph.set_time(0.0)
-    return drew, next((name for name, buffer in held.items() if now.get(name) is not buffer), "")
+    return drew, _anew(held, now)
+
+
+def _step(graph: Graph, example: Batch) -> None:
+    for phase in graph.phases:
+        graph.set_time(phase.start)
+        check_cuts(graph, phase)
+        with torch.enable_grad():
+            outputs: dict[End, Tensor] = {}
+            for name in phase.readers:
+                _read(graph, name, example, outputs)
+            for edge in phase.edges:
+                for i, call in enumerate(edge.calls):
+                    if call.target in phase.updates:
+                        _call(graph, edge, i, outputs, example)
+
+
+def _anew(before: Mapping[str, Tensor | None], now: Mapping[str, Tensor | None]) -> str:
+    """A buffer that is another tensor than it was; empty where there is none."""
+    return next((name for name, buffer in before.items() if now.get(name) is not buffer), "")
 
 
 def _buffers(graph: Graph) -> dict[str, Tensor | None]:

@@ -86,6 +86,44 @@ def test_a_buffer_that_is_set_anew_is_not_recorded(there, told):
     assert made.graph.edges["own"].losses[0].centre.any()
 
 
+class Caches(Net):
+    """Makes a buffer when it is first called, as rotary positions are made."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.register_buffer("ones", None, persistent=False)
+
+    def forward(self, x):
+        if self.ones is None:
+            self.ones = torch.ones(5, device=x.device)
+        return super().forward(x) * self.ones
+
+
+def test_a_buffer_that_is_made_once_is_recorded(there, told):
+    run({"nodes": lambda: {"teacher": kdkit.frozen(net(12)), "student": Caches(8)}})
+    assert told == []
+    assert there.recorded
+
+
+class Keeps(Net):
+    """Begins with no buffer and makes one in every step."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.register_buffer("last", None, persistent=False)
+
+    def forward(self, x):
+        said = super().forward(x)
+        self.last = said.detach().mean(0) if self.last is None else 0.9 * self.last + 0.1 * said.detach().mean(0)
+        return said - self.last
+
+
+def test_a_buffer_that_begins_empty_and_is_set_anew_is_not_recorded(there, told):
+    run({"nodes": lambda: {"teacher": kdkit.frozen(net(12)), "student": Keeps(8)}})
+    assert "models.student.last is set anew" in told[0]
+    assert there.recorded == 0
+
+
 def test_why_a_recording_failed_is_told(there, told):
     class Looks(Net):
         def forward(self, x):
