@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from time import monotonic, sleep
 
 import pytest
@@ -22,6 +20,7 @@ from kdkit.bench.suite import load_suite
 from kdkit.runs.lock import only_here
 from tests.bench.grid import TINY, write
 from tests.cli.command import kdkit, refused
+from tests.processes import CONTEXT
 
 ALONE = TINY.replace("[student, kd]", "[student]").replace("seeds: 2", "seeds: 1")
 ALONE = ALONE.replace("teacher: resnet8", "teacher: {arch: resnet8, weights: pretrained.pth}")
@@ -69,15 +68,20 @@ def test_each_of_several_gpus_has_its_runs(tmp_path, monkeypatch):
     assert Processes(3).environment(one, 1) == dict(os.environ)
 
 
+def bench_in(folder):
+    os.chdir(folder)
+    kdkit("bench", "suite.yaml")
+
+
 def test_a_suite_that_is_killed_leaves_no_run_behind(tmp_path):
     write(tmp_path, LONG)
-    command = [sys.executable, "-m", "kdkit.cli", "bench", "suite.yaml"]
-    bench = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    bench = CONTEXT.Process(target=bench_in, args=(tmp_path,))
+    bench.start()
     end = monotonic() + 240
     while not (found := list(tmp_path.glob("runs/suite/tiny-student-*/checkpoints/last.ckpt"))) and monotonic() < end:
         sleep(0.05)
     bench.kill()
-    bench.wait()
+    bench.join()
     assert found
     folder, began = job(tmp_path, LONG).folder, monotonic()
     folder = type(folder)(found[0].parent.parent)
