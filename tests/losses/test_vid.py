@@ -99,3 +99,5 @@ def test_refusals():
         VIDLoss(3, 5)(torch.zeros(4, 3), torch.zeros(4, 5, 2, 2))
     with pytest.raises(ValueError, match=r"vid: teacher must have 5 channels, got 6; build the loss with"):
         VIDLoss(3, 5)(torch.zeros(4, 3, 2, 2), torch.zeros(4, 6, 2, 2))
+    with pytest.raises(ValueError, match=r"vid: student must hold teacher's 5 samples, got 4"):
+        VIDLoss(3, 5)(torch.zeros(4, 3, 2, 2), torch.zeros(5, 5, 2, 2))

@@ -29,6 +29,15 @@ def told(monkeypatch):
     return found
 
 
+def test_a_step_comes_after_what_was_begun_and_before_what_is_begun_next(there, monkeypatch):
+    seen, here = [], torch.cuda.current_stream()
+    monkeypatch.setattr(torch.cuda.Stream, "wait_stream", lambda self, other: seen.append((self, other)))
+    OnCuda().run(lambda: seen.append(torch.cuda.current_stream()))
+    mine = seen[1]
+    assert mine is not here
+    assert seen == [(mine, here), mine, (here, mine)]
+
+
 def test_a_second_run_is_recorded_too(there, told):
     """Of the first one all graphs are gone, and their pool of memory with them."""
     for _ in range(2):
