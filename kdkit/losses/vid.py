@@ -51,8 +51,8 @@ class VIDLoss(nn.Module):
         A scalar in nats a number, without the constant ½·log 2π; below 0 where the variances are small.
 
     Differs:
-        The paper's μ has BatchNorm; the authors' code, and all that follow it, have none. In mdistiller the variances
-        are no parameters and stay at 5.
+        The paper's μ has BatchNorm; the authors' code has none, nor have RepDistiller and torchdistill. In mdistiller
+        the variances are no parameters and stay at 5.
 
     Reference:
         Ahn, Hu, Damianou, Lawrence, Dai. Variational Information Distillation for Knowledge Transfer. CVPR 2019,
