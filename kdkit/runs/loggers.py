@@ -27,7 +27,8 @@ def beside(recipe: Recipe, folder: RunFolder) -> list[Logger]:
     kind = recipe.trainer.logger
     if kind == "csv":
         return []
-    logged_as(folder), unlogged(folder)
+    logged_as(folder)
+    unlogged(folder)
     make, show = MAKERS[kind]
     if find_spec(kind) is None:
         message = f"{kind} is not installed; pip install 'kdkit[{kind}]' brings it"
