@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from kdkit import models
@@ -30,12 +31,14 @@ def small(name, *words):
     return load(name, [*SMALL, *words])
 
 
+@pytest.mark.drawn
 def test_a_run_is_a_folder_that_tells_everything(tmp_path):
     result = fit(small("student_digits", "seed=3"))
     folder = result.folder
     assert folder.path.name == "student_digits-seed3"
     for path in (folder.recipe, folder.provenance, folder.metrics, folder.result, folder.curves, folder.checkpoint):
         assert path.exists(), path
+    assert imread(folder.curves).shape[1] == 1200
     origin = json.loads(folder.provenance.read_text())
     assert {"versions", "machine", "seed", "fingerprint", "content", "commit"} <= set(origin)
     rows = folder.metrics.read_text().splitlines()
