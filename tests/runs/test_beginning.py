@@ -62,6 +62,7 @@ def test_a_run_that_is_refused_writes_nothing(tmp_path):
     assert contents(RunFolder(tmp_path / "new")) == {}
 
 
+@pytest.mark.drawn
 def test_overwriting_begins_with_the_first_step(old):
     (old.path / "notes.txt").write_text("mine")
     before = contents(old)
