@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdkit.losses import checks
-from kdkit.losses.geometry import unit
+from kdkit.losses.geometry import equal_size, unit
 from kdkit.losses.precision import full_precision
 from kdkit.losses.squares import energy
 from kdkit.registry import register_loss
@@ -68,19 +67,17 @@ class ATLoss(nn.Module):
         """Compare maps (B, C, H, W), each of its own width and size."""
         checks.dims("at", "(B, C, H, W)", student=student, teacher=teacher)
         checks.same_batch("at", student, teacher)
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        if size == (1, 1):
+        s, t = equal_size(student, teacher.detach())
+        if s.shape[2:] == (1, 1):
             raise ValueError(
                 f"at: student and teacher must have more than one position in common, got maps {tuple(student.shape)} "
                 f"and {tuple(teacher.shape)}; attention to a single place is always 1, so tap before the pooling"
             )
-        difference = self._attention(student, size) - self._attention(teacher.detach(), size)
+        difference = self._attention(s) - self._attention(t)
         return difference.square().mean() if self.mode == "code" else difference.norm(dim=1).mean()
 
-    def _attention(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def _attention(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) → (B, h·w), each row of length 1."""
-        if maps.shape[2:] != size:
-            maps = F.adaptive_avg_pool2d(maps, size)
         plain = not isinstance(self.p, Tensor) and self.p == 2  # a scheduled p is not looked at
         strength = energy(maps) if plain else maps.abs().pow(self.p).mean(1)
         return unit(strength.flatten(1))

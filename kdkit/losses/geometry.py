@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+
+def equal_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps (B, C, H, W), the larger brought to the smaller by adaptive average pooling."""
+    size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
+    one, other = (m if m.shape[2:] == size else F.adaptive_avg_pool2d(m, size) for m in (one, other))
+    return one, other
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:

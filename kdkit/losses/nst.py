@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdkit.losses import checks
-from kdkit.losses.geometry import inverse_length, unit
+from kdkit.losses.geometry import equal_size, inverse_length, unit
 from kdkit.losses.precision import full_precision
 from kdkit.losses.squares import gram
 from kdkit.registry import register_loss
@@ -55,8 +54,7 @@ class NSTLoss(nn.Module):
         """Compare maps (B, C, H, W), each of its own width and size."""
         checks.dims("nst", "(B, C, H, W)", student=student, teacher=teacher)
         checks.same_batch("nst", student, teacher)
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        s, t = _channels(student, size), _channels(teacher.detach(), size)
+        s, t = (maps.flatten(2) for maps in equal_size(student, teacher.detach()))
         (C_s, positions), C_t = s.shape[1:], t.shape[1]
         if positions * (C_s + C_t) < C_s**2 + C_t**2 + C_s * C_t:
             s, t = unit(s), unit(t)
@@ -65,13 +63,6 @@ class NSTLoss(nn.Module):
         ss, tt = gram(s), gram(t)
         by_s, by_t = (inverse_length(products.diagonal(dim1=1, dim2=2)) for products in (ss, tt))  # (B, C) each
         return (_kernel(tt, by_t, by_t) + _kernel(ss, by_s, by_s) - 2 * _kernel(s @ t.mT, by_s, by_t)).mean()
-
-
-def _channels(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) → (B, C, h·w)."""
-    if maps.shape[2:] != size:
-        maps = F.adaptive_avg_pool2d(maps, size)
-    return maps.flatten(2)
 
 
 def _kernel(products: Tensor, by_a: Tensor, by_b: Tensor) -> Tensor:

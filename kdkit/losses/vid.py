@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.losses import checks
+from kdkit.losses.geometry import equal_size
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
@@ -81,8 +82,8 @@ class VIDLoss(nn.Module):
                     f"vid: {name} must have {channels} channels, got {maps.shape[1]}; build the loss with this "
                     f"{name}_dim"
                 )
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        error = (self._predict(_places(student, size)) - _places(teacher.detach(), size)).square().mean(0)
+        s, t = map(_places, equal_size(student, teacher.detach()))
+        error = (self._predict(s) - t).square().mean(0)
         variance = F.softplus(self.alpha.to(error.dtype)) + LEAST
         return (error / variance + variance.log()).mean() / 2
 
@@ -99,8 +100,6 @@ def _normed(norm: nn.Module, places: Tensor) -> Tensor:
     return norm(places.to(norm.weight.dtype)).to(places.dtype) if isinstance(norm, nn.BatchNorm1d) else places
 
 
-def _places(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) → (B·h·w, C): one product for all places, of which channels_last maps need no copy."""
-    if maps.shape[2:] != size:
-        maps = F.adaptive_avg_pool2d(maps, size)
+def _places(maps: Tensor) -> Tensor:
+    """(B, C, H, W) → (B·H·W, C): one product for all places, of which channels_last maps need no copy."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)

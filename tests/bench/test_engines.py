@@ -90,6 +90,14 @@ def test_a_suite_that_is_killed_leaves_no_run_behind(tmp_path):
     assert not folder.complete
 
 
+def test_an_answer_that_nobody_waits_for_is_no_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "alone", lambda _: ("done", {}))
+    asked, answer = CONTEXT.Pipe(duplex=False)
+    asked.close()
+    processes._work(None, dict(os.environ), str(tmp_path), answer)
+
+
 def test_a_run_is_followed_by_the_rows_that_it_writes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(live, "monotonic", lambda: now[0])
