@@ -43,7 +43,7 @@ class SPLoss(nn.Module):
         A scalar without unit in [0, 4]: scaling all features of a side, or turning them, changes nothing.
 
     Differs:
-        torchdistill scales the rows to a sum of absolute values of 1, which makes the loss about 60 times smaller.
+        torchdistill scales the rows to a sum of absolute values of 1, which makes the loss tens of times smaller.
 
     Reference:
         Tung, Mori. Similarity-Preserving Knowledge Distillation. ICCV 2019, arXiv 1907.09682.

@@ -36,7 +36,7 @@ def test_the_weights_of_both_reductions_agree_at_64():
 
 
 def test_rows_have_length_1_and_not_a_sum_of_1():
-    """torchdistill's, which is about a sixtieth of it."""
+    """torchdistill's, which is tens of times smaller."""
     s, t = features(64, 64, 4, 4).relu(), features(64, 64, 4, 4).sin().relu()
     wrong = sum(sign * torch.nn.functional.normalize(x.flatten(1) @ x.flatten(1).T, 1) for sign, x in ((1, s), (-1, t)))
     assert SPLoss()(s, t) > 30 * wrong.square().sum() / 64 > 0
