@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import BinaryIO
 
 from filelock import FileLock
@@ -21,26 +23,29 @@ OURS = ".kdkit."  # how the names of what is not yet a file begin
 def whole(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write into: under another name until all of it lies on the disk; a reader sees the old one or the new.
 
+    Ctrl-C waits for the file, a second one does not: in the middle of `torch.save` it would be told as a full disk.
+
     Args:
         path: what it is called in the end; its folder is made.
         before: what the file that has this name now is called from then on; left out, it is lost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=OURS)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        if before is not None and path.exists():
-            os.replace(path, before)
-        os.replace(name, path)
-        _settle(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with _unbroken():
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=OURS)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            if before is not None and path.exists():
+                os.replace(path, before)
+            os.replace(name, path)
+            _settle(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
 
 
 @contextmanager
@@ -49,6 +54,29 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     name = hashlib.blake2b(f"{Path.home()} {path.resolve()}".encode(), digest_size=8).hexdigest()
     with FileLock(Path(tempfile.gettempdir()) / f"kdkit-{name}.lock"):  # beside it, it would stay
         yield
+
+
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    """Ctrl-C is answered at the end, where nothing else went wrong."""
+    answer, asked = signal.getsignal(signal.SIGINT), False
+    if not callable(answer) or current_thread() is not main_thread():  # nobody answers, or not here
+        yield
+        return
+
+    def wait(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, answer)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is wait:
+            signal.signal(signal.SIGINT, answer)
+    if asked:
+        answer(signal.SIGINT, None)
 
 
 def crc32(content: bytes) -> str:

@@ -10,6 +10,9 @@ from threading import current_thread, main_thread
 from kdkit.runs.folder import RunFolder
 
 CTRL_C, SIGNAL = 130, 75  # exit codes; 75: nothing is wrong, start it again
+SIGNALS = tuple(  # what a cluster sends before it takes the machine away; Windows has not all
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class Asked(KeyboardInterrupt):
@@ -37,6 +40,7 @@ class Interrupted(KeyboardInterrupt):
 def interruptible(folder: RunFolder) -> Iterator[None]:
     """What Lightning answers by leaving Python, Ctrl-C and `Asked`, becomes `Interrupted`."""
     heard = signal.getsignal(signal.SIGINT)  # which Lightning, once interrupted, ignores
+    answers = {number: signal.getsignal(number) for number in SIGNALS}  # not put back where its own end fails
     try:
         yield
     except Interrupted:  # of a teacher, told already
@@ -47,5 +51,9 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
             raise  # somebody means it
         raise Interrupted(folder, str(first) if isinstance(first, Asked) else "") from None
     finally:
-        if heard is signal.default_int_handler and current_thread() is main_thread():
-            signal.signal(signal.SIGINT, heard)
+        if current_thread() is main_thread():
+            if heard is signal.default_int_handler:
+                answers[signal.SIGINT] = heard
+            for number, answer in answers.items():
+                if answer is not None:  # of C, which Python cannot put back
+                    signal.signal(number, answer)

@@ -14,11 +14,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, unwritable
-from kdkit.runs.interrupt import Asked
+from kdkit.runs.interrupt import SIGNALS, Asked
 from kdkit.runs.rows import MetricRows
 from kdkit.storage import whole
-
-SIGNALS = ("SIGTERM", "SIGUSR1")  # what a cluster sends before it takes the machine away
 
 
 class TwoKept(TorchCheckpointIO):
@@ -39,6 +37,8 @@ class TwoKept(TorchCheckpointIO):
             with whole(Path(path), before=self.folder.previous if last else None) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch tells a write that was refused in its own words
+            if isinstance(error.__context__, KeyboardInterrupt):  # and a second Ctrl-C, too
+                raise error.__context__ from None
             raise unwritable(self.folder, Path(path), error) from error
 
 
@@ -60,9 +60,8 @@ class Keeper(ModelCheckpoint):
         """Signals are answered here; Lightning, which puts back what was before, would save nothing."""
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                if hasattr(signal, name):  # Windows has not all
-                    signal.signal(getattr(signal, name), self._ask)
+            for number in SIGNALS:
+                signal.signal(number, self._ask)
 
     def _ask(self, number: int, _: Any) -> None:
         """The first one is waited for, to the end of the step; a second one ends the process at once."""
@@ -87,7 +86,7 @@ class Keeper(ModelCheckpoint):
         self.rows.save()
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
-            raise Asked(self.asked or SIGNALS[0])
+            raise Asked(self.asked or SIGNALS[0].name)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kdkit.registry import KdkitError
 from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.interrupt import Interrupted
 from kdkit.runs.resume import standing
 from tests.cli.command import RECIPE, refused
 from tests.damage import spoilt
@@ -203,6 +205,34 @@ def test_the_power_fails_while_a_checkpoint_is_written(run, whole, monkeypatch, 
     goes_on(run, whole)
 
 
+class Pressed:
+    """A file in whose writing somebody presses Ctrl-C."""
+
+    def __init__(self, file, at, times):
+        self.file, self.left, self.times, self.flush = file, at, times, file.flush
+
+    def write(self, data):
+        self.left -= 1
+        for _ in range(self.times if self.left == 0 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return self.file.write(data)
+
+
+@pytest.mark.parametrize("at", [1, 2, 9])
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_a_checkpoint_is_written(run, whole, monkeypatch, at, times):
+    """Once is answered when it lies there, twice at once; torch would call either a refused write."""
+    save, known = torch.save, set(run.checkpoint.parent.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda content, file: save(content, Pressed(file, at, times)))
+        with pytest.raises(Interrupted, match="holds the run so far"):
+            fit(recipe(), out=run.path, resume=True)
+    assert standing(run).epochs == (EPOCHS if times == 1 else EPOCHS - 1)
+    assert set(run.checkpoint.parent.iterdir()) == known
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    goes_on(run, whole)
+
+
 @pytest.mark.parametrize("damage", ["", "epoch,step\nx,y\n", "\x00\x01", "no such columns\n1\n"])
 def test_rows_come_from_the_checkpoint(run, whole, damage):
     run.metrics.write_text(damage)
@@ -264,6 +294,7 @@ def test_a_disk_that_becomes_read_only(whole, tmp_path, monkeypatch):
             before_epoch(patch, 2, read_only)
             with pytest.raises(KdkitError, match=r"cannot be written \(Read-only file system\).*last\.ckpt is whole"):
                 fit(recipe(), out=place)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # Lightning's end failed on the way to it
         with pytest.raises(KdkitError, match=r"run .*cannot be written.*; give another folder with --out"):
             fit(recipe(), out=place, resume=True)
     finally:
