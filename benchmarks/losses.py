@@ -80,17 +80,24 @@ class Case:
         self.index = torch.randperm(samples)[:batch].to(device)
         self.labels = self.sample_labels[self.index.cpu()].to(device)
 
+    @property
+    def lists(self) -> bool:
+        """Whether one loss reads all taps."""
+        return "students" in LOSSES[self.name].reads
+
     @cached_property
     def modules(self) -> list[nn.Module]:
         """Kdkit's loss in its first state, which peers start from."""
         return self.build()
 
     def build(self, **options: Any) -> list[nn.Module]:
-        """The loss, once for each tap, as the graph would build it."""
-        found = []
-        for shape in self.shapes:
-            width = 64 if len(shape) == 1 else shape[0]
+        """The loss, once for each tap or for all that it reads as a list, as the graph would build it."""
+        found, dims = [], [64 if len(shape) == 1 else shape[0] for shape in self.shapes]
+        for width, shape in (
+            [next(zip(dims, self.shapes, strict=True))] if self.lists else zip(dims, self.shapes, strict=True)
+        ):
             known = {"student_dim": width, "teacher_dim": width, "student_shape": shape, "teacher_shape": shape}
+            known |= {"student_dims": dims, "teacher_dims": dims}
             known |= {"num_samples": self.samples, "num_classes": 100, "sample_labels": self.sample_labels, "seed": 0}
             known |= {"num_negatives": self.negatives}
             asked = {word: known[word] for word in constructor(LOSSES[self.name].cls) if word in known}
@@ -101,7 +108,7 @@ class Case:
     def ours(self, **options: Any) -> Contender:
         """Kdkit's loss with these options, from its first state."""
         modules = self.build(**options)
-        words = [self._words(s, t) for s, t in zip(self.students, self.teachers, strict=True)]
+        words = [self._words(s, t) for _, s, t in zip(modules, self.students, self.teachers, strict=False)]
         parameters = [p for module in modules for p in module.parameters()]
         if len(modules) == 1:  # a sum of one would be one operation more than the loss has
             return Contender(lambda: modules[0](**words[0]), parameters)
@@ -109,7 +116,7 @@ class Case:
 
     def _words(self, student: Tensor, teacher: Tensor) -> dict[str, Any]:
         logits = torch.randn(self.batch, 100, device=self.device)
-        known = {"student": student, "teacher": teacher, "students": [student] * 2, "teachers": [teacher] * 2}
+        known = {"student": student, "teacher": teacher, "students": self.students, "teachers": self.teachers}
         known |= {"labels": self.labels, "index": self.index, "progress": torch.tensor(0.5, device=self.device)}
         known |= {"student_logits": logits.clone().requires_grad_(), "teacher_logits": logits}
         known |= {"teacher_classifier": nn.Linear(64, 100, device=self.device)}
@@ -152,6 +159,9 @@ class Case:
         }
         if self.name == "vid":  # three layers, each forward and twice backward
             return float(sum(18 * B * channels**2 * height * width for channels, height, width in self.shapes))
+        if self.name == "reviewkd":  # 1 × 1 and 3 × 3, each forward and twice backward
+            hidden = self.shapes[-1][0]
+            return float(sum(60 * B * hidden * math.prod(shape) for shape in self.shapes))
         if self.name == "nst":
             return float(sum(8 * B * channels**2 * height * width for channels, height, width in self.shapes))
         return counts.get(self.name, 0)
@@ -176,10 +186,12 @@ def cases(args: argparse.Namespace) -> list[Case]:
     for batch in args.batch:
         for name, label, options in wanted:
             if name in args.losses:
-                if LOSSES[name].tap not in shapes:
-                    raise KdkitError(f"{name} reads {LOSSES[name].tap!r}; say in SHAPES how large that is")
+                taps = LOSSES[name].taps
+                if unknown := [tap for tap in taps if tap not in shapes]:
+                    raise KdkitError(f"{name} reads {unknown[0]!r}; say in SHAPES how large that is")
                 options = options | sizes
-                found.append(Case(name, batch, shapes[LOSSES[name].tap], args.device, label=label, **options))
+                read = [shape for tap in taps for shape in shapes[tap]]
+                found.append(Case(name, batch, read, args.device, label=label, **options))
     B, D, C, H = (8, 16, 8, 8) if args.quick else (128, 512, 64, 32)
     large = [("rkd_angle", B, (D,)), ("nst", B // 2, (C, H, H))]
     return found + [Case(name, b, [shape], args.device) for name, b, shape in large if name in args.losses]
@@ -224,7 +236,13 @@ def measure(case: Case, libraries: dict[str, Makers], limits: timing.Limits, rou
     with peers.quiet():
         times = timing.summary(timing.in_turns(calls, rounds))
         peaks = {name: timing.peak_bytes(call, case.device) for name, call in calls.items()}
-    shape = "x".join(map(str, case.shapes[0])) if len(case.shapes) == 1 else f"{len(case.shapes)} stages"
+    shape = (
+        "x".join(map(str, case.shapes[0]))
+        if len(case.shapes) == 1
+        else f"{len(case.shapes)} levels"
+        if case.lists
+        else f"{len(case.shapes)} stages"
+    )
     for name, contender in found.items():
         row: dict[str, Any] = {"loss": case.label, "batch": case.batch, "shape": shape, "contender": name}
         row |= times[name] | {"peak_mb": timing.megabytes(peaks[name]), "difference": float(f"{differences[name]:.2g}")}

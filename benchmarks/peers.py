@@ -278,7 +278,7 @@ def repdistiller(clone: Path) -> Makers:
 def mdistiller(clone: Path) -> Makers:
     """The functions in its distillers."""
     sys.path.append(str(clone))
-    names = "KD", "DKD", "AT", "NST", "SP", "PKT", "RKD", "CRD"
+    names = "KD", "DKD", "AT", "NST", "SP", "PKT", "RKD", "CRD", "ReviewKD"
     found = SimpleNamespace(**{name: importlib.import_module(f"mdistiller.distillers.{name}") for name in names})
     found.CRD.AliasMethod.__init__ = lambda self, probs: None  # its own sampler is not used here and wants CUDA
     found.CRD.AliasMethod.cuda = lambda self: None
@@ -295,6 +295,27 @@ def mdistiller(clone: Path) -> Makers:
             note=GIVEN,
         )
 
+    def reviewkd(case: Any) -> Contender:
+        abfs = []
+        for ours in case.modules[0].fusions:
+            fuses = ours.attention is not None
+            theirs = found.ReviewKD.ABF(ours.conv1.in_channels, ours.conv1.out_channels, ours.conv2.out_channels, fuses)
+            theirs.conv1.load_state_dict({**under("0", ours.conv1), **under("1", ours.bn1)})
+            theirs.conv2.load_state_dict({**under("0", ours.conv2), **under("1", ours.bn2)})
+            if fuses:
+                theirs.att_conv.load_state_dict(under("0", ours.attention))
+            abfs.append(theirs.to(case.device))
+
+        def value() -> Tensor:
+            told: list[Tensor] = []
+            deeper, maps = None, [s if s.ndim == 4 else s[:, :, None, None] for s in case.students]
+            for abf, s in zip(reversed(abfs), reversed(maps), strict=True):
+                out, deeper = abf(s, deeper, s.shape[2], s.shape[2])
+                told.insert(0, out)
+            return found.ReviewKD.hcl_loss(told, [t if t.ndim == 4 else t[:, :, None, None] for t in case.teachers])
+
+        return Contender(value, [p for abf in abfs for p in abf.parameters()])
+
     return {
         "at": lambda case: Contender(lambda: found.AT.at_loss(case.students, case.teachers, 2)),
         "nst": lambda case: Contender(lambda: found.NST.nst_loss(case.students, case.teachers)),
@@ -304,6 +325,7 @@ def mdistiller(clone: Path) -> Makers:
         "pkt": lambda case: simple(found.PKT.pkt_loss, factor=case.batch, note=PAIRS)(case),
         "rkd": simple(found.RKD.rkd_loss),
         "crd": crd,
+        "reviewkd": reviewkd,
     }
 
 
@@ -324,6 +346,11 @@ def start(memory: nn.Module, case: Any) -> tuple[nn.Module, nn.Module, list[Tens
     memory.memory_v2.copy_(ours.teacher_bank)
     heads = copy.deepcopy(ours.embed_student), copy.deepcopy(ours.embed_teacher)
     return *heads, [p for head in heads for p in head.parameters()]
+
+
+def under(name: str, module: nn.Module) -> dict[str, Any]:
+    """Its state as that of a part."""
+    return {f"{name}.{word}": value for word, value in module.state_dict().items()}
 
 
 @contextlib.contextmanager

@@ -20,10 +20,9 @@ def summary_table() -> str:
     """A line for each loss."""
     lines = ["| loss | class | what it is | tap | weight | paper |", "| --- | --- | --- | --- | --- | --- |"]
     for info in _sorted():
+        taps = ", ".join(f"`{tap}`" for tap in info.taps)
         what = info.summary.rstrip(".").replace("|", r"\|")
-        lines.append(
-            f"| `{info.name}` | `{info.cls.__name__}` | {what} | `{info.tap}` | {info.weight:g} | {info.paper} |"
-        )
+        lines.append(f"| `{info.name}` | `{info.cls.__name__}` | {what} | {taps} | {info.weight:g} | {info.paper} |")
     return "\n".join(lines)
 
 
@@ -38,9 +37,8 @@ def catalogue() -> str:
 
 def _entry(info: LossInfo) -> str:
     options = ", ".join(str(p).replace("'", "") for p in constructor(info.cls).values())
-    where = f"Tap `{info.tap}`, weight {info.weight:g} ({info.weight_source})" + (
-        f", head `{info.head}`." if info.head else "."
-    )
+    taps = f"Tap{'s' * (len(info.taps) > 1)} " + ", ".join(f"`{tap}`" for tap in info.taps)
+    where = f"{taps}, weight {info.weight:g} ({info.weight_source})" + (f", head `{info.head}`." if info.head else ".")
     doc = inspect.getdoc(info.cls) or ""
     return f"## `{info.name}`\n\n`{info.cls.__name__}({options})` · {info.paper}. {where}\n\n```text\n{doc}\n```\n"
 

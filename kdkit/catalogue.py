@@ -15,7 +15,7 @@ from kdkit.registry import LOSSES, LossInfo, constructor
 def losses_table() -> Group:
     """A line for each loss."""
     infos = sorted(LOSSES.values(), key=lambda info: info.name)
-    rows = [(info.name, info.tap, f"{info.weight:g}", info.summary.rstrip(".")) for info in infos]
+    rows = [(info.name, ", ".join(info.taps), f"{info.weight:g}", info.summary.rstrip(".")) for info in infos]
     return table(("loss", "tap", ">weight", "what it is"), rows)
 
 
@@ -29,7 +29,7 @@ def explained(info: LossInfo) -> str:
         "in a recipe": f"- {info.name}: {{weight: {info.weight:g}}}",
         "in Python": f"from kdkit.losses import {info.cls.__name__}",
         "options": fill(options or "none", 100, subsequent_indent=" " * 13, break_on_hyphens=False),
-        "reads": f"{', '.join(info.reads)} at {info.tap}",
+        "reads": f"{', '.join(info.reads)} at {' and '.join(info.taps)}",
         "weight": f"{info.weight:g} ({info.weight_source})",
         "head": info.head or "none",
         "paper": info.paper,

@@ -37,6 +37,8 @@ FILLED_WORDS = frozenset(
     [
         "student_dim",
         "teacher_dim",
+        "student_dims",
+        "teacher_dims",
         "student_shape",
         "teacher_shape",
         "num_samples",
@@ -99,7 +101,7 @@ class LossInfo:
         name: the word in a recipe.
         cls: the `nn.Module`.
         paper: authors, venue, arXiv id.
-        tap: where it naturally reads both models: `logits`, `embedding`, `stages`, `stage-1`, …
+        tap: where it naturally reads both models: `logits`, `embedding`, `stages`, `stage-1`, …, or several of them.
         weight: the weight that goes with its reduction.
         weight_source: where that weight comes from.
         zero_at_match: whether the loss is zero when student and teacher give the same tensors.
@@ -112,13 +114,18 @@ class LossInfo:
     name: str
     cls: type[nn.Module]
     paper: str
-    tap: str
+    tap: str | tuple[str, ...]
     weight: float
     weight_source: str
     zero_at_match: bool
     example: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
     head: str | None = None
     space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """`tap`, as several."""
+        return (self.tap,) if isinstance(self.tap, str) else self.tap
 
     @property
     def summary(self) -> str:
@@ -168,7 +175,7 @@ def register_loss(
     name: str,
     *,
     paper: str,
-    tap: str,
+    tap: str | tuple[str, ...],
     weight: float,
     weight_source: str,
     zero_at_match: bool,

@@ -403,6 +403,7 @@ def test_several_inputs_and_keywords() -> None:
 
 def test_plural_names_and_the_classifier(net: Net, x: Tensor) -> None:
     assert expand(net, "stages", x) == ["stage1", "stage2"]
+    assert expand(net, "stages:preact", x) == ["stage1:preact", "stage2:preact"]
     assert expand(net, "layer1.0", x) == ["layer1.0"]
     assert classifier(net, x) is net.fc
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from kdkit import draws, ranks
 from kdkit.graph.audience import Audience
 from kdkit.graph.batch import Batch, Facts
-from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape, width
+from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
-from kdkit.graph.construct import check_control, construct, least_and_most
+from kdkit.graph.construct import check_control, construct, filled, least_and_most
 from kdkit.graph.control import Climb, Control
 from kdkit.graph.coordinate import Standing
 from kdkit.graph.edge import Edge
@@ -103,8 +103,8 @@ class BoundEdge(nn.Module):
                 check_classes(edge, call.links[0], *pairs[0], facts.num_classes)
             else:
                 self.heads.extend(head for head, *_ in bound if head is not None)
-            student, teacher = bound[0][1:]
-            self.losses.append(self._loss(i, student, teacher, facts, draws.key(seed, edge.name, i), epochs))
+            known = filled([b[1] for b in bound], [b[2] for b in bound], facts, draws.key(seed, edge.name, i))
+            self.losses.append(self._loss(i, known, epochs))
 
     def _head(
         self, student: Shape, teacher: Shape | None, key: int, shared: dict[str, nn.Module]
@@ -114,21 +114,11 @@ class BoundEdge(nn.Module):
         except KdkitError as error:
             raise KdkitError(f"edge {self.name!r}: {error}") from error
 
-    def _loss(self, i: int, student: Shape, teacher: Shape | None, facts: Facts, key: int, epochs: float) -> nn.Module:
+    def _loss(self, i: int, known: Mapping[str, Any], epochs: float) -> nn.Module:
         edge = self.edge
         if not isinstance(edge.loss, type):
             stateful = next(edge.loss.parameters(), None) is not None or next(edge.loss.buffers(), None) is not None
             return copy.deepcopy(edge.loss) if i and stateful else edge.loss
-        known: dict[str, Any] = {
-            "student_shape": student,
-            "student_dim": width(student),
-            "teacher_shape": teacher,
-            "teacher_dim": teacher and width(teacher),
-            "num_samples": facts.num_samples,
-            "num_classes": facts.num_classes,
-            "sample_labels": facts.sample_labels,
-            "seed": key,
-        }
         moving = {word: value for word, value in edge.options.items() if isinstance(value, (Schedule, Control))}
         options = {word: value for word, value in edge.options.items() if word not in moving}
         for word, parameter in constructor(edge.cls).items():
@@ -140,7 +130,7 @@ class BoundEdge(nn.Module):
         with torch.random.fork_rng(devices=[]):
             picks = (max, min) if moving else (min,)  # both ends of every schedule are judged, the last one is kept
             for pick in picks:
-                torch.default_generator.manual_seed(key)
+                torch.default_generator.manual_seed(known["seed"])
                 ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
                 loss = construct(edge, {**options, **ends})
         for word, schedule in moving.items():

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.bound import BoundEdge
-from kdkit.graph.edge import Edge
-from kdkit.graph.links import listed
+from kdkit.graph.edge import Edge, listed
 from kdkit.graph.node import Node
 from kdkit.graph.schedule import Curve, Schedule
 from kdkit.registry import KdkitError, constructor, nearest

@@ -8,11 +8,29 @@ from typing import Any
 from torch import nn
 
 from kdkit.fault import what, where
-from kdkit.graph.calls import Call
+from kdkit.graph.batch import Facts
+from kdkit.graph.calls import Call, Shape, width
 from kdkit.graph.control import Control
 from kdkit.graph.edge import Edge
 from kdkit.graph.schedule import Schedule
 from kdkit.registry import KdkitError
+
+
+def filled(students: Sequence[Shape], teachers: Sequence[Shape | None], facts: Facts, seed: int) -> dict[str, Any]:
+    """What no recipe has to repeat, by its word; shapes are those behind the heads."""
+    dims = [shape and width(shape) for shape in teachers]
+    return {
+        "student_shape": students[0],
+        "student_dim": width(students[0]),
+        "student_dims": [width(shape) for shape in students],
+        "teacher_shape": teachers[0],
+        "teacher_dim": dims[0],
+        "teacher_dims": None if None in dims else dims,
+        "num_samples": facts.num_samples,
+        "num_classes": facts.num_classes,
+        "sample_labels": facts.sample_labels,
+        "seed": seed,
+    }
 
 
 def construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:

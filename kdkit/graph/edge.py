@@ -27,7 +27,7 @@ class Edge:
             Left out: the node named `teacher`, else the only frozen node.
         target: whom it reaches, likewise; left out: every trained node.
         among: peers that all teach each other, averaged over the K−1 others; instead of `source` and `target`.
-        taps: where both ends are read, a name or a list; left out: the loss's natural tap.
+        taps: where both ends are read, a name or a list; left out: the loss's natural taps.
         weight: a number, a schedule, or `{share: 0.5}`: set in the first steps so that the edge has this share of all
             that its model is told (`kdkit.graph.share.Share`); left out: the one that goes with the loss's reduction.
         head: projection on the student's side, a name or `{name: {options}}`; a loss that has heads of its own (`crd`)
@@ -106,9 +106,9 @@ class Edge:
         return self.loss if isinstance(self.loss, type) else type(self.loss)
 
     @property
-    def natural_tap(self) -> str:
-        """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`."""
-        return self.info.tap if self.info else str(getattr(self.cls, "tap", "logits"))
+    def natural_taps(self) -> list[str]:
+        """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`, a name or several."""
+        return listed(self.info.tap if self.info else getattr(self.cls, "tap", "logits"))
 
     @property
     def min_batch(self) -> int:
@@ -131,6 +131,13 @@ class Edge:
                     f"edge {self.name!r}: {self.cls.__name__} has no option {word!r}{nearest(word, words)}"
                 )
         return {word: _scheduled(known[word], value) for word, value in options.items()}
+
+
+def listed(given: Ends) -> list[str]:
+    """None, a name or several as a list."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _check_loss(loss: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from kdkit.graph.edge import Edge, Ends
+from kdkit.graph.edge import Edge, Ends, listed
 from kdkit.graph.node import Node
 from kdkit.registry import KdkitError, nearest, reads
 
@@ -85,7 +85,7 @@ def _among(edge: Edge, nodes: Mapping[str, Node], expand: Expand) -> list[Link]:
             raise KdkitError(f"edge {edge.name!r}: {peer!r} is {nodes[peer].kind}; peers are trained models")
     if len(set(peers)) < 2 or len(set(peers)) != len(peers):
         raise KdkitError(f"edge {edge.name!r}: among must name at least two different models, got {peers}")
-    taps = listed(edge.taps) or [edge.natural_tap]
+    taps = listed(edge.taps) or edge.natural_taps
     ends = {peer: [End(peer, t) for tap in taps for t in expand(peer, tap)] for peer in peers}
     if edge.ensemble:
         return [
@@ -112,16 +112,9 @@ def _ends(
                 "leave out one of the two"
             )
         for node in where:
-            taps = [tap] if tap else listed(edge.taps) or [edge.natural_tap]
+            taps = [tap] if tap else listed(edge.taps) or edge.natural_taps
             groups.append([End(node, t) for name in taps for t in expand(node, name)])
     return groups
-
-
-def listed(given: Ends) -> list[str]:
-    """None, a name or several as a list."""
-    if given is None:
-        return []
-    return [given] if isinstance(given, str) else list(given)
 
 
 def _zip(edge: Edge, left: list[Any], right: list[Any]) -> list[tuple[Any, Any]]:

@@ -19,6 +19,7 @@ from kdkit.losses.kd import KDLoss
 from kdkit.losses.nst import NSTLoss
 from kdkit.losses.pkt import PKTLoss
 from kdkit.losses.pointwise import CosineLoss, HintLoss, MSELoss
+from kdkit.losses.reviewkd import ReviewKDLoss
 from kdkit.losses.rkd import RKDAngleLoss, RKDDistanceLoss, RKDLoss
 from kdkit.losses.sid import SIDLoss
 from kdkit.losses.sp import SPLoss
@@ -42,6 +43,7 @@ __all__ = [
     "RKDAngleLoss",
     "RKDDistanceLoss",
     "RKDLoss",
+    "ReviewKDLoss",
     "SIDLoss",
     "SPLoss",
     "VIDLoss",

@@ -29,7 +29,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     space={"temperature": (1.0, 10.0), "beta": (0.5, 16.0)},
 )
 class DKDLoss(nn.Module):
-    """Distillation taken apart into the true class against all others, and the others among themselves (DKD).
+    """Distillation taken apart: the true class against all others, the others among themselves (DKD).
 
     Formula: T²/B · Σ_b [α·TCKD + β·NCKD]. With p = softmax(z/T) and y the label, TCKD is
     KL((p_t[y], 1 − p_t[y]) ‖ (p_s[y], 1 − p_s[y])), and NCKD is the KL of teacher from student over the other classes,

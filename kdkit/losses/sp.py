@@ -28,7 +28,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     example=_example,
 )
 class SPLoss(nn.Module):
-    """Equal similarities between the samples of a batch, as products of their features (similarity-preserving).
+    """Equal similarities between a batch's samples, products of their features (similarity-preserving).
 
     Formula: 1/B · ‖G_t − G_s‖²_F, where G = F·Fᵀ of the features (B, D) with each row scaled to length 1.
 

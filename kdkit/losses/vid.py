@@ -33,7 +33,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     example=_example,
 )
 class VIDLoss(nn.Module):
-    """The teacher's maps as a Gaussian around what the student's predict (variational information distillation).
+    """A Gaussian of the teacher's maps around the student's (variational information distillation).
 
     Formula: mean over B, C, H·W of ½·[(μ(F_s) − F_t)²/σ_c² + log σ_c²], where μ is a net of 1 × 1 convolutions and
     σ_c² = softplus(α_c) + 1e-5 the variance of a channel, 5 at first; both learn with the student. But for a constant

@@ -15,24 +15,13 @@ from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.options import check_options
 from kdkit.recipe.schema import ModelSpec, Recipe
 from kdkit.recipe.stages import of_stage
+from kdkit.recipe.trial import refused
 from kdkit.recipe.words import Moving
-from kdkit.registry import FILLED_WORDS, KdkitError, constructor, nearest
+from kdkit.registry import KdkitError, nearest
 
 Found = Iterator[Problem]
-TAPS = re.compile(r"logits|embedding|beliefs|stem|stages|stage-?\d+")
-# A constructor is tried with these on the meta device: its values are judged, nothing is allocated.
-FILLED: dict[str, Any] = {
-    "student_dim": 8,
-    "teacher_dim": 8,
-    "student_shape": (8,),
-    "teacher_shape": (8,),
-    "num_samples": 1 << 20,
-    "num_classes": 10,
-    "sample_labels": None,
-    "seed": 0,
-}
+TAPS = re.compile(r"(logits|embedding|beliefs|stem|stages|stage-?\d+)(:\w+)?")
 LR, WEIGHT = 1e4, 1e12  # at most; published ones go to 30 (a linear probe of MoCo's) and to 30,000 (PKT's)
-_ACCEPTED: set[tuple[type, str]] = set()  # a suite asks for the same loss a hundred times
 
 
 def check(recipe: Recipe, above: tuple[Path, ...] = ()) -> list[Problem]:
@@ -214,7 +203,7 @@ def _values(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
             wrong += _schedule(recipe, ("losses", i, word), value)
     yield from [*wrong, *_held_out(recipe, i, spec)]
     if not wrong:
-        for word, message in _refused(spec, epochs):
+        for word, message in refused(spec, epochs):
             yield recipe.origin.problem(("losses", i, *([word] if word else [])), message)
 
 
@@ -225,41 +214,6 @@ def _held_out(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
     if asking and not recipe.data.arguments.get("val_split"):
         message = "follows held-out training samples, and none are held out; say `val_split: 0.1` under `data`"
         yield recipe.origin.problem(("losses", i, asking[0]), message)
-
-
-def _refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
-    """What the loss's constructor refuses: the argument it names, and its sentence."""
-    import torch
-
-    from kdkit.graph.control import moving
-
-    def at(end: int, value: Any) -> Any:
-        return float(f"{moving(value).extremes(epochs)[end]:.6g}") if isinstance(value, Moving) else value
-
-    cls = spec.cls
-    options = {word: FILLED[word] for word in constructor(cls) if word in FILLED_WORDS} | spec.arguments
-    if spec.head is not None and "head" in constructor(cls):
-        options["head"] = spec.head
-    ends = [0, 1]
-    while ends:
-        values = {word: at(ends[-1], value) for word, value in options.items()}
-        if (cls, repr(values)) in _ACCEPTED:
-            ends.pop()
-            continue
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                cls(**values)
-        except (ValueError, KdkitError) as error:
-            told = re.match(r"[\w .]+: (\w+) (.*)", str(error), re.DOTALL)
-            word = told[1] if told and told[1] in constructor(cls) else ""
-            yield word, told[2] if told and word else str(error)
-            if options.pop(word, None) is None:
-                return
-            continue
-        except Exception:  # it looks at tensors, which the meta device has none of; the graph will build it for real
-            return
-        _ACCEPTED.add((cls, repr(values)))
-        ends.pop()
 
 
 def _schedule(

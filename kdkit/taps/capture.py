@@ -213,15 +213,18 @@ def _width(module: nn.Module) -> int:
 def expand(model: nn.Module, name: str, example: Tensor | tuple[Any, ...]) -> list[str]:
     """The taps that a plural name stands for: `stages` → `["stage1", "stage2", …]`, any other name → itself.
 
+    A side stays with each: `stages:preact` → `["stage1:preact", …]`.
+
     Raises:
         KdkitError: the model has no stages that could be told apart.
     """
-    if name != "stages":
+    base, colon, side = name.partition(":")
+    if base != "stages":
         return [name]
     count = len(Places(dry_run(model, example)).stages)
     if not count:
         raise KdkitError(f"tap 'stages': {type(model).__name__} must have stages, found none; name module paths")
-    return [f"stage{i + 1}" for i in range(count)]
+    return [f"stage{i + 1}{colon}{side}" for i in range(count)]
 
 
 def classifier(model: nn.Module, example: Tensor | tuple[Any, ...]) -> nn.Module:

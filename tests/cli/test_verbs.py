@@ -78,7 +78,7 @@ def test_losses_lists_every_loss_on_one_line_and_uncut():
     said = kdkit("losses")
     lines = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
     for info in LOSSES.values():
-        assert all(part in lines[info.name] for part in (info.summary.rstrip("."), info.tap, f"{info.weight:g}"))
+        assert all(part in lines[info.name] for part in (info.summary.rstrip("."), *info.taps, f"{info.weight:g}"))
     assert "\x1b" not in said.out
     assert "…" not in said.out
     assert max(map(len, lines.values())) <= 140

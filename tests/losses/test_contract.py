@@ -171,7 +171,8 @@ def test_extremes_stay_finite(name, case):
     with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either, not even one that is masked later
         value, gradients = run(loss, with_gradients(words))
     assert value.isfinite()
-    assert all(g.isfinite().all() and g.abs().max() < 1e4 for g in gradients)
+    most = 1e5 if name == "reviewkd" else 1e4  # BatchNorm after BatchNorm, each 1e-5 ** -0.5 times where nothing varies
+    assert all(g.isfinite().all() and g.abs().max() < most for g in gradients)
 
 
 def test_nothing_waits_for_the_device(name):

@@ -16,6 +16,7 @@ NAMES = [
     "nst_cifar100",
     "sp_cifar100",
     "vid_cifar100",
+    "reviewkd_cifar100",
     "dkd_cifar100",
     "dist_cifar100",
     "kd_standardised_cifar100",
@@ -51,7 +52,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 40
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 41
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
@@ -81,7 +82,7 @@ def test_each_is_right_and_loads_again_from_its_resolved_text(name):
 def test_methods_under_one_protocol_are_compared_fairly():
     students = [n for n in NAMES if n.endswith("_cifar100") and "teacher" in load(n).models]
     students.remove("simkd_cifar100")  # whose student has a projector, and another fingerprint
-    assert len(students) == 14
+    assert len(students) == 15
     assert len({fingerprint(load(name)) for name in students}) == 1
     assert len({fingerprint(load(n)) for n in NAMES if n.endswith("_imagenet")}) == 1
     assert load("student_resnet20_cifar100").models["student"] == load("kd_cifar100").models["student"]

@@ -9,7 +9,16 @@ from kdkit.registry import KdkitError
 from tests.nets import loader, net
 from tests.train.running import fit, pair
 
-RELATIONS = {"rkd": 3, "rkd_distance": 3, "rkd_angle": 3, "pkt": 2, "sp": 2, "nt_xent": 2, "crd_inbatch": 2}
+RELATIONS = {
+    "rkd": 3,
+    "rkd_distance": 3,
+    "rkd_angle": 3,
+    "pkt": 2,
+    "sp": 2,
+    "reviewkd": 2,
+    "nt_xent": 2,
+    "crd_inbatch": 2,
+}
 
 
 class Own(nn.Module):
