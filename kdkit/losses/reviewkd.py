@@ -123,9 +123,10 @@ class ABF(nn.Module):
         """(B, inputs, H, W) → (B, outputs, *size), and (B, hidden, *size) for the next shallower level."""
         x = self.bn1(self.conv1(x.to(self.conv1.weight.dtype)))
         if self.attention is not None and deeper is not None:
-            deeper = _resized(deeper, x.shape[2:])
-            own, others = self.attention(torch.cat([x, deeper], 1)).sigmoid().chunk(2, 1)
-            x = x * own + deeper * others
+            of_own, of_deeper = self.attention.weight.chunk(2, 1)  # what is small stays small: up after the convolution
+            both = F.conv2d(x, of_own, self.attention.bias) + _resized(F.conv2d(deeper, of_deeper), x.shape[2:])
+            own, others = both.sigmoid().chunk(2, 1)
+            x = torch.addcmul(x * own, _resized(deeper, x.shape[2:]), others)
         x = _resized(x, size)
         return self.bn2(self.conv2(x)), x
 
