@@ -15,6 +15,7 @@ from kdkit.losses.crd import CRDLoss
 from kdkit.losses.dist import DISTLoss
 from kdkit.losses.dkd import DKDLoss
 from kdkit.losses.dml import DMLLoss
+from kdkit.losses.hard import HardLoss
 from kdkit.losses.kd import KDLoss
 from kdkit.losses.nst import NSTLoss
 from kdkit.losses.pkt import PKTLoss
@@ -33,6 +34,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DMLLoss",
+    "HardLoss",
     "HintLoss",
     "InBatchCRDLoss",
     "KDLoss",

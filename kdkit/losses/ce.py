@@ -13,6 +13,14 @@ from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
 
+def smoothed(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C) with labels (B,), of which a share is spread over all classes."""
+    if not isinstance(smoothing, Tensor):  # a scheduled one is a tensor, which torch's own does not take
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    log_p = logits.log_softmax(1)
+    return (1 - smoothing) * F.nll_loss(log_p, labels) - smoothing * log_p.mean()
+
+
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     return {"label_smoothing": 0.1}, {"student": torch.randn(8, 5), "labels": torch.randint(5, (8,))}
 
@@ -55,7 +63,4 @@ class CrossEntropyLoss(nn.Module):
         """Score logits (B, C) against labels (B,)."""
         checks.dims("ce", "(B, C)", student=student)
         checks.class_labels("ce", labels, len(student))
-        if not isinstance(self.label_smoothing, Tensor):  # a scheduled one is a tensor, which torch's own does not take
-            return F.cross_entropy(student, labels, label_smoothing=self.label_smoothing)
-        log_p = student.log_softmax(1)
-        return (1 - self.label_smoothing) * F.nll_loss(log_p, labels) - self.label_smoothing * log_p.mean()
+        return smoothed(student, labels, self.label_smoothing)

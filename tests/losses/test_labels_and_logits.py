@@ -1,4 +1,4 @@
-"""`ce`, `kd` and `dml` against numpy, closed-form gradients, and the ways in which known code gets them wrong."""
+"""`ce`, `hard`, `kd` and `dml` against numpy, closed-form gradients, and how known code gets them wrong."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdkit.losses import CrossEntropyLoss, DMLLoss, KDLoss
+from kdkit.losses import CrossEntropyLoss, DMLLoss, HardLoss, KDLoss
 
 
 def softmax(z):
@@ -38,6 +38,22 @@ def test_ce_takes_raw_logits_so_that_a_perfect_prediction_costs_nothing():
     """The softmax of a softmax, a common slip, cannot fall below ln(e + C − 1) − 1 = 3.62 at C = 100."""
     y = torch.arange(8)
     assert CrossEntropyLoss()(100 * F.one_hot(y, 100).float(), y) < 1e-6
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_hard_takes_the_teachers_answer_for_the_label(smoothing):
+    s, t = logits(6, 5), logits(6, 5)
+    expected = 0.0
+    for row, told in zip(s.detach().numpy(), t.detach().numpy(), strict=True):
+        target = np.full(5, smoothing / 5)
+        target[max(range(5), key=lambda c, told=told: told[c])] += 1 - smoothing
+        expected -= float(target @ np.log(softmax(row))) / 6
+    loss = HardLoss(label_smoothing=smoothing)
+    assert loss(s, t).item() == pytest.approx(expected, rel=1e-12)
+    assert loss(s, t / 1000).item() == pytest.approx(expected, rel=1e-12)  # how sure the teacher is counts for nothing
+    assert loss(s, torch.zeros(6, 5)).item() == pytest.approx(
+        CrossEntropyLoss(label_smoothing=smoothing)(s, torch.zeros(6, dtype=torch.int64)).item()
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
