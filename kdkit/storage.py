@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
+from types import FrameType
 from typing import BinaryIO
 
 from filelock import FileLock
@@ -23,7 +24,7 @@ OURS = ".kdkit."  # how the names of what is not yet a file begin
 def whole(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write into: under another name until all of it lies on the disk; a reader sees the old one or the new.
 
-    Ctrl-C waits for the file, a second one does not: in the middle of `torch.save` it would be told as a full disk.
+    Ctrl-C waits for the file: in the middle of `torch.save` it would be told as a full disk, or end the process.
 
     Args:
         path: what it is called in the end; its folder is made.
@@ -58,25 +59,19 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _unbroken() -> Iterator[None]:
-    """Ctrl-C is answered at the end, where nothing else went wrong."""
-    answer, asked = signal.getsignal(signal.SIGINT), False
+    """Ctrl-C, pressed once or often, is answered at the end."""
+    answer = signal.getsignal(signal.SIGINT)
     if not callable(answer) or current_thread() is not main_thread():  # nobody answers, or not here
         yield
         return
-
-    def wait(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, answer)
-
-    signal.signal(signal.SIGINT, wait)
+    pressed: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(frame))
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is wait:
-            signal.signal(signal.SIGINT, answer)
-    if asked:
-        answer(signal.SIGINT, None)
+        signal.signal(signal.SIGINT, answer)
+        if pressed:
+            answer(signal.SIGINT, pressed[-1])
 
 
 def crc32(content: bytes) -> str:

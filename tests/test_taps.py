@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
@@ -225,8 +226,21 @@ def test_a_module_called_twice_gives_its_last_call(x: Tensor) -> None:
     net = Net(shared=True).eval()
     taps = Taps(net, ["layer1.1.relu1"], x)
     assert torch.equal(taps(x)["layer1.1.relu1"], Taps(net, ["layer1.1"], x)(x)["layer1.1"])
-    with pytest.raises(KdkitError, match=r"relu1 must be called once a forward, got 2 calls"):
+    read = Taps(net, ["layer1:preact", "layer1"], x)(x)
+    assert read["layer1:preact"].min() < 0
+    assert torch.equal(read["layer1:preact"].relu(), read["layer1"])
+    act = net.layer1[1].relu1
+    net.layer2.register_forward_hook(lambda module, args, output: act(output))
+    with pytest.raises(KdkitError, match=r"relu1 must not be called again later in a forward, and is"):
         Taps(net, ["layer1:preact"], x)
+
+
+def test_torchvisions_blocks_call_one_relu_twice() -> None:
+    net, x = torchvision.models.resnet18(num_classes=4).eval(), torch.randn(2, 3, 32, 32)
+    read = Taps(net, ["stage1:preact", "stage1", "stage4:preact", "stage4"], x)(x)
+    for stage in ("stage1", "stage4"):
+        assert read[f"{stage}:preact"].min() < 0
+        assert torch.equal(read[f"{stage}:preact"].relu(), read[stage])
 
 
 def test_preact_needs_a_module_as_the_last_activation(x: Tensor) -> None:

@@ -64,7 +64,7 @@ def alone(job: Job) -> tuple[str, Any]:
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)
     sys.stdout = sys.stderr = said
-    signal.signal(signal.SIGINT, _once)
+    signal.signal(signal.SIGINT, _Once())
     try:
         return "done", run(job)
     except KeyboardInterrupt as stop:
@@ -83,10 +83,15 @@ def sentence(error: BaseException, log: TextIO) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _once(*_: Any) -> None:
+class _Once:
     """The first Ctrl-C ends the run; the terminal's and the suite's are often two of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+
+    pressed = False
+
+    def __call__(self, *_: Any) -> None:
+        if not self.pressed:
+            self.pressed = True
+            raise KeyboardInterrupt
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Published:
     Attributes:
         top1: in percent.
         epochs: of its schedule.
-        epoch: `last` or `best`.
+        epoch: `last`, `best`, or `unsaid`, which is compared with the last.
         source: where it stands.
     """
 

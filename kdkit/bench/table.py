@@ -146,7 +146,7 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     last, best = ([row[word][node]["top1"] for row in rows] for word in ("last", "best"))
     delta = None
     if theirs is not None and theirs.epochs == first["epochs"]:
-        delta = 100 * mean(last if theirs.epoch == "last" else best) - theirs.top1
+        delta = 100 * mean(best if theirs.epoch == "best" else last) - theirs.top1
     elif theirs is not None:
         notes.append(f"published for {theirs.epochs} epochs, trained for {first['epochs']} here")
     if len(rows) < FEW and first["method"] != TEACHER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -71,6 +72,7 @@ class BoundEdge(nn.Module):
         self.edge, self.name, self.reads = edge, edge.name, reads(edge.cls)
         self.start, self.end = edge.when.bind(epochs)
         self.calls = calls(found, bool(LISTS & set(self.reads)))
+        self._first_head = [0, *accumulate(len(call.links) for call in self.calls)]
         self._classifiers = classifiers  # a plain dict: a teacher's classifier is not this module's child
         self.register_buffer("factors", torch.ones(len(self.calls)))
         self.numbers: list[tuple[nn.Module, str]] = [(self, "factors")]
@@ -207,7 +209,7 @@ class BoundEdge(nn.Module):
             if self.edge.clip is not None:
                 student = clip_gradient(student, self.clip * scale)
             if len(self.heads):
-                head = self.heads[i * len(call.links) + j]
+                head = self.heads[self._first_head[i] + j]
                 student, teacher = head(student, teacher)
                 if (penalty := charge(head)) is not None:
                     penalties.append(penalty)
@@ -282,7 +284,7 @@ class BoundEdge(nn.Module):
         found: dict[int, nn.Parameter] = {}
         for i, call in enumerate(self.calls):
             if call.target == node:
-                n = len(call.links)
-                parts = [self.losses[i], *(self.heads[i * n : (i + 1) * n] if len(self.heads) else [])]
+                first = self._first_head[i]
+                parts = [self.losses[i], *(self.heads[first : first + len(call.links)] if len(self.heads) else [])]
                 found.update({id(p): p for part in parts for p in part.parameters() if p.requires_grad})
         return list(found.values())

@@ -108,7 +108,12 @@ class Edge:
     @property
     def natural_taps(self) -> list[str]:
         """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`, a name or several."""
-        return listed(self.info.tap if self.info else getattr(self.cls, "tap", "logits"))
+        tap = self.info.tap if self.info else getattr(self.cls, "tap", "logits")
+        if not (
+            isinstance(tap, str) or (isinstance(tap, (list, tuple)) and tap and all(isinstance(t, str) for t in tap))
+        ):
+            raise KdkitError(f"edge {self.name!r}: {self.cls.__name__}.tap must be a name or several, got {tap!r}")
+        return listed(tap)
 
     @property
     def min_batch(self) -> int:

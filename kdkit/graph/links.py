@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import groupby, permutations
 from typing import Any
 
 from kdkit.graph.edge import Edge, Ends, listed
@@ -60,6 +60,10 @@ def links(edge: Edge, nodes: Mapping[str, Node], expand: Expand = lambda node, t
         found = [Link((), end) for group in targets for end in group]
     else:
         sources = _ends(edge, edge.source, lambda: [_teacher(edge, nodes)], nodes, expand)
+        if edge.target is None:  # its taps are one group a node, and so are those that teach them
+            sources = _by_node(sources)
+        if edge.source is None:
+            targets = _by_node(targets)
         if edge.ensemble:
             sources = _ensemble(edge, sources)
             found = [Link(tuple(s), t) for group in targets for s, t in _zip(edge, sources, group)]
@@ -115,6 +119,11 @@ def _ends(
             taps = [tap] if tap else listed(edge.taps) or edge.natural_taps
             groups.append([End(node, t) for name in taps for t in expand(node, name)])
     return groups
+
+
+def _by_node(groups: list[list[End]]) -> list[list[End]]:
+    """Groups of the same node that follow each other, as one."""
+    return [[end for group in same for end in group] for _, same in groupby(groups, key=lambda group: group[0].node)]
 
 
 def _zip(edge: Edge, left: list[Any], right: list[Any]) -> list[tuple[Any, Any]]:

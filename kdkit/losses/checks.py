@@ -74,12 +74,10 @@ def same_batch(loss: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def several(loss: str, student: Tensor, least: int) -> None:
-    """Raise `ValueError` unless a batch has enough samples to be compared with each other."""
+def several(loss: str, student: Tensor, least: int, remedy: str = "fewer have no relations") -> None:
+    """Raise `ValueError` unless a batch has enough samples, to be compared with each other or as `remedy` says."""
     if len(student) < least:
-        raise ValueError(
-            f"{loss}: batch must hold at least {least} samples, got {len(student)}; fewer have no relations"
-        )
+        raise ValueError(f"{loss}: batch must hold at least {least} samples, got {len(student)}; {remedy}")
 
 
 def logits(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Found = TypeVar("Found")
 
@@ -32,6 +32,12 @@ def full_precision(forward: Callable[..., Found]) -> Callable[..., Found]:
     # One code object a loss: torch.compile counts recompilations by code object, and gives up after eight.
     wrapped.__code__ = wrapped.__code__.replace(co_name=forward.__qualname__)
     return functools.wraps(forward)(wrapped)
+
+
+def in_its_own_type(norm: nn.Module, x: Tensor) -> Tensor:
+    """BatchNorm in the type of its weights, which it wants, whatever that of `x`; anything without weights as it is."""
+    weight = getattr(norm, "weight", None)
+    return norm(x) if weight is None else norm(x.to(weight.dtype)).to(x.dtype)  # type: ignore[no-any-return]
 
 
 def _promote(value: Any) -> Any:

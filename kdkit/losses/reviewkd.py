@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.losses import checks
-from kdkit.losses.precision import full_precision
+from kdkit.losses.precision import full_precision, in_its_own_type
 from kdkit.registry import register_loss
 
 WIDEST = 512  # channels inside a fusion, at most
@@ -57,7 +57,8 @@ class ReviewKDLoss(nn.Module):
 
     Differs:
         The authors and mdistiller read the teacher before its ReLUs and warm the weight up over 20 epochs: in a recipe
-        `from: [stages:preact, embedding]` and `weight: {warmup: …}`. Theirs take square maps of sizes given by hand.
+        `from: [stages:preact, embedding]`, where every stage ends in an activation, and `weight: {warmup: …}`. Theirs
+        take square maps of sizes given by hand.
 
     Reference:
         Chen, Liu, Zhao, Jia. Distilling Knowledge via Knowledge Review. CVPR 2021, arXiv 2104.09044.
@@ -92,12 +93,12 @@ class ReviewKDLoss(nn.Module):
             )
         ours = _maps("students", students, self.widths[0])
         theirs = _maps("teachers", [t.detach() for t in teachers], self.widths[1])
-        checks.several("reviewkd", ours[0], self.min_batch)
+        checks.several("reviewkd", ours[0], self.min_batch, "BatchNorm cannot take fewer")
         total, deeper = ours[0].new_zeros(()), None
         for abf, student, teacher in zip(reversed(self.fusions), reversed(ours), reversed(theirs), strict=True):
             checks.same_batch("reviewkd", student, teacher)
             told, deeper = abf(student, deeper, teacher.shape[2:])
-            total = total + hcl(told.to(teacher.dtype), teacher)
+            total = total + hcl(told, teacher)
         return total
 
 
@@ -121,14 +122,15 @@ class ABF(nn.Module):
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(B, inputs, H, W) → (B, outputs, *size), and (B, hidden, *size) for the next shallower level."""
-        x = self.bn1(self.conv1(x.to(self.conv1.weight.dtype)))
-        if self.attention is not None and deeper is not None:
-            of_own, of_deeper = self.attention.weight.chunk(2, 1)  # what is small stays small: up after the convolution
-            both = F.conv2d(x, of_own, self.attention.bias) + _resized(F.conv2d(deeper, of_deeper), x.shape[2:])
+        x = in_its_own_type(self.bn1, _convolved(self.conv1, x))
+        if self.attention is not None and self.attention.bias is not None and deeper is not None:
+            of_own, of_deeper = self.attention.weight.to(x.dtype).chunk(2, 1)
+            both = F.conv2d(x, of_own, self.attention.bias.to(x.dtype))
+            both = both + _resized(F.conv2d(deeper, of_deeper), x.shape[2:])  # upsampled when it is small
             own, others = both.sigmoid().chunk(2, 1)
             x = torch.addcmul(x * own, _resized(deeper, x.shape[2:]), others)
         x = _resized(x, size)
-        return self.bn2(self.conv2(x)), x
+        return in_its_own_type(self.bn2, _convolved(self.conv2, x)), x
 
 
 def hcl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -143,6 +145,11 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
     return total / weights
 
 
+def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """In the type of `x`, so that a module in half precision computes in fp32, too."""
+    return F.conv2d(x, conv.weight.to(x.dtype), padding=conv.padding)
+
+
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size=tuple(size), mode="nearest")
 
@@ -153,7 +160,7 @@ def _maps(name: str, tensors: Sequence[Tensor], widths: Sequence[int]) -> list[T
         if tensor.ndim not in (2, 4):
             raise ValueError(
                 f"reviewkd: {name} must be maps (B, C, H, W) or vectors (B, D), got shape {tuple(tensor.shape)}; "
-                "choose another tap"
+                "tokens need `taps: stages, head: tokens_to_map`"
             )
         if tensor.shape[1] != width:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import equal_size
-from kdkit.losses.precision import full_precision
+from kdkit.losses.precision import full_precision, in_its_own_type
 from kdkit.registry import register_loss
 
 VARIANCE, LEAST = 5.0, 1e-5  # at first, and added to it
@@ -91,13 +91,8 @@ class VIDLoss(nn.Module):
         """μ: (P, student_dim) → (P, teacher_dim)."""
         *inner, last = (weight.to(places.dtype) for weight in self.layers.parameters())
         for weight, norm in zip(inner, self.norms, strict=True):
-            places = _normed(norm, F.linear(places, weight)).relu()
+            places = in_its_own_type(norm, F.linear(places, weight)).relu()
         return F.linear(places, last)
-
-
-def _normed(norm: nn.Module, places: Tensor) -> Tensor:
-    """In the weights' own type, which BatchNorm wants."""
-    return norm(places.to(norm.weight.dtype)).to(places.dtype) if isinstance(norm, nn.BatchNorm1d) else places
 
 
 def _places(maps: Tensor) -> Tensor:

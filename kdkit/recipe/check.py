@@ -20,7 +20,7 @@ from kdkit.recipe.words import Moving
 from kdkit.registry import KdkitError, nearest
 
 Found = Iterator[Problem]
-TAPS = re.compile(r"(logits|embedding|beliefs|stem|stages|stage-?\d+)(:\w+)?")
+TAPS = re.compile(r"(logits|embedding|beliefs|stem|stages|stage-?\d+)(:(input|output|preact))?")
 LR, WEIGHT = 1e4, 1e12  # at most; published ones go to 30 (a linear probe of MoCo's) and to 30,000 (PKT's)
 
 

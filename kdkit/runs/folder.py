@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "checkpoints" / "previous.ckpt"
 
     @property
+    def kept(self) -> Path | None:
+        """The newest of both that is there."""
+        return next((path for path in (self.checkpoint, self.previous) if path.exists()), None)
+
+    @property
     def curves(self) -> Path:
         """The picture of `metrics`."""
         return self.path / "curves.png"
@@ -144,7 +149,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is anything to go on with, or to lose."""
-        return self.complete or self.checkpoint.exists() or self.previous.exists()
+        return self.complete or self.kept is not None
 
     @property
     def elsewhere(self) -> str:
@@ -242,8 +247,8 @@ def first_rank() -> bool:
 def unwritable(folder: RunFolder, path: Path, error: Exception) -> KdkitError:
     """What is said where a run's file cannot be written, and what there is to go on with."""
     why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
-    there = next((name for name in (folder.checkpoint, folder.previous) if name.exists()), None)
-    kept = f"{there} is whole: make room, and go on with --resume" if there else "there is no checkpoint yet"
+    there = f"{folder.kept} is whole: make room, and go on with --resume"
+    kept = there if folder.kept else "there is no checkpoint yet"
     return KdkitError(f"{path} cannot be written ({why}); training has stopped; {kept}")
 
 

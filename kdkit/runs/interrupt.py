@@ -30,8 +30,8 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, folder: RunFolder, asked: str = "") -> None:
         self.folder, self.code = folder, SIGNAL if asked else CTRL_C
         why = f"{asked}: " if asked else ""
-        if folder.checkpoint.exists():
-            super().__init__(f"{why}{folder.checkpoint} holds the {'teacher' if folder.teacher else 'run'} so far")
+        if folder.kept:
+            super().__init__(f"{why}{folder.kept} holds the {'teacher' if folder.teacher else 'run'} so far")
         else:
             super().__init__(f"{why}{folder.path} has no checkpoint yet, for its first epoch is not over")
 
@@ -39,8 +39,8 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def interruptible(folder: RunFolder) -> Iterator[None]:
     """What Lightning answers by leaving Python, Ctrl-C and `Asked`, becomes `Interrupted`."""
-    heard = signal.getsignal(signal.SIGINT)  # which Lightning, once interrupted, ignores
-    answers = {number: signal.getsignal(number) for number in SIGNALS}  # not put back where its own end fails
+    # Lightning ignores the first from then on, and puts none of the others back where its own end fails.
+    answers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
     try:
         yield
     except Interrupted:  # of a teacher, told already
@@ -52,8 +52,6 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
         raise Interrupted(folder, str(first) if isinstance(first, Asked) else "") from None
     finally:
         if current_thread() is main_thread():
-            if heard is signal.default_int_handler:
-                answers[signal.SIGINT] = heard
             for number, answer in answers.items():
                 if answer is not None:  # of C, which Python cannot put back
                     signal.signal(number, answer)

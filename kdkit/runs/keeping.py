@@ -37,8 +37,6 @@ class TwoKept(TorchCheckpointIO):
             with whole(Path(path), before=self.folder.previous if last else None) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch tells a write that was refused in its own words
-            if isinstance(error.__context__, KeyboardInterrupt):  # and a second Ctrl-C, too
-                raise error.__context__ from None
             raise unwritable(self.folder, Path(path), error) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdkit.registry import KdkitError
-from kdkit.taps.places import Place, Places
+from kdkit.taps.places import SIDES, Place, Places
 from kdkit.taps.trace import Trace, dry_run, first_tensor, logits_of
 
 
@@ -219,7 +219,7 @@ def expand(model: nn.Module, name: str, example: Tensor | tuple[Any, ...]) -> li
         KdkitError: the model has no stages that could be told apart.
     """
     base, colon, side = name.partition(":")
-    if base != "stages":
+    if base != "stages" or (colon and side not in SIDES):
         return [name]
     count = len(Places(dry_run(model, example)).stages)
     if not count:

@@ -10,7 +10,7 @@ from kdkit.registry import KdkitError, UnknownNameError, nearest
 from kdkit.taps.stages import stages
 from kdkit.taps.trace import Call, Trace, has_matrix, named_children
 
-_SIDES = ("input", "output", "preact")
+SIDES = ("input", "output", "preact")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Places:
             KdkitError: the place exists, but has nothing to read.
         """
         base, _, side = name.partition(":")
-        if side and side not in _SIDES:
+        if side and side not in SIDES:
             raise UnknownNameError(
-                f"unknown side {side!r} of tap {name!r}{nearest(side, list(_SIDES))}; known: {', '.join(_SIDES)}"
+                f"unknown side {side!r} of tap {name!r}{nearest(side, list(SIDES))}; known: {', '.join(SIDES)}"
             )
         if base in ("logits", "embedding"):
             if side:
@@ -84,11 +84,11 @@ class Places:
         if found is None:
             raise KdkitError(
                 f"tap {name!r}: {path} of {self.who} must end in an activation that is a module, and does not; "
-                f"tap the module before its last activation by its path"
+                "where it ends in none, leave ':preact' out, else tap the module before its last activation by its path"
             )
-        if (times := self.trace.counts[found.path]) > 1:
+        if found is not self.trace.last[found.path]:  # taps give the last call
             raise KdkitError(
-                f"tap {name!r}: its last activation {found.path} must be called once a forward, got {times} calls; "
+                f"tap {name!r}: its last activation {found.path} must not be called again later in a forward, and is; "
                 f"tap a module before it, such as its normalisation"
             )
         return Place(found.path, "input")

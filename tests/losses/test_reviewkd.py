@@ -1,5 +1,7 @@
 """`reviewkd` against loops over numpy, and what its two parts do."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +139,13 @@ def test_what_does_not_fit_is_told(change, words):
 def test_levels_that_cannot_be_are_refused(dims, words):
     with pytest.raises(ValueError, match=words):
         ReviewKDLoss(*dims)
+
+
+@pytest.mark.parametrize(("weights", "tensors"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+def test_weights_of_another_type_compute_in_that_of_the_tensors(weights, tensors):
+    loss = built().to(weights)
+    students, teachers = (levels(dims, sizes) for dims, sizes in zip(DIMS, SHAPES, strict=True))
+    exact = copy.deepcopy(loss).double()(students, teachers)
+    found = loss([s.to(tensors) for s in students], [t.to(tensors) for t in teachers])
+    assert found.dtype == tensors
+    torch.testing.assert_close(found.double(), exact, rtol=5e-3 if weights is torch.bfloat16 else 1e-6, atol=0)

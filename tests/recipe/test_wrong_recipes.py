@@ -248,6 +248,21 @@ class Mine(nn.Module):
     def forward(self, student, teacher):
         return (student - teacher).abs().mean()
 
+class Levels(nn.Module):
+    tap = ("stages", "embedding")
+
+    def __init__(self, student_dims, teacher_dims, power: float = 2.0):
+        super().__init__()
+        if power <= 0:
+            raise ValueError(f"levels: power must be above 0, got {power}")
+        if len(student_dims) != 4:
+            raise ValueError("levels: four of them")
+        first, *_, last = student_dims
+        a, b, c, d = student_dims
+
+    def forward(self, students, teachers):
+        return sum((s - t).abs().mean() for s, t in zip(students, teachers))
+
 class Foreign(nn.Module):
     def forward(self, student, techer):
         return student.sum()
@@ -260,6 +275,7 @@ notes = 3
     ("loss", "right"),
     [
         ("mine.py:Mine: {power: -1}", "losses.Mine.power: must be above 0, got -1.0"),
+        ("mine.py:Levels: {power: -1}", "losses.Levels.power: must be above 0, got -1.0"),
         ("mine.py:Mine: {power: {linear: [1, -1]}}", "losses.Mine.power: must be above 0, got -1.0"),
         ("mine.py:Mine: {mode: 3}", "losses.Mine.mode: must be text, got 3"),
         ("mine.py:Mine: {sizes: [1, a]}", "losses.Mine.sizes.1: must be a whole number, got 'a'"),
@@ -278,6 +294,12 @@ def test_losses_of_ones_own(loss, right, tmp_path: Path):
     assert len(told) == 1
     assert told[0].startswith("r.yaml:6: losses.")
     assert right in told[0]
+
+
+def test_a_loss_that_looks_at_its_levels_is_left_to_the_graph(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(OWN)
+    recipe = loads(TEXT.replace("- ce", "- mine.py:Levels: {power: 3}"), name="r.yaml", folder=tmp_path)
+    assert recipe.losses[0].arguments == {"power": 3.0}
 
 
 def test_a_strangers_recipe_runs_none_of_its_code(tmp_path: Path):

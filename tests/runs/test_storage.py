@@ -16,7 +16,7 @@ from kdkit.registry import KdkitError
 from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
 from kdkit.runs.folder import RunFolder
-from kdkit.runs.interrupt import Interrupted
+from kdkit.runs.interrupt import Interrupted, interruptible
 from kdkit.runs.resume import standing
 from tests.cli.command import RECIPE, refused
 from tests.damage import spoilt
@@ -218,19 +218,75 @@ class Pressed:
         return self.file.write(data)
 
 
-@pytest.mark.parametrize("at", [1, 2, 9])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("at", "times"), [(1, 1), (2, 1), (9, 1), (2, 3)])
 def test_ctrl_c_while_a_checkpoint_is_written(run, whole, monkeypatch, at, times):
-    """Once is answered when it lies there, twice at once; torch would call either a refused write."""
+    """It is answered when the file lies there; for torch it would be a refused write, and a second one the end."""
     save, known = torch.save, set(run.checkpoint.parent.iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda content, file: save(content, Pressed(file, at, times)))
         with pytest.raises(Interrupted, match="holds the run so far"):
             fit(recipe(), out=run.path, resume=True)
-    assert standing(run).epochs == (EPOCHS if times == 1 else EPOCHS - 1)
+    assert standing(run).epochs == EPOCHS
     assert set(run.checkpoint.parent.iterdir()) == known
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     goes_on(run, whole)
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+def test_ctrl_c_at_every_call_of_the_system_waits_for_both_names(tmp_path, monkeypatch, call):
+    """Between the two renames there is no file of that name."""
+    last, before = tmp_path / "last", tmp_path / "before"
+    last.write_text("1")
+    made, frames = getattr(os, call), []
+
+    def pressing(*words):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return made(*words)
+
+    monkeypatch.setattr(storage.os, call, pressing)
+    monkeypatch.setattr(signal, "default_int_handler", lambda number, frame: frames.append(frame))
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with storage.whole(last, before=before) as file:
+            file.write(b"2")
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    assert (last.read_text(), before.read_text()) == ("2", "1")
+    assert len(frames) == 1
+    assert frames[0] is not None
+    assert sorted(tmp_path.iterdir()) == [before, last]
+
+
+def test_ctrl_c_beside_a_refused_write_is_answered(tmp_path):
+    """Whoever lives on without the file would go on without it."""
+    with pytest.raises(KeyboardInterrupt) as caught, storage.whole(tmp_path / "file"):  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert isinstance(caught.value.__context__, OSError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_signals_are_put_back_whatever_the_end_of_a_run_meets(tmp_path):
+    answers = {number: lambda *_: None for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+    try:
+        with pytest.raises(PowerCut), interruptible(RunFolder(tmp_path)):  # noqa: PT012
+            for number in answers:
+                signal.signal(number, signal.SIG_IGN)
+            raise PowerCut
+        assert {number: signal.getsignal(number) for number in answers} == answers
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
+
+
+def test_an_interrupted_run_names_the_checkpoint_that_is_there(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert "no checkpoint yet" in str(Interrupted(folder))
+    folder.previous.parent.mkdir()
+    folder.previous.touch()
+    assert str(Interrupted(folder)) == f"{folder.previous} holds the run so far"
 
 
 @pytest.mark.parametrize("damage", ["", "epoch,step\nx,y\n", "\x00\x01", "no such columns\n1\n"])
