@@ -18,8 +18,8 @@ GRIDS = (4, 2, 1)  # to which maps are pooled, each with half the weight of the 
 
 
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:
-    students = [torch.randn(5, c, n, n) for c, n in ((3, 6), (4, 4))] + [torch.randn(5, 5)]
-    teachers = [torch.randn(5, c, n, n) for c, n in ((5, 6), (4, 3))] + [torch.randn(5, 3)]
+    students = [torch.randn(4, 3, 3, 3), torch.randn(4, 4, 2, 2), torch.randn(4, 5)]
+    teachers = [torch.randn(4, 5, 4, 4), torch.randn(4, 4, 2, 2), torch.randn(4, 3)]
     return {"student_dims": (3, 4, 5), "teacher_dims": (5, 4, 3)}, {"students": students, "teachers": teachers}
 
 
