@@ -63,10 +63,11 @@ class HandLoop:
     Args:
         distiller: bound, before its first step.
         device: where.
+        mixed: in bf16 where autocast says so, else in fp32.
     """
 
-    def __init__(self, distiller: Distiller, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, distiller: Distiller, device: torch.device, *, mixed: bool = True) -> None:
+        self.device, self.mixed = device, mixed
         self.teacher, self.student = (copy.deepcopy(distiller.graph.model(name)) for name in ("teacher", "student"))
         edges = distiller.graph.bound
         self.terms = [(e.name, float(e.weight), copy.deepcopy(e.losses)) for e in edges]
@@ -86,7 +87,7 @@ class HandLoop:
 
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             with torch.no_grad():
                 taught = features(self.teacher, x)
             learnt = features(self.student, x)

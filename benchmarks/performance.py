@@ -88,6 +88,7 @@ SAME = (
     "contender",
     "method",
     "teacher",
+    "precision",
     "axis",
     "value",
     "what",
@@ -161,6 +162,7 @@ def steps(rows: Rows) -> str:
             peers = [spread(faster[peer]) if peer in faster else "" for peer in PEERS]
             part = f", its first {row['images']:,} images" if "images" in row else ""
             total = f"{spread([ms * row['steps'] / 1e3 for ms in row['ms']], '')} s" if bench == "epoch" else ""
+            part += ", fp32" if "precision" in row else ""
             cells = [bench + part, row["method"], row["teacher"], spread(row["ms"], ""), total, *peers]
             lines.append(f"| {' | '.join(cells)} |")
     heads = ["what", "method", "teacher", "ms a step", "in all", *PEERS]

@@ -2,8 +2,8 @@ r"""One training step of ResNet-56 → ResNet-20 on images of CIFAR-100's shape,
 
     python -m benchmarks.step --repdistiller CLONE --torchdistill SITE --out benchmarks/results/speed_step.jsonl
 
-- `kdkit`: a Distiller under a Trainer with the packaged recipes' settings (SGD, channels_last) in bf16-mixed; its time
-  runs from batch to batch, with all that Lightning does in between.
+- `kdkit`: a Distiller under a Trainer with the packaged recipes' settings (SGD, channels_last) in bf16-mixed, or as
+  --precision says; its time runs from batch to batch, with all that Lightning does in between.
 - `by hand`: the least loop one would write for the same work: the same nets, loss modules, autocast and optimiser.
 - `repdistiller`: its own training loop, called as it is, with its nets and criteria: fp32, and a look at the loss and
   the accuracy at every step. At a step it is given its negatives ready-made; in an epoch they are drawn for one image
@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "crd shared": {"ce": {}, "crd": {"negatives": "shared"}},
 }
 TEACHERS = ["live", "cached"]
+MIXED = "bf16-mixed"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def run(
     others: Callable[[Any], dict[str, Loop]] = lambda distiller: {},
     *,
     cache: str | None = None,
+    precision: str = MIXED,
 ) -> tuple[timing.Times, dict[str, float]]:
     """Seconds a step of kdkit and of other loops, and how far those were from it at first; `cache` names a folder."""
     data, start = Turns(size, device), Start(others)
@@ -193,7 +195,7 @@ def run(
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
-            precision="bf16-mixed",
+            precision=precision,
             max_epochs=1,
             limit_val_batches=0,
             callbacks=[start],
@@ -225,6 +227,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", nargs="+", default=TEACHERS, choices=TEACHERS, help="default: both")
     parser.add_argument("--repdistiller", type=Path, metavar="CLONE", help="a clone of HobbitLong/RepDistiller")
     parser.add_argument("--torchdistill", type=Path, metavar="SITE", help="folder that it is installed in")
+    parser.add_argument("--precision", default=MIXED, choices=[MIXED, "32-true"], help="kdkit's (default: bf16-mixed)")
     parser.add_argument("--block", type=int, help="steps in one turn (default: 1, on a GPU 20)")
     parser.add_argument("--epoch", action="store_true", help="a turn is an epoch of 50,000 images; try --rounds 1")
     parser.add_argument("--images", type=int, help="with --epoch: only so many of its images, the first ones")
@@ -237,8 +240,10 @@ def main(words: Sequence[str] | None = None) -> None:
         size = replace(size, block=-(-min(size.samples, args.images or size.samples) // size.batch))
     rows = timing.Rows(args, "epoch" if args.epoch else "step")
 
+    precision = {} if args.precision == MIXED else {"precision": args.precision}
+
     def others(distiller: Any) -> dict[str, Loop]:
-        hand = HandLoop(distiller, args.device)
+        hand = HandLoop(distiller, args.device, mixed=args.precision == MIXED)
         found: dict[str, Loop] = {"by hand": hand}
         if args.repdistiller is not None:
             labels = distiller.graph.facts.sample_labels
@@ -252,10 +257,12 @@ def main(words: Sequence[str] | None = None) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             cache = folder if teacher == "cached" else None
-            times, differences = run(method, size, args.device, others, cache=cache)
+            times, differences = run(method, size, args.device, others, cache=cache, precision=args.precision)
         for name, figures in timing.summary(times).items():
             row = {"method": method, "teacher": teacher, "batch": size.batch, "steps": size.block, "contender": name}
-            rows.add(images=args.images, **row, **figures, difference=float(f"{differences.get(name, 0.0):.2g}"))
+            rows.add(
+                images=args.images, **precision, **row, **figures, difference=float(f"{differences.get(name, 0.0):.2g}")
+            )
 
 
 if __name__ == "__main__":
