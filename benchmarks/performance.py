@@ -58,8 +58,9 @@ sets of its own. The columns tell how many times kdkit's time each takes. A *cac
 others run theirs. In an epoch images are cropped and mirrored anew, for everybody by kdkit's loader, and RepDistiller
 draws its negatives for one image after the other, as its data set does.
 
-The bars of the step that are missed on this CPU are missed by the loop by hand, too: with a live teacher it takes as
-long as kdkit, within the machine's spread.
+The bars of the step that are missed on a CPU are missed by the loop by hand, too: with a live teacher it takes as long
+as kdkit, within the machine's spread. Much of what kdkit gains on the EPYC is bf16, which pays there; on the Xeon it
+costs, and the rows in fp32 are the faster ones: time a few steps of both before a long run on a CPU.
 """
 DATA = """## Images
 
