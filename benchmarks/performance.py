@@ -51,7 +51,7 @@ above 1 kdkit is faster.
 """
 STEPS = """## A step and an epoch
 
-ResNet-56 → ResNet-20, batch 64. kdkit runs under a Lightning Trainer, bf16 autocast, channels_last, and is timed from
+ResNet-56 → ResNet-20, batch 64. kdkit runs under a Lightning Trainer, channels_last, in bf16 but where told, timed from
 batch to batch. *By hand* is the least loop with the same settings and the same loss modules. RepDistiller's is its own
 loop, torchdistill's the box and loop of its examples, both fp32; torchdistill's CRD is not measured, for it wants data
 sets of its own. The columns tell how many times kdkit's time each takes. A *cached* teacher is kdkit's alone: all
@@ -59,8 +59,8 @@ others run theirs. In an epoch images are cropped and mirrored anew, for everybo
 draws its negatives for one image after the other, as its data set does.
 
 The bars of the step that are missed on a CPU are missed by the loop by hand, too: with a live teacher it takes as long
-as kdkit, within the machine's spread. Much of what kdkit gains on the EPYC is bf16, which pays there; on the Xeon it
-costs, and the rows in fp32 are the faster ones: time a few steps of both before a long run on a CPU.
+as kdkit, within the machine's spread. On the Xeon the rows in fp32 are the faster ones: time a few steps of both before
+a long run on a CPU.
 """
 DATA = """## Images
 
@@ -121,7 +121,8 @@ def page(rows: Rows) -> str:
         name = "CPU" if device == "cpu" else "GPU"
         for text, make in ((LOSSES, losses), (STEPS, steps), (DATA, images), (SCALING, scaling)):
             title, _, body = text.partition("\n\n")
-            parts.append(f"{title}: {name}\n\n{body + chr(10) if device == 'cpu' else ''}{make(here)}\n")
+            made = make(select(rows, device=device) if make is steps else here)
+            parts.append(f"{title}: {name}\n\n{body + chr(10) if device == 'cpu' else ''}{made}\n")
     return "\n".join(parts)
 
 
@@ -155,7 +156,7 @@ def losses(rows: Rows) -> str:
 
 
 def steps(rows: Rows) -> str:
-    """A line for each method."""
+    """A line for each method and machine."""
     lines = []
     for bench in ("step", "epoch"):
         for row in select(rows, bench=bench, contender="kdkit"):
@@ -164,9 +165,17 @@ def steps(rows: Rows) -> str:
             part = f", its first {row['images']:,} images" if "images" in row else ""
             total = f"{spread([ms * row['steps'] / 1e3 for ms in row['ms']], '')} s" if bench == "epoch" else ""
             part += ", fp32" if "precision" in row else ""
-            cells = [bench + part, row["method"], row["teacher"], spread(row["ms"], ""), total, *peers]
+            cells = [
+                bench + part,
+                row["method"],
+                row["teacher"],
+                row["machine"].removesuffix(" Processor"),
+                spread(row["ms"], ""),
+                total,
+                *peers,
+            ]
             lines.append(f"| {' | '.join(cells)} |")
-    heads = ["what", "method", "teacher", "ms a step", "in all", *PEERS]
+    heads = ["what", "method", "teacher", "machine", "ms a step", "in all", *PEERS]
     return table(heads, lines) if lines else NOT_RUN
 
 

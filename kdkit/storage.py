@@ -25,6 +25,7 @@ def whole(path: Path, before: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write into: under another name until all of it lies on the disk; a reader sees the old one or the new.
 
     Ctrl-C waits for the file: in the middle of `torch.save` it would be told as a full disk, or end the process.
+    A disk that hangs is left by `kill`.
 
     Args:
         path: what it is called in the end; its folder is made.

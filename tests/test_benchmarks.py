@@ -245,11 +245,14 @@ def test_other_images_are_not_timed(tmp_path, monkeypatch):
         images.main(["--quick", "--roots", str(tmp_path), "--sizes", "32"])
 
 
-def test_rows_of_a_part_of_an_epoch(tmp_path):
-    words, path = quick("--epoch", "--images", "20", "--methods", "kd", "--teacher", "live", tmp_path=tmp_path)
+@pytest.mark.parametrize(("precision", "told"), [("bf16-mixed", ""), ("32-true", ", fp32")])
+def test_rows_of_a_part_of_an_epoch(tmp_path, precision, told):
+    asked = ["--epoch", "--images", "20", "--methods", "kd", "--teacher", "live", "--precision", precision]
+    words, path = quick(*asked, tmp_path=tmp_path)
     step.main(words)
     ours, hand = read(path)
     assert (ours["bench"], ours["images"], ours["steps"], ours["contender"]) == ("epoch", 20, 5, "kdkit")
     assert hand["difference"] < 0.05
     page = performance.page([{key: value for key, value in ours.items() if key != "quick"} | {"ms": [1e3] * 3}])
-    assert "| epoch, its first 20 images | kd | live | 1e+03 | 5 s |" in page
+    machine = ours["machine"].removesuffix(" Processor")
+    assert f"| epoch, its first 20 images{told} | kd | live | {machine} | 1e+03 | 5 s |" in page

@@ -109,11 +109,10 @@ class Edge:
     def natural_taps(self) -> list[str]:
         """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`, a name or several."""
         tap = self.info.tap if self.info else getattr(self.cls, "tap", "logits")
-        if not (
-            isinstance(tap, str) or (isinstance(tap, (list, tuple)) and tap and all(isinstance(t, str) for t in tap))
-        ):
+        found = listed(tap) if isinstance(tap, (str, list, tuple)) else []
+        if not found or not all(isinstance(name, str) and name for name in found):
             raise KdkitError(f"edge {self.name!r}: {self.cls.__name__}.tap must be a name or several, got {tap!r}")
-        return listed(tap)
+        return found
 
     @property
     def min_batch(self) -> int:

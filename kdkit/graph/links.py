@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, permutations
+from itertools import permutations, product
 from typing import Any
 
 from kdkit.graph.edge import Edge, Ends, listed
@@ -60,10 +60,11 @@ def links(edge: Edge, nodes: Mapping[str, Node], expand: Expand = lambda node, t
         found = [Link((), end) for group in targets for end in group]
     else:
         sources = _ends(edge, edge.source, lambda: [_teacher(edge, nodes)], nodes, expand)
-        if edge.target is None:  # its taps are one group a node, and so are those that teach them
-            sources = _by_node(sources)
-        if edge.source is None:
-            targets = _by_node(targets)
+        if (
+            len(edge.natural_taps) > 1
+        ):  # where one side says no taps, it has those of a node in one group: so has the other
+            sources = _by_node(sources) if _bare(edge.target, nodes) else sources
+            targets = _by_node(targets) if _bare(edge.source, nodes) else targets
         if edge.ensemble:
             sources = _ensemble(edge, sources)
             found = [Link(tuple(s), t) for group in targets for s, t in _zip(edge, sources, group)]
@@ -121,9 +122,17 @@ def _ends(
     return groups
 
 
+def _bare(given: Ends, nodes: Mapping[str, Node]) -> bool:
+    """Whether an end names models at most, and no taps."""
+    return all(word in nodes for word in listed(given))
+
+
 def _by_node(groups: list[list[End]]) -> list[list[End]]:
-    """Groups of the same node that follow each other, as one."""
-    return [[end for group in same for end in group] for _, same in groupby(groups, key=lambda group: group[0].node)]
+    """The groups of each node as one."""
+    found: dict[str, list[End]] = {}
+    for group in groups:
+        found.setdefault(group[0].node, []).extend(group)
+    return list(found.values())
 
 
 def _zip(edge: Edge, left: list[Any], right: list[Any]) -> list[tuple[Any, Any]]:
@@ -131,6 +140,8 @@ def _zip(edge: Edge, left: list[Any], right: list[Any]) -> list[tuple[Any, Any]]
     if len(left) == len(right) or len(left) == 1 or len(right) == 1:
         n = max(len(left), len(right))
         return list(zip(left * n if len(left) == 1 else left, right * n if len(right) == 1 else right, strict=True))
+    if any(isinstance(end, End) and end.tap.partition(":")[0] == "stages" for end in (*left, *right)):
+        return list(product(left, right))  # how many they are is not known without the models
     shown = [", ".join(map(str, _flat(side))) for side in (left, right)]
     raise KdkitError(
         f"edge {edge.name!r}: {len(left)} sources ({shown[0]}) do not fit {len(right)} targets ({shown[1]}); "

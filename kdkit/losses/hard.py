@@ -22,7 +22,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     paper="Touvron, Cord, Douze, Massa, Sablayrolles, Jégou, ICML 2021, arXiv 2012.12877",
     tap="logits",
     weight=1.0,
-    weight_source="the paper's two halves, beside as much of ce",
+    weight_source="beside 1 of ce; the paper halves both",
     zero_at_match=False,
     example=_example,
     space={"label_smoothing": (0.0, 0.2)},
@@ -36,11 +36,11 @@ class HardLoss(nn.Module):
     Args:
         label_smoothing: ε in [0, 1], the share of the target spread evenly over all classes.
 
-    `forward(student, teacher)` takes logits (B, C) on both sides; the teacher's are detached. It has no temperature,
-    and of several teachers as an ensemble the mean of their probabilities answers.
+    `forward(student, teacher)` takes logits (B, C) on both sides; the teacher's are detached. It has no temperature.
+    Of several teachers as an ensemble their mean answers.
 
     Returns:
-        A scalar in nats.
+        A scalar in nats; NaN where the teacher is.
 
     Differs:
         The paper takes ½ of this and ½ of the cross-entropy with the labels, whose minimum is the same. In DeiT the
@@ -60,4 +60,5 @@ class HardLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Score student logits (B, C) against the teacher's answers."""
         checks.logits("hard", student, teacher)
-        return smoothed(student, teacher.detach().argmax(1), self.label_smoothing)
+        sure, answer = teacher.detach().max(1)
+        return smoothed(student, answer, self.label_smoothing) + 0 * sure.mean()  # of NaN nothing is likeliest

@@ -146,7 +146,7 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """In the type of `x`, so that a module in half precision computes in fp32, too."""
+    """In the type of `x`, whatever that of the weights."""
     return F.conv2d(x, conv.weight.to(x.dtype), padding=conv.padding)
 
 

@@ -20,7 +20,7 @@ from kdkit.recipe.words import Moving
 from kdkit.registry import KdkitError, nearest
 
 Found = Iterator[Problem]
-TAPS = re.compile(r"(logits|embedding|beliefs|stem|stages|stage-?\d+)(:(input|output|preact))?")
+TAPS = re.compile(r"(logits|embedding|beliefs|stem|stages|stage-?\d+)(:.*)?")
 LR, WEIGHT = 1e4, 1e12  # at most; published ones go to 30 (a linear probe of MoCo's) and to 30,000 (PKT's)
 
 
@@ -174,7 +174,13 @@ def _edges(recipe: Recipe) -> Found:
 
 def _ends(recipe: Recipe, i: int, spec: EdgeSpec) -> Found:
     """An end that is no model is a tap of the default one, unless it nearly is a model's name."""
+    from kdkit.taps.places import SIDES
+
     for word, end in spec.ends:
+        side = end.partition(":")[2]
+        if ":" in end and side not in SIDES:
+            hint = nearest(side, list(SIDES)) or f"; known: {', '.join(SIDES)}"
+            yield recipe.origin.problem(("losses", i, word), f"unknown side {side!r} of {end!r}{hint}")
         head = end.partition(".")[0]
         if head in recipe.models or word == "taps" or (word != "among" and TAPS.fullmatch(head)):
             continue

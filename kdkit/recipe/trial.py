@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdkit.recipe.named import EdgeSpec
@@ -28,8 +28,6 @@ _ACCEPTED: set[tuple[type, str]] = set()  # a suite asks for the same loss a hun
 
 def refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
     """What the loss's constructor refuses: the argument it names, and its sentence."""
-    import torch
-
     from kdkit.graph.control import moving
 
     def at(end: int, value: Any) -> Any:
@@ -46,13 +44,13 @@ def refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
             ends.pop()
             continue
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                cls(**values)
+            _try(cls, values)
         except (ValueError, KdkitError) as error:
             told = re.match(r"[\w .]+: (\w+) (.*)", str(error), re.DOTALL)
             word = told[1] if told and told[1] in constructor(cls) else ""
-            if word not in spec.arguments and FILLED_WORDS & options.keys():
-                return  # what stands in for the models may be what it does not like; the graph will build it for real
+            filled = {word: value for word, value in values.items() if word in FILLED_WORDS}
+            if filled and word not in values.keys() - filled.keys() and not _content(cls, filled):
+                return  # with what stands in for the models; the graph will build it for real
             yield word, told[2] if told and word else str(error)
             if options.pop(word, None) is None:
                 return
@@ -61,3 +59,19 @@ def refused(spec: EdgeSpec, epochs: float) -> Iterator[tuple[str, str]]:
             return
         _ACCEPTED.add((cls, repr(values)))
         ends.pop()
+
+
+def _try(cls: type, values: Mapping[str, Any]) -> None:
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        cls(**values)
+
+
+def _content(cls: type, values: Mapping[str, Any]) -> bool:
+    """Whether the constructor takes these alone: what it refuses besides them is theirs who gave it."""
+    try:
+        _try(cls, values)
+    except Exception:  # whatever it is
+        return False
+    return True

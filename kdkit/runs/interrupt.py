@@ -27,13 +27,16 @@ class Interrupted(KeyboardInterrupt):
         code: that the command line exits with.
     """
 
-    def __init__(self, folder: RunFolder, asked: str = "") -> None:
+    def __init__(self, folder: RunFolder, asked: str = "", refused: BaseException | None = None) -> None:
         self.folder, self.code = folder, SIGNAL if asked else CTRL_C
         why = f"{asked}: " if asked else ""
         if folder.kept:
             super().__init__(f"{why}{folder.kept} holds the {'teacher' if folder.teacher else 'run'} so far")
         else:
-            super().__init__(f"{why}{folder.path} has no checkpoint yet, for its first epoch is not over")
+            early = "" if refused else ", for its first epoch is not over"
+            super().__init__(f"{why}{folder.path} has no checkpoint yet{early}")
+        if refused is not None:
+            self.args = (f"{self}; its last epoch could not be saved ({refused})",)
 
 
 @contextmanager
@@ -49,7 +52,8 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
         first = stop.__context__ if isinstance(stop, SystemExit) else stop
         if not isinstance(first, KeyboardInterrupt):
             raise  # somebody means it
-        raise Interrupted(folder, str(first) if isinstance(first, Asked) else "") from None
+        refused = first.__context__ if isinstance(first.__context__, (OSError, RuntimeError)) else None
+        raise Interrupted(folder, str(first) if isinstance(first, Asked) else "", refused) from None
     finally:
         if current_thread() is main_thread():
             for number, answer in answers.items():

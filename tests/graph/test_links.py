@@ -141,3 +141,48 @@ def test_an_ensemble_of_unlike_teachers_is_told_with_its_edge_and_what_to_do():
     assert source_shape("kd", link, {one: (5,), other: (5,)}) == (5,)
     with pytest.raises(KdkitError, match=r"edge 'kd': .* \(5,\) at teacher.logits and \(7,\) .*leave `ensemble` out"):
         source_shape("kd", link, {one: (5,), other: (7,)})
+
+
+def members(node, tap):
+    return [f"stage{i}{tap.removeprefix('stages')}" for i in (1, 2)] if tap.startswith("stages") else [tap]
+
+
+LEVELS = ("stage1", "stage2", "embedding")
+
+
+def test_taps_of_one_side_alone_are_one_group_where_the_loss_reads_several():
+    told = [
+        ((f"teacher.{tap}",), f"student.{tap.partition(':')[0]}", 1.0) for tap in ("stage1:preact", "stage2:preact")
+    ]
+    told += [(("teacher.embedding",), "student.embedding", 1.0)]
+    several = ["stages:preact", "embedding"]
+    named = ["stage1:preact", "stage2:preact", "embedding"]
+    for source in (several, named):
+        for target in (None, "student"):
+            edge = Edge("reviewkd", source=source, target=target)
+            assert said(edge, ONE, expand=members) == told
+            links(edge, ONE)  # a recipe asks before there are models
+    edge = Edge("reviewkd", target=["stage1", "stage2", "embedding"])
+    assert said(edge, ONE, expand=members) == [((f"teacher.{tap}",), f"student.{tap}", 1.0) for tap in LEVELS]
+
+
+@pytest.mark.parametrize("order", [(T, T, T2, T2), (T, T2, T, T2)])
+def test_several_teachers_of_several_levels_in_any_order(order):
+    taps = ["stages", "embedding"] if order[1] == T else ["stages", "stages", "embedding", "embedding"]
+    taps = taps * 2 if len(taps) == 2 else taps
+    source = [f"{node}.{tap}" for node, tap in zip(order, taps, strict=True)]
+    edge = Edge("reviewkd", source=source, ensemble="arithmetic")
+    assert said(edge, TWO, expand=members) == [
+        ((f"teacher.{tap}", f"assistant.{tap}"), f"student.{tap}", 1.0) for tap in LEVELS
+    ]
+
+
+def test_taps_of_a_loss_that_reads_one_are_links_of_their_own():
+    heads = ["teacher.head", "teacher.head_dist"]
+    edge = Edge("kd", source=heads, ensemble="geometric")
+    assert said(edge, ONE) == [(tuple(heads), "student.logits", 1.0)]
+    edge = Edge("hint", source=["teacher.stage1", "teacher.stage2"])
+    assert said(edge, {T: ONE[T], A: PEERS[A], B: PEERS[B]}) == [
+        (("teacher.stage1",), "a.stage2", 1.0),
+        (("teacher.stage2",), "b.stage2", 1.0),
+    ]

@@ -56,6 +56,16 @@ def test_hard_takes_the_teachers_answer_for_the_label(smoothing):
     )
 
 
+def test_hard_is_nan_where_the_teacher_is():
+    """`argmax` takes NaN for the greatest, and a student would learn its place."""
+    t = torch.randn(6, 5)
+    t[2, 3] = math.nan
+    assert HardLoss()(logits(6, 5), t).isnan()
+    t[2] = -math.inf
+    t[2, 0] = 1.0  # classes that a teacher never says
+    assert HardLoss()(logits(6, 5), t).isfinite()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kd_is_t_squared_kl_of_teacher_from_student_over_the_batch(temperature):
     s, t = logits(6, 5), logits(6, 5)

@@ -95,6 +95,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("weight: 0.9", "weight: {cosine: {start: 1, end: 0, over: 30}}", 8, "losses.kd.weight: over: epoch 30 never comes"),
         ("weight: 0.9", "when: {from: 12}", 8, "losses.kd.when: when.from: epoch 12 never comes in a run of 10 epochs"),
         ("arch: resnet8", "arch: resnet8, when: {from: 12}", 4, "models.student.when: when.from: epoch 12 never comes"),
+        ("weight: 0.9", "from: stages:preat", 8, "losses.kd.from: unknown side 'preat' of 'stages:preat'; did you mean 'preact'"),
         ("weight: 0.9", "from: techer.stage2", 8, "losses.kd.from: no model is called 'techer'; did you mean 'teacher'?"),
         ("weight: 0.9", "to: teacher", 8, "losses.kd.to: 'teacher' is frozen and cannot learn"),
         ("weight: 0.9", "to: [student.logits, student.logits]\n      from: [teacher, teacher, teacher]", 8, "3 sources"),
@@ -248,6 +249,12 @@ class Mine(nn.Module):
     def forward(self, student, teacher):
         return (student - teacher).abs().mean()
 
+class Plain(Mine):
+    def __init__(self, student_dim: int, power: float = 2.0):
+        nn.Module.__init__(self)
+        if power <= 0:
+            raise ValueError("the power has to be above 0")
+
 class Levels(nn.Module):
     tap = ("stages", "embedding")
 
@@ -275,6 +282,8 @@ notes = 3
     ("loss", "right"),
     [
         ("mine.py:Mine: {power: -1}", "losses.Mine.power: must be above 0, got -1.0"),
+        ("crd: {head: lineal}", "losses.crd.head: must be 'linear' or 'mlp', got 'lineal'"),
+        ("mine.py:Plain: {power: -1}", "losses.Plain: the power has to be above 0"),
         ("mine.py:Levels: {power: -1}", "losses.Levels.power: must be above 0, got -1.0"),
         ("mine.py:Mine: {power: {linear: [1, -1]}}", "losses.Mine.power: must be above 0, got -1.0"),
         ("mine.py:Mine: {mode: 3}", "losses.Mine.mode: must be text, got 3"),

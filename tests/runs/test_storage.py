@@ -289,6 +289,17 @@ def test_an_interrupted_run_names_the_checkpoint_that_is_there(tmp_path):
     assert str(Interrupted(folder)) == f"{folder.previous} holds the run so far"
 
 
+def test_ctrl_c_beside_a_full_disk_tells_of_both(run, monkeypatch):
+    def full(*_):
+        signal.raise_signal(signal.SIGINT)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Interrupted, match=r"holds the run so far; its last epoch could not be saved \(.*No space left"):
+        fit(recipe(), out=run.path, resume=True)
+    assert standing(run).epochs == EPOCHS - 1
+
+
 @pytest.mark.parametrize("damage", ["", "epoch,step\nx,y\n", "\x00\x01", "no such columns\n1\n"])
 def test_rows_come_from_the_checkpoint(run, whole, damage):
     run.metrics.write_text(damage)

@@ -70,7 +70,7 @@ def test_calls_of_unequally_many_levels_have_heads_of_their_own():
     assert set(map(id, moved)) <= set(map(id, distiller.graph.edges["Own"].parameters_of("student")))
 
 
-@pytest.mark.parametrize("tap", [None, (), [], 3, ["stage1", None]])
+@pytest.mark.parametrize("tap", [None, (), [], 3, "", ["stage1", None]])
 def test_a_tap_that_is_no_name_is_refused(tap):
     own = type("Own", (Own,), {"tap": tap})
     with pytest.raises(KdkitError, match=r"edge 'Own': Own.tap must be a name or several, got"):
