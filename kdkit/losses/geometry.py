@@ -10,8 +10,19 @@ from torch.nn import functional as F
 def equal_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, C, H, W), the larger brought to the smaller by adaptive average pooling."""
     size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
-    one, other = (m if m.shape[2:] == size else F.adaptive_avg_pool2d(m, size) for m in (one, other))
+    one, other = (m if m.shape[2:] == size else pooled(m, size) for m in (one, other))
     return one, other
+
+
+def pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, C, H, W) averaged to that size.
+
+    Equal windows are plain average pooling, for on CUDA the adaptive one has no deterministic gradient.
+    """
+    rows, columns = (n // m for n, m in zip(x.shape[2:], size, strict=True))
+    if (rows * size[0], columns * size[1]) != tuple(x.shape[2:]):
+        return F.adaptive_avg_pool2d(x, size)
+    return F.avg_pool2d(x, (rows, columns))
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:

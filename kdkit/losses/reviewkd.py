@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.losses import checks
+from kdkit.losses.geometry import pooled
 from kdkit.losses.precision import full_precision, in_its_own_type
 from kdkit.registry import register_loss
 
@@ -141,7 +142,7 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
         if grid < min(teacher.shape[2:]):
             weight /= 2
             weights += weight
-            total = total + weight * F.adaptive_avg_pool2d(error, grid).square().mean()
+            total = total + weight * pooled(error, (grid, grid)).square().mean()
     return total / weights
 
 

@@ -5,8 +5,10 @@ import inspect
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdkit.losses.geometry import centred_gram, squared_distances, unit
+from kdkit.losses.geometry import centred_gram, pooled, squared_distances, unit
 from kdkit.losses.precision import full_precision
 
 
@@ -74,3 +76,25 @@ def test_squared_distances():
     assert (square[:8, 8:].diagonal() == 0).all()
     assert (square.diagonal() == 0).all()
     assert (square > 0).sum() == 16 * 15 - 16
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "even"), [((8, 6), (4, 2), True), ((8, 6), (1, 1), True), ((5, 6), (4, 2), False)]
+)
+def test_maps_are_averaged_to_a_size_without_the_adaptive_gradient_where_it_divides(shape, size, even):
+    x = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    with Seen() as seen:
+        found = pooled(x, size)
+        found.square().sum().backward()
+    torch.testing.assert_close(found, F.adaptive_avg_pool2d(x, size))
+    assert any("_adaptive_avg_pool2d_backward" in name for name in seen.names) is not even
