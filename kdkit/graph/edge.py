@@ -108,7 +108,7 @@ class Edge:
     @property
     def natural_taps(self) -> list[str]:
         """Where the loss reads unless told otherwise; an own class says so by an attribute `tap`, a name or several."""
-        tap = self.info.tap if self.info else getattr(self.cls, "tap", "logits")
+        tap = self.info.taps if self.info else getattr(self.cls, "tap", "logits")
         found = listed(tap) if isinstance(tap, (str, list, tuple)) else []
         if not found or not all(isinstance(name, str) and name for name in found):
             raise KdkitError(f"edge {self.name!r}: {self.cls.__name__}.tap must be a name or several, got {tap!r}")

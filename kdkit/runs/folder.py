@@ -247,8 +247,8 @@ def first_rank() -> bool:
 def unwritable(folder: RunFolder, path: Path, error: Exception) -> KdkitError:
     """What is said where a run's file cannot be written, and what there is to go on with."""
     why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
-    there = f"{folder.kept} is whole: make room, and go on with --resume"
-    kept = there if folder.kept else "there is no checkpoint yet"
+    there = folder.kept
+    kept = f"{there} is whole: make room, and go on with --resume" if there else "there is no checkpoint yet"
     return KdkitError(f"{path} cannot be written ({why}); training has stopped; {kept}")
 
 

@@ -24,7 +24,5 @@ def own_code(folder: RunFolder) -> Iterator[None]:
     except Exception as error:  # anybody's code fails in any way
         if not (line := own_line(error)):
             raise
-        left = (
-            f"{folder.checkpoint} holds the run so far" if folder.checkpoint.exists() else "there is no checkpoint yet"
-        )
+        left = f"{folder.kept} holds the run so far" if folder.kept else "there is no checkpoint yet"
         raise KdkitError(f"{line}\n  {what(error)}\n  training has stopped; {left}") from error

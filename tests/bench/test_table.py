@@ -64,6 +64,16 @@ def test_a_table_is_what_its_rows_are():
     assert cells(kd)[:6] == ["kd", "3", "70.70 ± 0.10", "71.70 ± 0.10", "70.66", "+0.04"]
 
 
+@pytest.mark.parametrize(
+    ("method", "epoch", "ours"), [("dkd", "best", 71.7), ("reviewkd", "unsaid", 70.7), ("kd", "last", 70.7)]
+)
+def test_a_published_best_epoch_is_compared_with_the_best(method, epoch, ours):
+    (made,) = blocks([row("student", 0, 0.69), row(method, 0, 0.707)])
+    theirs = line(made, method).published
+    assert theirs.epoch == epoch
+    assert line(made, method).delta == pytest.approx(ours - theirs.top1)
+
+
 def test_tests_are_corrected_for_their_number():
     rows = [*grid(), *(row("at", seed, top1) for seed, top1 in enumerate((0.691, 0.687, 0.693)))]
     (made,) = blocks(rows)
