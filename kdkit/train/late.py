@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.plugins import Precision
 
 from kdkit.data.device_loader import DeviceLoader, LateBatch
 from kdkit.graph.batch import Batch
@@ -15,10 +16,14 @@ MOVES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch
 
 
 def hand_out(trainer: Any, distiller: Any, late: bool) -> None:
-    """Let a training set that lives on the device hand out its batches unmade, where nobody changes them on the way."""
+    """Let a training set that lives on the device hand out its batches unmade, where nobody changes them on the way.
+
+    Lightning does so where a run is wholly in half or double precision.
+    """
     loader, module = trainer.train_dataloader, getattr(trainer, "datamodule", None)
     pairs = [(distiller, Evaluation), *([] if module is None else [(module, pl.LightningDataModule)])]
     plain = all(getattr(type(it), move) is getattr(base, move) for it, base in pairs for move in MOVES)
+    plain &= type(trainer.precision_plugin).convert_input is Precision.convert_input
     if isinstance(loader, DeviceLoader):
         loader.late = late and plain and loader.images.device == distiller.device
 

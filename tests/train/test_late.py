@@ -93,6 +93,12 @@ def test_a_data_module_that_changes_batches_on_the_way_sees_images(recorded):  #
     assert set(seen) <= {tuple, list}
 
 
+def test_batches_that_lightning_turns_to_half_precision_are_made(recorded):  # noqa: F811
+    made = run("auto", epochs=2, precision="bf16-true")
+    assert len(recorded) == 1
+    assert {p.dtype for p in made.student.parameters()} == {torch.bfloat16}
+
+
 def test_the_loader_is_left_as_it_was(recorded):  # noqa: F811
     class Wrapped(pl.Callback):
         late = None
