@@ -17,6 +17,7 @@ from kdkit.losses.crd_pairs import Pairs
 from kdkit.losses.crd_side import Side
 from kdkit.losses.embed import Embed
 from kdkit.losses.precision import full_precision
+from kdkit.losses.slope import with_slope
 from kdkit.registry import register_loss
 
 BANK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -73,7 +74,8 @@ class CRDLoss(nn.Module):
     is a `ValueError`; on an accelerator the look-up itself fails, for to look would be to wait. `labels` (B,) stand in
     for `sample_labels[index]`; without `sample_labels` they say nothing about the other samples and are not used.
     The teacher's features are detached, the banks and Z are constants, and the gradient with respect to both embeddings
-    is exact and written out, so that the banks may change within the call; it cannot be differentiated again.
+    is exact and written out, so that the banks may change within the call; to differentiate it again raises, and there
+    is no forward-mode derivative.
     In eval mode nothing is stored. Inside of `torch.utils.checkpoint` it would run, and move the banks, twice.
 
     Ranks must hold batches of one size; each then keeps the same banks. DDP must not broadcast what `ddp_ignore` names.
@@ -158,12 +160,11 @@ class CRDLoss(nn.Module):
             checks.class_labels("crd", labels, student.shape[0])
         s, t = self.embed_student(student), self.embed_teacher(teacher.detach())
         with torch.no_grad():
-            value, to_s, to_t = self._close(s.detach(), t.detach(), labels, index)
-        loss: Tensor = value + ((s - s.detach()) * to_s).sum() + ((t - t.detach()) * to_t).sum()
-        return loss
+            of_s, of_t = self._close(s.detach(), t.detach(), labels, index)
+        return with_slope(of_s[0], s, of_s[1]) + with_slope(of_t[0], t, of_t[1])
 
-    def _close(self, s: Tensor, t: Tensor, label: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The value and its gradients with respect to both embeddings (B, d); then, in training, the banks move."""
+    def _close(self, s: Tensor, t: Tensor, label: Tensor, index: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each side's value and its gradient (B, d); then, in training, the banks move."""
         positive = self.pairs.same_class(self.step, index, label) if self.positives == "relax" else index
         negatives = self._negatives(index, label)
         K = self.pairs.num_negatives
@@ -176,14 +177,14 @@ class CRDLoss(nn.Module):
                 (sums,) = of_all_ranks(sums)
             log_z = torch.where(log_z.isnan(), sums.logsumexp(0) - math.log(len(sums) * (1 + K)), log_z)
         shift = log_z + math.log(K)
-        (value_s, to_s), (value_t, to_t) = student.close(shift[0]), teacher.close(shift[1])
+        closed = [student.close(shift[0]), teacher.close(shift[1])]
         if self.training:
             index, s, t = of_all_ranks(index, s, t)
             self.log_z.copy_(log_z)
             refresh(self.student_bank, index, s, self.momentum)
             refresh(self.teacher_bank, index, t, self.momentum)
             self.step.add_(1)
-        return value_s + value_t, to_s, to_t
+        return closed
 
     def _looks_open(self) -> bool:
         """Whether Z may still have to be made: seen on a CPU; to ask an accelerator would be to wait."""

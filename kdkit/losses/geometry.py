@@ -85,8 +85,9 @@ def squared_distances(gram: Tensor) -> Tensor:
     """Squared distances between all rows behind a Gram matrix: (B, B) → (B, B).
 
     What rounding cannot tell from zero is exactly zero, with no gradient: the square root of such noise has a huge one.
+    NaN and what overflows are no noise and stay, to be seen in the loss.
     """
     norms = gram.diagonal()
     sums = norms + norms[:, None]
     square = sums - 2 * gram
-    return torch.where(square > 16 * torch.finfo(gram.dtype).eps * sums, square, 0.0)
+    return torch.where(square < 16 * torch.finfo(gram.dtype).eps * sums, 0.0, square)

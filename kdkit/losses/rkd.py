@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdkit.losses import checks
 from kdkit.losses.geometry import centred_gram, squared_distances
 from kdkit.losses.precision import full_precision
+from kdkit.losses.slope import with_slope
 from kdkit.registry import register_loss
 
 LEAST = 3
@@ -48,7 +49,8 @@ class RKDLoss(nn.Module):
             first author advises distances alone.
 
     `forward(student, teacher)` takes features (B, D), or anything (B, …) to be flattened, of any two widths. The
-    teacher's are detached.
+    teacher's are detached. The gradient of the angles is written out: to differentiate it again raises, and there is
+    no forward-mode derivative.
 
     Returns:
         A scalar without unit.
@@ -136,7 +138,7 @@ class RKDAngleLoss(nn.Module):
 
     `forward(student, teacher)` takes features (B, D), or anything (B, …) to be flattened, of any two widths. The
     teacher's are detached. Time is B³, memory is bounded: more than `CHUNK` triplets go piece by piece. The gradient is
-    exact and written out; it cannot be differentiated again.
+    exact and written out: to differentiate it again raises, and there is no forward-mode derivative.
 
     Returns:
         A scalar without unit; rotating, shifting or scaling the features of either side changes nothing.
@@ -174,7 +176,7 @@ def _distance_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
 
 def _relative(square: Tensor) -> Tensor:
     """Squared distances → distances in units of their mean, (B, B) → (B, B)."""
-    apart = square > 0
+    apart = square != 0  # NaN is
     distances = torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
     mean = distances.sum() / apart.sum().clamp_min(1)
     return distances / torch.where(mean > 0, mean, 1.0)
@@ -184,8 +186,7 @@ def _angle_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
     """The gradient is written out, for autograd would keep half a dozen tensors of B³ numbers."""
     with torch.no_grad():
         value, slope = _angles(square_s, square_t)
-    loss: Tensor = value + ((square_s - square_s.detach()) * slope).sum()
-    return loss
+    return with_slope(value, square_s, slope)
 
 
 def _angles(square_s: Tensor, square_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,8 +212,8 @@ def _angles(square_s: Tensor, square_t: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(square: Tensor) -> Tensor:
     """1/d_ij, and 0 where two samples coincide, or its square would overflow."""
-    apart = square > torch.finfo(square.dtype).tiny
-    return torch.where(apart, torch.where(apart, square, 1.0).rsqrt(), 0.0)
+    near = square <= torch.finfo(square.dtype).tiny
+    return torch.where(near, 0.0, torch.where(near, 1.0, square).rsqrt())
 
 
 def _law_of_cosines(square: Tensor, part: slice) -> Tensor:

@@ -124,6 +124,45 @@ def test_gradient(name):
     assert torch.autograd.gradcheck(value, flat, eps=1e-6, atol=1e-5)
 
 
+def test_to_differentiate_again_is_exact_or_refused(name):
+    if name == "sid":
+        pytest.skip("each module is a constant to the next, which differences cannot see")
+    loss, words = build(name)
+    sides = [side for side in STUDENT if side in words]
+    flat = tensors(words, sides)
+    torch.manual_seed(1)
+    along = [torch.randn_like(t) for t in flat]
+
+    def slope(moved, **graph):
+        rest = iter(moved)
+        value = copy.deepcopy(loss)(**words | {side: each(lambda t: next(rest), words[side]) for side in sides})
+        gradients = torch.autograd.grad(value, moved, **graph)
+        return sum((g * a).sum() for g, a in zip(gradients, along, strict=True))
+
+    once = slope(flat, create_graph=True)
+    if "differentiate it again raises" in " ".join(inspect.getdoc(type(loss)).split()):
+        with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+            torch.autograd.grad(once, flat)
+        return
+    gradients = torch.autograd.grad(once, flat)
+    found = sum((g * a).sum() for g, a in zip(gradients, along, strict=True))
+    ends = [
+        slope([(t.detach() + s * a).requires_grad_() for t, a in zip(flat, along, strict=True)]) for s in (1e-6, -1e-6)
+    ]
+    torch.testing.assert_close(found, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("sides", [STUDENT, TEACHER])
+def test_what_is_not_finite_is_seen_in_the_value(name, sides, number):
+    loss, words = build(name, torch.float32)
+    if not tensors(words, sides):
+        pytest.skip("no such side")
+    for t in tensors(words, sides):
+        t.data[0].view(-1)[0] = number
+    assert not loss(**words).isfinite()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_promoted(name, dtype):
     loss, words = build(name, torch.float32)
