@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
@@ -220,11 +220,22 @@ def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
             *(["Δ, p and transfer ratio are beside the tuned student alone"] if beside == tuned else []),
         ]
         notes += [f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []
+        notes += _anew(groups, [(line.method, mine[0]), (beside, base[0])], seeds)
         if len(seeds) < line.n:
             notes.append(f"compared with the student alone on the {len(seeds)} seeds that both have")
         made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))
     corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
     return [replace(line, p=p) for line, p in zip(made, corrected, strict=True)]
+
+
+def _anew(
+    groups: dict[str, list[Row]], kept: Sequence[tuple[str, stats.Floats]], seeds: Sequence[int]
+) -> Iterator[str]:
+    """Kept predictions that are not those of the last epoch, as of rows that had looked again in another precision."""
+    last = {(name, row["seed"]): row["last"][row["node"]]["top1"] for name, _ in kept for row in groups[name]}
+    if any(abs(last[name, s] - r) > 1e-6 for name, right in kept for s, r in zip(seeds, right, strict=True)):
+        found = " and ".join(f"{100 * right.mean():.2f} % ({name})" for name, right in kept)
+        yield f"Δ, p and transfer ratio are of predictions that were made anew after training: {found}"
 
 
 def _facts(rows: Sequence[Row]) -> str:

@@ -92,8 +92,9 @@ def evaluate(
     from kdkit.console import show
     from kdkit.recipe.errors import told_as
     from kdkit.runs.afterwards import log_found, short
-    from kdkit.runs.evaluate import classes_table, results_table, score, write_evaluation
+    from kdkit.runs.evaluate import classes_table, precision_of, results_table, score, write_evaluation
     from kdkit.runs.teacher import own_run
+    from kdkit.runs.trained import FULL
 
     root = f"data.root={data}"
     words = [*(overrides or []), *([root] if data else [])]
@@ -102,6 +103,8 @@ def evaluate(
     show(results_table(found.figures), sys.stdout)
     typer.echo()
     show(classes_table(found.by_class, None if classes else 10), sys.stdout)
+    if (precision := precision_of(run)) != FULL:
+        typer.echo(f"scored in {FULL}; the run scored itself in {precision}, whose rounding moves a few images")
     own = own_run(run)
     if path := out or (own and own.evaluation):
         write_evaluation(path, found, split, words)

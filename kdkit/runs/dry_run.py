@@ -15,8 +15,10 @@ from kdkit.recipe import Experiment, Recipe, RecipeError, blaming, build
 from kdkit.runs.distilling import make_distiller
 from kdkit.runs.dry_step import dry_steps, measured
 from kdkit.runs.teacher import teacher_folder
+from kdkit.runs.trained import device
 from kdkit.train.caching import CachePlan
 from kdkit.train.distiller import Distiller
+from kdkit.train.onednn import no_wide_strides
 from kdkit.train.optim import rate
 from kdkit.untouched import untouched
 
@@ -64,7 +66,7 @@ def dry_run(recipe: Recipe, *, values: bool = True) -> DryRun:
     samples = max(SAMPLES, *(edge.min_batch for edge in experiment.edges))
     batch, stand_in = _fake_batch(data, min(samples, data.batch_size)), _stand_in(facts)
     with blaming(recipe):
-        distiller = _bound(experiment, batch, stand_in, recipe.trainer.max_epochs)
+        distiller = _bound(recipe, experiment, batch, stand_in)
         if ends_alone(facts.num_samples, data.batch_size, data.drop_last, recipe.trainer.limit_train_batches):
             check_alone(distiller.graph, batch)
         for name in distiller.graph.whole:
@@ -95,11 +97,14 @@ def _stand_in(facts: DataFacts) -> Facts:
     return Facts(facts.num_classes, samples, labels, facts.mean, facts.std)
 
 
-def _bound(experiment: Experiment, batch: Batch, facts: Facts, epochs: int) -> Distiller:
+def _bound(recipe: Recipe, experiment: Experiment, batch: Batch, facts: Facts) -> Distiller:
     """The graph as training would bind it, optimisers and learning rates included."""
     distiller = make_distiller(experiment)
-    distiller.graph.bind(batch, facts, epochs)
+    learning = {name: distiller.graph.model(name) for name in distiller.graph.trained}
+    with no_wide_strides(learning, recipe.trainer.precision, device(recipe)):
+        distiller.graph.bind(batch, facts, recipe.trainer.max_epochs)
     specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}
+    epochs = recipe.trainer.max_epochs
     distiller.rates = {name: rate(name, lr, distiller.lr, epochs) for name, lr in specs.items()}
     distiller.configure_optimizers()
     return distiller

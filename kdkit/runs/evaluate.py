@@ -25,8 +25,9 @@ from kdkit.recipe.write import READING
 from kdkit.registry import KdkitError
 from kdkit.runs.eval_recipe import eval_recipe
 from kdkit.runs.folder import RunFolder, write_json
+from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import read
-from kdkit.runs.trained import UNLABELLED, Trained, trained
+from kdkit.runs.trained import FULL, UNLABELLED, Trained, trained
 from kdkit.storage import one_at_a_time
 
 ENDING = ".safetensors"
@@ -177,6 +178,13 @@ def weights_files(run: Path) -> dict[str, Path]:
     return files
 
 
+def precision_of(run: Path) -> str:
+    """In which a run was trained and validated."""
+    path = RunFolder(run).recipe
+    trainer = read_recipe(path).plain.get("trainer", {}) if path.is_file() else {}
+    return str(trainer.get("precision", FULL))
+
+
 def plain_word(text: str) -> str:
     """A file's name as a model's: `my-net 2` is `my_net_2`."""
     word = re.sub(r"\W", "_", text)
@@ -186,12 +194,16 @@ def plain_word(text: str) -> str:
 def predictions(run: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """What every model that a run trained says of each test image: its class, and whether that is right.
 
+    In the precision of the run, so that as many are right as it found after its last epoch.
+
     Raises:
         KdkitError: as `evaluate`.
     """
     files = weights_files(run)
     told = {name: read(path) for name, path in files.items()}
     recipe = eval_recipe(files, told, [], "test")
+    own = recipe.trainer.model_copy(update={"precision": precision_of(run)})
+    recipe = recipe.model_copy(update={"trainer": own})
     said: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in files}
     for name, logits, labels in seen(*trained(recipe, files, told), "test", recipe):
         said[name].append(((best := logits.argmax(-1)).cpu(), (best == labels).cpu()))

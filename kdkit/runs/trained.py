@@ -19,6 +19,9 @@ from kdkit.recipe import Recipe, build
 from kdkit.registry import KdkitError
 from kdkit.taps.trace import logits_of
 
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+FULL, DOUBLE = "32-true", "64-true"
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -31,6 +34,7 @@ class Trained:
         module: the model, in eval mode.
         classes: its classes by name, in its own order; empty where they have no names.
         places: its class for each of the data's.
+        precision: in which it looks at them, as a recipe's `trainer` says it.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Trained:
     module: nn.Module
     classes: Sequence[str]
     places: Tensor
+    precision: str = FULL
 
     def logits(self, x: Any) -> Tensor:
         """Of a batch.
@@ -47,7 +52,8 @@ class Trained:
             KdkitError: the model does not run on such images, or has another width than it says.
         """
         try:
-            logits = logits_of(self.module(self.adapter(x)))
+            with torch.autocast(x.device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST):
+                logits = logits_of(self.module(self.adapter(x.double() if self.precision == DOUBLE else x)))
         except KdkitError:
             raise
         except Exception as error:  # anybody's code fails in any way
@@ -87,7 +93,8 @@ def trained(
         assert module is not None  # only an EMA copy has none, and none is asked for here
         models.load_weights(module, path, arch=str(recipe.models[name].arch))
         at = places(path, classes, data)
-        found[name] = on_device(Trained(name, path, Adapter(node, facts), module, classes, at), data.device)
+        model = Trained(name, path, Adapter(node, facts), module, classes, at, recipe.trainer.precision)
+        found[name] = on_device(model, data.device)
     return data, found
 
 
@@ -102,7 +109,8 @@ def device(recipe: Recipe) -> torch.device:
 
 def on_device(model: Trained, device: torch.device) -> Trained:
     """There, in eval mode."""
-    adapter, module = model.adapter.eval().to(device), model.module.eval().to(device)
+    dtype = torch.float64 if model.precision == DOUBLE else None
+    adapter, module = (part.eval().to(device, dtype) for part in (model.adapter, model.module))
     return replace(model, adapter=adapter, module=module, places=model.places.to(device))
 
 

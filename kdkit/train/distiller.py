@@ -33,10 +33,11 @@ from kdkit.train.evaluation import Evaluation
 from kdkit.train.example import check_last, check_validation, example_batch, facts_of
 from kdkit.train.finite import FiniteWatch
 from kdkit.train.late import seen, unread
-from kdkit.train.layout import channels_last, overruns
+from kdkit.train.layout import lay_out
 from kdkit.train.length import run_epochs, steps_per_epoch
 from kdkit.train.meters import TermSums, look_at_weights
 from kdkit.train.norms import scale_of
+from kdkit.train.onednn import no_wide_strides, overruns
 from kdkit.train.optim import NodeOptimizers, build_optimizer, grouped, rate
 from kdkit.train.pcgrad import backward_projected, check_pcgrad, tasks_of
 from kdkit.train.place import Apart, Everywhere
@@ -64,7 +65,7 @@ class Distiller(Evaluation):
         update: `simultaneous`: every node learns from what all predicted before the step; `sequential`: nodes are
             updated one after the other, each learning from the already updated ones (Zhang et al. 2018, Algorithm 1).
         channels_last: memory format of 4-d inputs and weights; faster on most machines, the same numbers. Left out on a
-            CPU for models that its convolutions could not train so (`layout.overruns`).
+            CPU for models that its convolutions could not train so (`onednn.overruns`).
         compile: compile forward passes and losses, and on a GPU record the whole step as one CUDA graph. `auto`: the
             latter alone, and nothing on a CPU, where it gains nothing.
         seed: heads, banks and draws follow from it.
@@ -123,9 +124,7 @@ class Distiller(Evaluation):
     def __getattr__(self, name: str) -> Any:
         """`distiller.student` is the module that was passed in."""
         graph = self.__dict__.get("_modules", {}).get("graph")
-        if graph is not None and name in graph.nodes:
-            return graph.model(name)
-        return super().__getattr__(name)
+        return graph.model(name) if graph is not None and name in graph.nodes else super().__getattr__(name)
 
     # -- before training -------------------------------------------------------------------------------------------
 
@@ -137,13 +136,14 @@ class Distiller(Evaluation):
     def setup(self, stage: str) -> None:
         """Bind the graph to the data: one dry run sizes heads and finds what would fail."""
         graph, facts = self.graph, facts_of(self.trainer)
-        if self.trainer.strategy.root_device.type == "cpu" and overruns(map(graph.model, graph.trained)):
-            self.channels_last = False
+        device, learning = self.trainer.strategy.root_device, {name: graph.model(name) for name in graph.trained}
+        self.channels_last &= not (device.type == "cpu" and overruns(learning.values()))
         if stage == "fit":
             check_validation(self.trainer, graph.unbound)
             check_labels(facts.sample_labels, facts.num_classes)
             batch = Batch.of(self.on_after_batch_transfer(example_batch(self.trainer, graph.min_batch), 0))
-            graph.bind(batch, facts, run_epochs(self))
+            with no_wide_strides(learning, str(self.trainer.precision), device):
+                graph.bind(batch, facts, run_epochs(self))
             check_last(self.trainer, graph, batch)
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self.place.begin(self)
@@ -154,8 +154,7 @@ class Distiller(Evaluation):
             graph.facts = facts
             graph.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in graph.nodes.items()})
         if self.channels_last:
-            for parameter in (p for name in graph.nodes for p in graph.model(name).parameters()):
-                parameter.data = channels_last(parameter.data)
+            lay_out(map(graph.model, graph.nodes))
         self.scores = Scores(list(graph.nodes), list(graph.frozen), facts.num_classes)
 
     def configure_optimizers(self) -> NodeOptimizers:

@@ -74,6 +74,16 @@ def test_a_published_best_epoch_is_compared_with_the_best(method, epoch, ours):
     assert line(made, method).delta == pytest.approx(ours - theirs.top1)
 
 
+def test_predictions_that_are_not_the_last_epochs_are_noted():
+    rows = grid()
+    shifted = packed.pack(np.zeros(IMAGES, int), np.arange(IMAGES) < 0.703 * IMAGES)
+    rows[2] |= {"predictions": shifted}  # of kd with seed 0, which found 70.6 %
+    (made,) = blocks(rows)
+    (note,) = line(made, "kd").notes
+    assert note.endswith("of predictions that were made anew after training: 70.60 % (kd) and 69.00 % (student)")
+    assert line(made, "kd").gain.mean == pytest.approx(0.016)
+
+
 def test_tests_are_corrected_for_their_number():
     rows = [*grid(), *(row("at", seed, top1) for seed, top1 in enumerate((0.691, 0.687, 0.693)))]
     (made,) = blocks(rows)

@@ -15,7 +15,10 @@ from kdkit.console import show
 from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import classes_table, evaluate, keep, predictions, results_table, score, write_evaluation
 from kdkit.runs.folder import write_json
+from kdkit.runs.trained import Trained
 from tests.cli.command import kdkit
+
+logits = Trained.logits
 
 RECIPE = """\
 data: {name: digits, image_size: 8, batch_size: 32}
@@ -193,6 +196,22 @@ def test_predictions_are_those_that_the_score_counts(run):
         _, labels = data.build("digits", image_size=8).tensors(False)
         assert torch.equal(right, classes == labels)
     assert list(said) == sorted(nets)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_predictions_are_in_the_precision_of_the_run(tmp_path, monkeypatch, precision):
+    words = [f"trainer.precision={precision}", "trainer.max_epochs=1", "trainer.accelerator=cpu", "data.subset=128"]
+    assert kdkit("fit", "teacher_digits", *words, "--out", str(tmp_path / "run")).code == 0
+    last = json.loads((tmp_path / "run" / "result.json").read_text())["last"]["net"]["top1"]
+    seen = []
+    monkeypatch.setattr(Trained, "logits", lambda self, x: seen.append(logits(self, x)) or seen[-1])
+    _, right = predictions(tmp_path / "run")["net"]
+    assert right.double().mean().item() == pytest.approx(last, abs=1e-6)
+    assert {out.dtype for out in seen} == {torch.bfloat16 if precision == "bf16-mixed" else torch.float64}
+    seen.clear()
+    told = kdkit("eval", str(tmp_path / "run")).out
+    assert f"scored in 32-true; the run scored itself in {precision}" in told
+    assert {out.dtype for out in seen} == {torch.float32}
 
 
 def test_classes_by_a_plain_loop_and_the_hardest_first(run, capsys):
