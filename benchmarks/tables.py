@@ -1,4 +1,4 @@
-"""Renews the tables of docs/benchmarks.md from the rows that they name: `python -m benchmarks.tables`."""
+"""Renews the tables of README.md and docs/benchmarks.md from the rows that they name: `python -m benchmarks.tables`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdkit.bench.rows import read_rows
 from kdkit.bench.table import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 TABLE = re.compile(r"(?P<begin><!-- kdkit table (?P<rows>\S+) -->\n).*?(?P<end><!-- /kdkit table -->)", re.DOTALL)
 
 
@@ -24,4 +24,5 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")

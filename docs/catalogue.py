@@ -1,4 +1,4 @@
-"""Writes the tables of losses and of results: `python docs/catalogue.py`. A test fails where they are stale."""
+"""Writes the tables of losses and of parity: `python docs/catalogue.py`. A test fails where they are stale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from kdkit.registry import LOSSES, LossInfo, constructor
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- losses: made by docs/catalogue.py -->", "<!-- /losses -->"
 PARITY_BEGIN, PARITY_END = "<!-- parity: made by docs/catalogue.py -->", "<!-- /parity -->"
-ROWS_BEGIN, ROWS_END = "<!-- results: made by docs/catalogue.py -->", "<!-- /results -->"
 
 
 def summary_table() -> str:
@@ -50,10 +49,7 @@ def _sorted() -> list[LossInfo]:
 def readme() -> str:
     """The README with its table renewed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for begin, table, end in ((BEGIN, summary_table(), END), (ROWS_BEGIN, results_table(), ROWS_END)):
-        made = f"{begin}\n{table}\n{end}"
-        text = re.sub(f"{begin}.*?{end}", lambda _, made=made: made, text, flags=re.DOTALL)
-    return text
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{summary_table()}\n{END}", text, flags=re.DOTALL)
 
 
 def reproduce() -> str:
@@ -74,23 +70,6 @@ def parity_table() -> str:
         if row["steps"] == 200:
             figures = " | ".join(f"{row[word]:.1e}" for word in ("loss", "gradient", "own_path", "rounding"))
             lines.append(f"| `{row['method']}` | {row.get('lr', 0.05):g} | 200 | {figures} |")
-    return "\n".join(lines)
-
-
-def results_table() -> str:
-    """A line for each row of the shortened CIFAR-100 runs."""
-    lines = [
-        "| run | epochs | seed | last-epoch top-1 (%) | threads | minutes |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    rows = (ROOT / "benchmarks" / "results" / "first_runs.jsonl").read_text(encoding="utf-8").splitlines()
-    for row in map(json.loads, rows):
-        node = "student" if "student" in row["last"] else next(iter(row["last"]))
-        name = row["run"].rsplit("-seed", 1)[0]
-        lines.append(
-            f"| `{name}` | {row['epochs']} | {row['seed']} | {100 * row['last'][node]['top1']:.2f} | "
-            f"{row['machine']['threads']} | {row['minutes']:.0f} |"
-        )
     return "\n".join(lines)
 
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks import tables
 from kdkit.bench.rows import read_rows
 from kdkit.bench.shipped import shipped_files, shipped_rows
@@ -13,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "digits.jsonl"
 
 
-def test_the_page_is_made_from_the_rows():
-    text = tables.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
+def test_the_page_is_made_from_the_rows(path):
+    text = path.read_text(encoding="utf-8")
     assert tables.TABLE.search(text)
     assert tables.page(text) == text, "run python -m benchmarks.tables"
 
