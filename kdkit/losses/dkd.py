@@ -70,16 +70,14 @@ class DKDLoss(nn.Module):
         student, teacher = ends("dkd", student, teacher, self.standardise)
         checks.class_labels("dkd", labels, student.shape[0])
         own, s, t = labels[:, None], student / self.temperature, teacher / self.temperature
-        log_p, _, others_s = _apart(s, own)
-        log_q, left_t, others_t = _apart(t, own)
+        log_p, among_s = _apart(s, own)
+        log_q, among_t = _apart(t, own)
         target = (log_q.exp() * (log_q - log_p)).sum(1)
-        q = (left_t - others_t).exp()  # among the others; 0 at the own
-        others = (q * (t - s)).sum(1) - (others_t - others_s)[:, 0]
+        others = (among_t.exp().scatter(1, own, 0.0) * (among_t - among_s)).sum(1)
         return self.temperature**2 * (self.alpha * target + self.beta * others).mean()
 
 
-def _apart(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of (own class, all others), (B, 2); logits without the own one, and their logsumexp (B, 1)."""
-    left = logits.scatter(1, own, -torch.inf)
-    others = left.logsumexp(1, keepdim=True)
-    return torch.cat([logits.gather(1, own), others], 1).log_softmax(1), left, others
+def _apart(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (own class, all others), (B, 2), and of each class among the others, (B, C)."""
+    others = logits.scatter(1, own, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([logits.gather(1, own), others], 1).log_softmax(1), logits - others

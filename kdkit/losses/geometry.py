@@ -29,13 +29,23 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     """`x` scaled to length 1 along `dim`; a zero vector, or nearly, stays so and passes its gradient on unscaled.
 
     `F.normalize` divides a zero vector by its eps of 1e-12 and so multiplies the gradient of a dead sample by 1e12.
+    One whose square overflows is NaN, to be seen; infinitely long, it would be a zero vector.
     """
     return x * inverse_length(x.square().sum(dim, keepdim=True))
 
 
+def unit_of_powers(x: Tensor) -> Tensor:
+    """`unit` of rows (B, D) of squares or higher powers, which are large where what they are made of is not yet.
+
+    Rows above 1 are brought there first: their squares would overflow, and the cube of one over their length vanish.
+    """
+    return unit(x / x.detach().abs().amax(1, keepdim=True).clamp_min(1.0))
+
+
 def inverse_length(square: Tensor) -> Tensor:
     """One over the lengths whose squares these are; 1 for a vector of zeros, and for one as good as zero."""
-    return torch.where(square > _least(square), square, 1.0).rsqrt()
+    square = torch.where(square > _least(square), square, 1.0)
+    return square.masked_fill(square == torch.inf, torch.nan).rsqrt()
 
 
 def centred_unit(x: Tensor, dim: int = -1) -> Tensor:

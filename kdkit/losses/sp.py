@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses import checks
-from kdkit.losses.geometry import unit
+from kdkit.losses.geometry import unit_of_powers
 from kdkit.losses.precision import full_precision
 from kdkit.losses.squares import gram
 from kdkit.registry import register_loss
@@ -67,4 +67,4 @@ class SPLoss(nn.Module):
 
 def _similarities(features: Tensor) -> Tensor:
     """(B, …) → (B, B), rows of length 1."""
-    return unit(gram(features.flatten(1)))
+    return unit_of_powers(gram(features.flatten(1)))

@@ -67,6 +67,17 @@ def test_activations_as_large_as_the_mean_over_channels_allows(p, size):
     torch.testing.assert_close(ATLoss(p=p)(size * s, t), ATLoss(p=p)(s, t), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize(("p", "size"), [(2, 1e15), (3.0, 1e10), (4.0, 1e3), (4.0, 1e8)])
+def test_the_scale_of_a_map_is_taken_out_of_the_gradient_too(p, size):
+    """A strength is a power: its square overflows, and the cube of one over its length vanishes, long before itself."""
+    s, t = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4)
+    small, large = s.clone().requires_grad_(), (size * s).requires_grad_()
+    expected, value = ATLoss(p=p)(small, t), ATLoss(p=p)(large, t)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+    (gradient,) = torch.autograd.grad(size * value, large)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, small)[0], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("larger", ["student", "teacher"])
 def test_the_larger_map_is_pooled_before_its_attention(larger):
     large, small = maps(3, 4, 8, 6), maps(3, 4, 4, 3)

@@ -59,6 +59,12 @@ def test_dkd_leaves_the_own_class_out_however_large_it_is():
     torch.testing.assert_close(DKDLoss(0.0, 1.0, 1.0)(s + high, t + high, y), plain)
 
 
+def test_a_teachers_common_offset_costs_no_accuracy_in_fp32():
+    s, t, y = logits(8, 10).float(), (logits(8, 10) + 1000).float(), torch.arange(8)
+    expected = DKDLoss()(s.double(), t.double(), y)
+    torch.testing.assert_close(DKDLoss()(s, t, y).double(), expected, rtol=1e-4, atol=0)
+
+
 def test_dkd_others_send_the_own_class_no_gradient():
     s, t, y = logits(4, 5), logits(4, 5), torch.arange(4)
     DKDLoss(0.0, 8.0)(s, t, y).backward()

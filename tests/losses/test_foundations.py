@@ -59,6 +59,12 @@ def test_unit_vectors():
     assert torch.autograd.gradcheck(unit, torch.randn(5, 4, dtype=torch.float64, requires_grad=True))
 
 
+def test_a_vector_too_long_for_its_type_is_seen():
+    y = unit(torch.tensor([[1e20, 1.0], [3e15, 4e15]]))
+    assert y[0].isnan().all()
+    torch.testing.assert_close(y[1], torch.tensor([0.6, 0.8]))
+
+
 @pytest.mark.parametrize("size", [1e-10, 1e-12, 1e-14, 1e-18, 1e-30])
 def test_a_vector_that_is_nearly_zero_has_a_finite_gradient(size):
     x = torch.tensor([[size, -size], [1.0, 2.0]], requires_grad=True)

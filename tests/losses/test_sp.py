@@ -49,6 +49,17 @@ def test_scale_and_rotation_of_all_features_do_not_count():
     assert not torch.isclose(SPLoss()(s * torch.arange(1, 7)[:, None], t), SPLoss()(s, t))  # of single samples it does
 
 
+@pytest.mark.parametrize("size", [1e7, 1e15])
+def test_large_features_in_fp32(size):
+    """Their products' squares overflow: all were as far from each other as zeros are."""
+    s, t = torch.randn(6, 40), torch.randn(6, 40)
+    small, large = s.clone().requires_grad_(), (size * s).requires_grad_()
+    expected, value = SPLoss()(small, t), SPLoss()(large, t)
+    torch.testing.assert_close(value, expected)
+    (gradient,) = torch.autograd.grad(size * value, large)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, small)[0], rtol=1e-3, atol=1e-6)
+
+
 def test_its_bounds():
     t = features(8, 5)
     assert SPLoss()(torch.ones(8, 1).double(), torch.ones(8, 1).double()) == 0
