@@ -4,8 +4,9 @@ Mixing devices fails. Waiting for the GPU is counted, and refused while a graph 
 host's own tensors, which no replay would repeat. So is a weight whose gradient is added up on a stream that is not
 recorded (autograd keeps that of the first step whose graph somebody still holds), a graph that is destroyed meanwhile,
 and a pool of memory all of whose graphs are gone. A recording that was refused fails at its end with no reason, as it
-does there. A replay does the recorded operations again. Seen is what Python calls; what torch does within one call
-counts as one.
+does there, and leaves behind what torch 2.11 does: its stream, an allocator that cannot empty its cache, and a
+generator that cannot draw. A replay does the recorded operations again. Seen is what Python calls; what torch does
+within one call counts as one.
 """
 
 import contextlib
@@ -48,6 +49,7 @@ class Gpu(TorchFunctionMode):
         self.there = WeakTensorKeyDictionary()
         self.waits, self.capturing, self.recorded, self.started = [], False, 0, 0
         self.streams, self.joined, self.broken = [Stream()], set(), False
+        self.underway, self.drawing = [], False
 
     def on(self, tensor):
         """Whether a tensor lies on the GPU; None of what torch made by itself, such as a gradient in a hook."""
@@ -229,14 +231,37 @@ def gpu(monkeypatch):
         pools.setdefault(pool or object(), WeakSet()).add(made)
         stream = stream or Stream()
         mode.capturing, mode.joined, mode.broken = True, {stream}, False
+        before = list(mode.streams)
+        empty_cache()
+        mode.streams.append(stream)
+        mode.underway.append(pool)
+        mode.drawing = True
         try:
-            with on(stream), Tape() as made.tape:
+            with Tape() as made.tape:
                 yield
         finally:
             mode.capturing, mode.joined = False, set()
             if mode.broken:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            mode.underway.remove(pool)
+            mode.streams, mode.drawing = before, False
         mode.recorded += 1
+
+    def empty_cache():
+        if mode.underway:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    def end_pool(_, pool):
+        if pool not in mode.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        mode.underway.remove(pool)
+
+    class Generator:
+        def clone_state(self):
+            return self
+
+        def graphsafe_set_state(self, _):
+            mode.drawing = False
 
     def grouped(lists, with_indices=False):
         found = group(lists, with_indices)
@@ -252,7 +277,7 @@ def gpu(monkeypatch):
     copied = torch.nn.Parameter.__deepcopy__
     put(torch.nn.Parameter, __deepcopy__=lambda self, memo: mode.note(copied(self, memo), mode.on(self)))
     nothing, stream = always(None), lambda *_: mode.streams[-1]
-    put(torch._C, _group_tensors_by_device_and_dtype=grouped)
+    put(torch._C, _group_tensors_by_device_and_dtype=grouped, _cuda_endAllocateToPool=end_pool)
     put(torch.Tensor, pin_memory=lambda self, *_: self)
     put(torch.accelerator, is_available=always(True), current_stream=stream, current_device_index=always(0))
     put(torch.accelerator, set_device_index=nothing, synchronize=lambda *_: mode.wait("synchronize"))
@@ -260,7 +285,8 @@ def gpu(monkeypatch):
     put(torch.cuda, device_count=always(1), current_device=always(0), set_device=nothing)
     put(torch.cuda, get_device_capability=always((9, 0)), get_device_name=always("a GPU on paper"))
     put(torch.cuda, is_bf16_supported=always(True), is_current_stream_capturing=lambda: mode.capturing)
-    put(torch.cuda, synchronize=lambda *_: mode.wait("synchronize"), empty_cache=nothing)
+    put(torch.cuda, synchronize=lambda *_: mode.wait("synchronize"), empty_cache=empty_cache)
+    put(torch.cuda, default_generators=(Generator(),), set_stream=lambda its: mode.streams.__setitem__(-1, its))
     put(torch.cuda, memory_allocated=always(0), max_memory_allocated=always(0), reset_peak_memory_stats=nothing)
     put(torch.cuda, Stream=Stream, Event=Stream, current_stream=stream, stream=on)
     put(

@@ -78,18 +78,23 @@ class CapturedStep:
             try:
                 mine.start, mine.found = self.on.record(lambda: self.work(held))
             except RuntimeError as error:
-                self.forget()  # gradients that were recorded, but never computed
-                if isinstance(error, torch.OutOfMemoryError):
-                    torch.cuda.empty_cache()
-                self.refused = str(error).partition("\n")[0]
-                rank_zero_info(f"training without a CUDA graph: {self.refused}")
-                return self.work(batch)
+                self.refused = str(error).partition("\n")[0] or "it failed"
+            if self.refused:  # the error, and with it what it held of the step, is gone
+                return self._without(batch)
         for name, value in _tensors(mine.inputs).items():
             value.copy_(tensors[name], non_blocking=True)
         assert mine.start is not None
         assert mine.found is not None
         mine.start()
         return mine.found
+
+    def _without(self, batch: Given) -> Values:
+        """The step as it is, from now on; what was recorded before is not run again."""
+        self.forget()  # gradients that were recorded, but never computed
+        self.recordings.clear()
+        torch.cuda.empty_cache()
+        rank_zero_info(f"training without a CUDA graph: {self.refused}")
+        return self.work(batch)
 
 
 def _tensors(batch: Given) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -42,7 +42,9 @@ class OnCuda:
             RuntimeError: it waits for the device, or has no room, or cannot be recorded for another reason.
         """
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph, reasons, found = torch.cuda.CUDAGraph(), [], []
+        here, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        reasons: list[Exception] = []
+        found: list[Found] = []
         torch.clear_autocast_cache()  # casts of weights made before would be read for ever
         try:
             # Another thread may pin the memory of the next batch meanwhile: only this one's calls are looked at.
@@ -56,10 +58,27 @@ class OnCuda:
                     reasons.append(error)
                     raise
         except RuntimeError as error:  # after a failure the end fails, too, and says no more than that
-            raise next(iter(reasons), error) from None
+            _unwind(here, self._pool)
+            if reasons and not isinstance(reasons[0], RuntimeError):
+                raise reasons[0] from None
+            reasons[:] = [RuntimeError(str(reasons[0] if reasons else error))]  # which holds no step's tensors
         finally:
             torch.clear_autocast_cache()
+        if reasons:
+            raise reasons.pop()
         return graph.replay, found[0]
+
+
+def _unwind(here: Any, pool: Any) -> None:
+    """Put back what a torch before 2.15 leaves behind of a recording that failed.
+
+    Its stream would stay the current one, the allocator refuse `empty_cache`, and the generator refuse every draw.
+    """
+    torch.cuda.set_stream(here)
+    with suppress(RuntimeError):  # it has ended already
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _stream() -> Any:

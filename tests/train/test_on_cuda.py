@@ -1,6 +1,7 @@
 """What a recording on CUDA takes: one stream for all, a pool of memory of its own, and no collection meanwhile."""
 
 import gc
+import weakref
 
 import pytest
 import pytorch_lightning as pl
@@ -133,14 +134,44 @@ def test_a_buffer_that_begins_empty_and_is_set_anew_is_not_recorded(there, told)
     assert there.recorded == 0
 
 
-def test_why_a_recording_failed_is_told(there, told):
-    class Looks(Net):
-        def forward(self, x):
-            said = super().forward(x)
-            return said if float(said.detach().sum()) < 1e9 else -said
+class Looks(Net):
+    """Waits for the device in every step."""
 
+    def forward(self, x):
+        said = super().forward(x)
+        return said if float(said.detach().sum()) < 1e9 else -said
+
+
+def test_why_a_recording_failed_is_told(there, told):
     run({"nodes": lambda: {"teacher": kdkit.frozen(net(12)), "student": Looks(8)}})
     assert told == ["training without a CUDA graph: operation not permitted when stream is capturing: __float__"]
+
+
+def test_a_recording_that_failed_leaves_nothing_behind(there, told):
+    """Lightning empties the cache at a run's end; the next run is recorded."""
+    here = torch.cuda.current_stream()
+    run({"nodes": lambda: {"teacher": kdkit.frozen(net(12)), "student": Looks(8)}})
+    assert torch.cuda.current_stream() is here
+    assert not there.drawing
+    torch.cuda.empty_cache()
+    run({})
+    assert there.recorded == 1
+    assert len(told) == 1
+
+
+def test_what_a_failed_recording_held_is_gone_before_its_step_is_done(there):
+    """Else both would need room."""
+    kept, alive = [], []
+
+    def work():
+        kept.append(torch.zeros(2, device="cuda"))  # by its own frame, which the error holds
+        held = kept.pop()
+        alive.append(weakref.ref(held))
+        there.refuse("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        OnCuda().record(work)
+    assert alive[0]() is None
 
 
 def test_no_old_graph_is_destroyed_meanwhile(there):
