@@ -100,6 +100,13 @@ class Edge:
         self.head = None if own or head == "none" else head
         self.options = self._check_options({**options, "head": head} if own and head is not None else options)
 
+    def __repr__(self) -> str:
+        """As it could be written, with what was given."""
+        words = {word: getattr(self, word) for word in ("source", "target", "among", "taps", "weight", "head")}
+        told = {**words, **self.options}.items()
+        given = [f"{word}={value if isinstance(value, Schedule) else repr(value)}" for word, value in told if value]
+        return f"Edge({', '.join([repr(self.name), *given])})"
+
     @property
     def cls(self) -> type[nn.Module]:
         """The loss's class."""

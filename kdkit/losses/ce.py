@@ -18,7 +18,8 @@ def smoothed(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tenso
     if not isinstance(smoothing, Tensor):  # a scheduled one is a tensor, which torch's own does not take
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
     log_p = logits.log_softmax(1)
-    return (1 - smoothing) * F.nll_loss(log_p, labels) - smoothing * log_p.mean()
+    spread = torch.where(smoothing > 0, smoothing * log_p.mean(), 0)  # a class that is masked out has log p of −∞
+    return (1 - smoothing) * F.nll_loss(log_p, labels) - spread
 
 
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:

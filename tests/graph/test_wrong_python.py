@@ -83,3 +83,9 @@ def test_arguments_of_another_kind(nodes, edges, words, told):
 
 def test_the_names_that_kdkit_has_are_those_it_means():
     assert dir(kdkit) == sorted([*kdkit.__all__, "__version__"])
+
+
+def test_an_edge_is_shown_as_it_is_written():
+    edge = kdkit.Edge("kd", source="teacher", weight={"linear": [1, 0]}, temperature=4)
+    assert repr(edge) == "Edge('kd', source='teacher', weight=linear(start=1.0, end=0.0), temperature=4)"
+    assert repr(kdkit.Edge("ce", name="labels")) == "Edge('labels', weight=1)"

@@ -40,6 +40,17 @@ def test_ce_takes_raw_logits_so_that_a_perfect_prediction_costs_nothing():
     assert CrossEntropyLoss()(100 * F.one_hot(y, 100).float(), y) < 1e-6
 
 
+def test_smoothing_that_is_scheduled_spreads_nothing_over_a_masked_class_at_zero():
+    z, y = logits(8, 5).detach(), torch.randint(4, (8,))
+    z = torch.where(torch.arange(5) == 4, -math.inf, z).requires_grad_()
+    loss = CrossEntropyLoss()
+    plain = loss(z, y)
+    loss.label_smoothing = torch.tensor(0.0)
+    assert loss(z, y).item() == pytest.approx(plain.item(), rel=1e-12)
+    first, second = (torch.autograd.grad(value, z)[0] for value in (plain, loss(z, y)))
+    torch.testing.assert_close(second, first)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_hard_takes_the_teachers_answer_for_the_label(smoothing):
     s, t = logits(6, 5), logits(6, 5)
