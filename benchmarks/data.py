@@ -40,8 +40,9 @@ from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD
 from kdkit.data.device_loader import DeviceLoader
 from kdkit.data.files import find_unlabelled
 from kdkit.data.order import Order
+from kdkit.data.pixels import read_rgb
 from kdkit.data.views import CropFlip, Normalise
-from kdkit.data.worker_loader import ImageFiles, WorkerLoader, read_rgb
+from kdkit.data.worker_loader import ImageFiles, WorkerLoader
 from kdkit.registry import KdkitError
 
 BATCH = 64

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
-import stat
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdkit import draws
-from kdkit.data.files import printable
 from kdkit.data.order import Loader, Order
+from kdkit.data.pixels import read_rgb
 from kdkit.data.views import Normalise
 from kdkit.registry import KdkitError
 
 Transform = Callable[[Tensor], Tensor]
-NARROW = 100  # longer to shorter side: a strip whose shorter side is made 256 pixels takes gigabytes
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -51,22 +47,6 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             # Not torch.manual_seed, which would seed the accelerators too.
             torch.default_generator.manual_seed(draws.key(self.seed, "view", epoch, index) & 0xFFFFFFFF)
             return self.transform(image), index
-
-
-def read_rgb(path: str) -> Tensor:
-    """The file's pixels as RGB, (3, height, width) uint8; raises `KdkitError` naming it where it is no image."""
-    from PIL import Image
-
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise ValueError("something that is no file")
-        with Image.open(path) as image:
-            if max(image.size) > NARROW * min(image.size):
-                raise ValueError(f"{image.size[0]} × {image.size[1]} pixels, a strip that no crop is made of")
-            image.load()
-            return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
-    except Exception as problem:  # a broken image can fail in any way
-        raise KdkitError(f"data: {printable(path)} must be an image, got {problem}; mend or remove it") from None
 
 
 class WorkerLoader(Loader):

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from kdkit import data
-from kdkit.data.worker_loader import read_rgb
+from kdkit.data.pixels import read_rgb
 from kdkit.registry import KdkitError
 from tests.damage import spoilt
 from tests.recipe.fuzz import in_time
