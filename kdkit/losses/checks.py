@@ -51,12 +51,26 @@ def choice(loss: str, options: Sequence[str], **values: Any) -> None:
             raise ValueError(f"{loss}: {name} must be {known}, got {value!r}; choose one of them")
 
 
+def numbers(loss: str, **tensors: Tensor) -> None:
+    """Raise `ValueError` unless every value is a tensor of a floating type, and no model's whole output."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{loss}: {name} must be a tensor, got {type(value).__name__}; "
+                "take it out of the model's output, as in `output.logits`"
+            )
+        if not value.is_floating_point():
+            raise ValueError(f"{loss}: {name} must be of a floating type, got {value.dtype}; turn it with .float()")
+
+
 def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "", head: str = "") -> None:
     """Raise `ValueError` unless both ends have one shape; `remedy` says what to do, else a head that fits is named.
 
     `head` is the one between two maps.
     """
+    numbers(loss, student=student, teacher=teacher)
     if student.shape != teacher.shape:
+        _as_many(loss, student, teacher)
         if student.ndim == 4 and student.shape[:2] == teacher.shape[:2] and not head:
             remedy = remedy or "the head `identity` pools the larger maps; `taps: embedding` compares them all pooled"
         remedy = remedy or f"give the edge a head (head: {_head(student, teacher, head or 'linear')})"
@@ -66,7 +80,17 @@ def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "", he
 
 
 def same_batch(loss: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise `ValueError` unless both ends hold the same number of samples."""
+    """Raise `ValueError` unless both ends are (B, …) of the same number of samples."""
+    numbers(loss, student=student, teacher=teacher)
+    for name, tensor in (("student", student), ("teacher", teacher)):
+        if tensor.ndim < 2:
+            raise ValueError(
+                f"{loss}: {name} must be (B, …), got shape {tuple(tensor.shape)}; give a row of numbers for each sample"
+            )
+    _as_many(loss, student, teacher)
+
+
+def _as_many(loss: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape[:1] != teacher.shape[:1]:
         raise ValueError(
             f"{loss}: student must hold teacher's {teacher.shape[0]} samples, got {student.shape[0]}; "
@@ -102,6 +126,7 @@ def logits(
 
 def dims(loss: str, shape: str, **tensors: Tensor) -> None:
     """Raise `ValueError` unless every tensor has as many dimensions as `shape`, e.g. `"(B, C, H, W)"`, has letters."""
+    numbers(loss, **tensors)
     for name, tensor in tensors.items():
         if tensor.ndim != shape.count(",") + 1:
             tokens = shape.count(",") == 3 and tensor.ndim == 3
@@ -113,11 +138,16 @@ def dims(loss: str, shape: str, **tensors: Tensor) -> None:
 
 def class_labels(loss: str, labels: Tensor, batch: int) -> None:
     """Raise `ValueError` unless `labels` are `batch` class numbers: an int64 tensor of shape (B,)."""
-    if labels.shape != (batch,) or labels.dtype != torch.int64:
-        raise ValueError(
-            f"{loss}: labels must be int64 class numbers of shape ({batch},), "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}; give one class number per sample"
-        )
+    whole_numbers(loss, "class", batch, "give one class number per sample", labels=labels)
+
+
+def whole_numbers(loss: str, what: str, batch: int, remedy: str, **tensors: Tensor) -> None:
+    """Raise `ValueError` unless every value is an int64 tensor of shape (B,)."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or value.shape != (batch,) or value.dtype != torch.int64:
+            tensor = isinstance(value, Tensor)
+            found = f"{value.dtype} of shape {tuple(value.shape)}" if tensor else type(value).__name__
+            raise ValueError(f"{loss}: {name} must be int64 {what} numbers of shape ({batch},), got {found}; {remedy}")
 
 
 def _head(student: Tensor, teacher: Tensor, maps: str) -> str:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdkit.losses import checks
 from kdkit.losses.embed import Embed
 from kdkit.losses.geometry import unit
-from kdkit.losses.precision import full_precision
+from kdkit.losses.precision import full_precision, in_one_type
 from kdkit.registry import register_loss
 
 
@@ -87,7 +87,8 @@ class InBatchCRDLoss(nn.Module):
         """Contrast features (B, …) of the two sides."""
         checks.same_batch("crd_inbatch", student, teacher)
         checks.several("crd_inbatch", student, self.min_batch)
-        similarity = self.embed_student(student) @ self.embed_teacher(teacher.detach()).T  # (B, B)
+        student, teacher = in_one_type(student, teacher.detach())
+        similarity = self.embed_student(student) @ self.embed_teacher(teacher).T  # (B, B)
         logits = similarity / self.temperature
         own = torch.arange(len(logits), device=logits.device)
         if self.mask_same_class:

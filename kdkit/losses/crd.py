@@ -16,7 +16,7 @@ from kdkit.losses.crd_negatives import Negatives
 from kdkit.losses.crd_pairs import Pairs
 from kdkit.losses.crd_side import Side
 from kdkit.losses.embed import Embed
-from kdkit.losses.precision import full_precision
+from kdkit.losses.precision import full_precision, in_one_type
 from kdkit.losses.slope import with_slope
 from kdkit.registry import register_loss
 
@@ -153,12 +153,15 @@ class CRDLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None, *, index: Tensor) -> Tensor:
         """Contrast features of both sides; see the class."""
         checks.same_batch("crd", student, teacher)
+        checks.several("crd", student, 1, "leave the loss out where there is none")
         self._check_index(index, student.shape[0])
         if not self.labelled or labels is None:
             labels = self.pairs.label[index]
         else:
             checks.class_labels("crd", labels, student.shape[0])
-        s, t = self.embed_student(student), self.embed_teacher(teacher.detach())
+            _within("labels", labels, len(self.pairs.count), "give the classes that sample_labels has")
+        student, teacher = in_one_type(student, teacher.detach())
+        s, t = self.embed_student(student), self.embed_teacher(teacher)
         with torch.no_grad():
             of_s, of_t = self._close(s.detach(), t.detach(), labels, index)
         return with_slope(of_s[0], s, of_s[1]) + with_slope(of_t[0], t, of_t[1])
@@ -198,16 +201,15 @@ class CRDLoss(nn.Module):
         return self.pairs.sampled(self.step, index, label)
 
     def _check_index(self, index: Tensor, batch: int) -> None:
-        if index.shape != (batch,) or index.dtype != torch.int64:
-            raise ValueError(
-                f"crd: index must be int64 sample numbers of shape ({batch},), got {index.dtype} of shape "
-                f"{tuple(index.shape)}; give each sample's number in the training set"
-            )
-        if index.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        low, high = (int(end) for end in index.aminmax())
-        if low < 0 or high >= self.num_samples:
-            raise ValueError(
-                f"crd: index must lie in [0, {self.num_samples}), got {low if low < 0 else high}; "
-                "build the loss with num_samples of the training set that the batch comes from"
-            )
+        checks.whole_numbers("crd", "sample", batch, "give each sample's number in the training set", index=index)
+        remedy = "build the loss with num_samples of the training set that the batch comes from"
+        _within("index", index, self.num_samples, remedy)
+
+
+def _within(name: str, numbers: Tensor, count: int, remedy: str) -> None:
+    """Looked at on a CPU alone: to ask an accelerator would be to wait."""
+    if numbers.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = (int(end) for end in numbers.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"crd: {name} must lie in [0, {count}), got {low if low < 0 else high}; {remedy}")

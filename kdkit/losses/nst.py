@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import equal_size, inverse_length, unit
-from kdkit.losses.precision import full_precision
+from kdkit.losses.precision import full_precision, in_one_type
 from kdkit.losses.squares import gram
 from kdkit.registry import register_loss
 
@@ -54,7 +54,7 @@ class NSTLoss(nn.Module):
         """Compare maps (B, C, H, W), each of its own width and size."""
         checks.dims("nst", "(B, C, H, W)", student=student, teacher=teacher)
         checks.same_batch("nst", student, teacher)
-        s, t = (maps.flatten(2) for maps in equal_size(student, teacher.detach()))
+        s, t = (maps.flatten(2) for maps in equal_size(*in_one_type(student, teacher.detach())))
         (C_s, positions), C_t = s.shape[1:], t.shape[1]
         if positions * (C_s + C_t) < C_s**2 + C_t**2 + C_s * C_t:
             s, t = unit(s), unit(t)

@@ -87,6 +87,11 @@ class CosineLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the directions of two tensors of one shape."""
         checks.same_shape("cosine", student, teacher)
+        if student.ndim not in (2, 3, 4):
+            raise ValueError(
+                f"cosine: student and teacher must be (B, D), (B, N, D) or (B, C, H, W), got shape "
+                f"{tuple(student.shape)}; flatten what lies between, so that it is known which axis holds the features"
+            )
         dim = 1 if student.ndim == 4 else -1
         return 1 - (unit(student, dim) * unit(teacher.detach(), dim)).sum(dim).mean()
 

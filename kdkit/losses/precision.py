@@ -34,6 +34,12 @@ def full_precision(forward: Callable[..., Found]) -> Callable[..., Found]:
     return functools.wraps(forward)(wrapped)
 
 
+def in_one_type(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider type of the two, for products take no others."""
+    wider = torch.promote_types(one.dtype, other.dtype)
+    return one.to(wider), other.to(wider)
+
+
 def in_its_own_type(norm: nn.Module, x: Tensor) -> Tensor:
     """BatchNorm in the type of its weights, which it wants, whatever that of `x`; anything without weights as it is."""
     weight = getattr(norm, "weight", None)

@@ -93,11 +93,12 @@ class ReviewKDLoss(nn.Module):
                 f"{len(teachers)}; build the loss with the channels of these"
             )
         ours = _maps("students", students, self.widths[0])
-        theirs = _maps("teachers", [t.detach() for t in teachers], self.widths[1])
+        theirs = [t.detach() for t in _maps("teachers", teachers, self.widths[1])]
         checks.several("reviewkd", ours[0], self.min_batch, "BatchNorm cannot take fewer")
         total, deeper = ours[0].new_zeros(()), None
         for abf, student, teacher in zip(reversed(self.fusions), reversed(ours), reversed(theirs), strict=True):
-            checks.same_batch("reviewkd", student, teacher)
+            for level in (student, teacher):
+                checks.same_batch("reviewkd", ours[0], level)
             told, deeper = abf(student, deeper, teacher.shape[2:])
             total = total + hcl(told, teacher)
         return total
@@ -158,6 +159,7 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
 def _maps(name: str, tensors: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
     """The levels, vectors as maps of 1 × 1."""
     for level, (tensor, width) in enumerate(zip(tensors, widths, strict=False), 1):
+        checks.numbers("reviewkd", **{name: tensor})
         if tensor.ndim not in (2, 4):
             raise ValueError(
                 f"reviewkd: {name} must be maps (B, C, H, W) or vectors (B, D), got shape {tuple(tensor.shape)}; "

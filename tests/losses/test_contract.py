@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,34 @@ def test_what_is_not_finite_is_seen_in_the_value(name, sides, number):
     for t in tensors(words, sides):
         t.data[0].view(-1)[0] = number
     assert not loss(**words).isfinite()
+
+
+@pytest.mark.parametrize("wide", [STUDENT, TEACHER])
+def test_two_types_meet_in_the_wider(name, wide):
+    loss, words = build(name, torch.float32)
+    if not tensors(words, TEACHER):
+        pytest.skip("one side alone")
+    expected, _ = run(loss, words)
+    value, gradients = run(loss, words | with_gradients({w: each(Tensor.double, words[w]) for w in wide if w in words}))
+    torch.testing.assert_close(value.float(), expected, rtol=2e-4, atol=1e-5)
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda t: SimpleNamespace(logits=t), "a tensor, got SimpleNamespace; take it out of the model's output"),
+        (lambda t: t.detach().numpy(), "a tensor, got ndarray"),
+        (lambda t: (t.detach() * 10).long(), "of a floating type, got torch.int64"),
+    ],
+)
+@pytest.mark.parametrize("sides", [STUDENT, TEACHER])
+def test_what_is_no_tensor_of_numbers_is_told(name, sides, wrong, text):
+    loss, words = build(name)
+    for side in sides:
+        if side in words:
+            with pytest.raises(ValueError, match=f"{name}: {side} must be {text}"):
+                loss(**words | {side: each(wrong, words[side])})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

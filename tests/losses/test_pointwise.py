@@ -40,6 +40,18 @@ def test_cosine_ignores_lengths_and_calls_a_zero_vector_orthogonal():
 
 
 @pytest.mark.parametrize(("cls", "name"), [(MSELoss, "mse"), (CosineLoss, "cosine"), (HintLoss, "hint")])
+def test_another_batch_is_told_as_such(cls, name):
+    with pytest.raises(ValueError, match=f"^{name}: student must hold teacher's 7 samples, got 8; give both the same"):
+        cls()(torch.randn(8, 5), torch.randn(7, 5))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 3, 2, 6, 6)])
+def test_cosine_refuses_what_has_no_known_axis_of_features(shape):
+    with pytest.raises(ValueError, match=r"cosine: student and teacher must be \(B, D\), .* got shape"):
+        CosineLoss()(torch.randn(shape), torch.randn(shape))
+
+
+@pytest.mark.parametrize(("cls", "name"), [(MSELoss, "mse"), (CosineLoss, "cosine"), (HintLoss, "hint")])
 def test_unequal_shapes_are_refused_instead_of_broadcast(cls, name):
     with pytest.raises(
         ValueError, match=rf"^{name}: student must be shaped like teacher, \(4, 5\), got \(4, 1\); .*head"

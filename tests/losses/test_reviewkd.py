@@ -118,6 +118,7 @@ def test_the_width_inside_is_the_deepest_levels_512_at_most_or_what_is_said():
         (lambda s, t: (s[:2], t), "students and teachers must be 3 levels each, got 2 and 3"),
         (lambda s, t: ([x[:1] for x in s], [x[:1] for x in t]), "batch must hold at least 2 samples, got 1"),
         (lambda s, t: (s, [x[:2] for x in t]), "student must hold teacher's 2 samples, got 3"),
+        (lambda s, t: ([s[0][:2], *s[1:]], [t[0][:2], *t[1:]]), "student must hold teacher's 3 samples, got 2"),
         (lambda s, t: ([*s[:2], s[2][:, None]], t), r"students must be maps \(B, C, H, W\) or vectors \(B, D\), got"),
         (lambda s, t: ([s[1], *s[1:]], t), "students must have 3 channels at level 1, got 4"),
         (lambda s, t: (s, [t[0], t[0], t[2]]), "teachers must have 4 channels at level 2, got 5"),
