@@ -156,6 +156,7 @@ class TrainerSpec(Words):
     limit_val_batches: Share | None = None
     check_val_every_n_epoch: Positive = 1
     deterministic: Flag | Literal["warn"] = False
+    benchmark: Flag | None = None
     update: Literal["simultaneous", "sequential"] = "simultaneous"
     pcgrad: Flag = False
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

@@ -15,7 +15,7 @@ from kdkit.recipe.syntax import scalar
 
 # Where and how fast a recipe runs, and what becomes of a run that would fail: no part of what comes out.
 MACHINE: tuple[str, ...] = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile")
-MACHINE += ("deterministic", "logger", "on_nonfinite", "check_teachers")
+MACHINE += ("deterministic", "benchmark", "logger", "on_nonfinite", "check_teachers")
 READING = ("root", "download", "num_workers", "eval_batch_size")
 
 

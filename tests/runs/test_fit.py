@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from kdkit import models
-from kdkit.recipe import load
+from kdkit.recipe import content_key, load
 from kdkit.registry import KdkitError
 from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
@@ -55,6 +55,14 @@ def test_a_run_is_a_folder_that_tells_everything(tmp_path):
     again = load(folder.recipe)
     assert again.seed == 3
     assert again.trainer.max_epochs == 2
+
+
+def test_cudnn_may_be_told_to_time_its_kernels_which_makes_no_other_recipe(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    plain, timed = small("student_digits"), small("student_digits", "trainer.benchmark=true")
+    assert content_key(timed) == content_key(plain)
+    fit(timed)
+    assert torch.backends.cudnn.benchmark
 
 
 def test_a_folder_is_never_overwritten_by_accident():
