@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from kdkit.data.device_loader import LateBatch
@@ -22,6 +23,9 @@ from kdkit.train.late import hand_out, seen
 from kdkit.train.on_cuda import OnCuda
 from kdkit.train.optim import can_be_recorded
 from kdkit.train.share import calibrating
+
+log = logging.getLogger(__name__)
+note = rank_zero_only(log.warning)
 
 WARM = 3
 """Ordinary steps before a recording: optimisers make their state, cuDNN chooses its kernels, CRD fixes Z."""
@@ -93,7 +97,7 @@ class CapturedStep:
         self.forget()  # gradients that were recorded, but never computed
         self.recordings.clear()
         torch.cuda.empty_cache()
-        rank_zero_info(f"training without a CUDA graph: {self.refused}")
+        note(f"training without a CUDA graph: {self.refused}")
         return self.work(batch)
 
 
@@ -134,7 +138,7 @@ def _speed_up(distiller: Any) -> tuple[Compiled | None, CapturedStep | None]:
     if not recordable(distiller):
         return compiled, None
     if reason := _against(distiller):
-        rank_zero_info(f"training without a CUDA graph: {reason}")
+        note(f"training without a CUDA graph: {reason}")
         return compiled, None
 
     def forget() -> None:

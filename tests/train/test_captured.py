@@ -162,7 +162,7 @@ def test_cached_teachers_are_recorded(recorded, tmp_path):
 )
 def test_what_cannot_be_recorded_says_why_and_trains(recorded, monkeypatch, words, options, reason):
     told = []
-    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    monkeypatch.setattr(recording, "note", told.append)
     made = kdkit.Distiller(pair(), ["ce", "kd"], lr=0.01, compile="auto", **words)
     before = made.student.fc.weight.clone()
     fit(made, loader(n=32), epochs=1, **options)
@@ -173,7 +173,7 @@ def test_what_cannot_be_recorded_says_why_and_trains(recorded, monkeypatch, word
 
 def test_dropout_is_not_recorded(recorded, monkeypatch):
     told = []
-    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    monkeypatch.setattr(recording, "note", told.append)
     trained(["ce", "kd"], "auto", 1, {"teacher": kdkit.frozen(net(12, seed=1)), "student": net(8, dropout=0.5)})
     assert "dropout" in told[0]
 
@@ -196,7 +196,7 @@ def test_a_failed_recording_goes_on_without(monkeypatch, recorded):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     told = []
-    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    monkeypatch.setattr(recording, "note", told.append)
     use(monkeypatch, fails)
     made = [kdkit.Distiller(pair(), ["ce", "kd"], lr={"cosine": [0.1, 0.0]}, compile="auto")]
     fit(made[0], loader(n=72), epochs=3)
@@ -287,7 +287,7 @@ def test_a_callback_that_looks_at_gradients_sees_them(recorded, monkeypatch):
             self.seen += made.student.fc.weight.grad is not None
 
     told, watch = [], Gradients()
-    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    monkeypatch.setattr(recording, "note", told.append)
     trained(["ce", "kd"], "auto", epochs=1, callbacks=[watch])
     assert watch.seen == 5
     assert "Gradients looks at gradients" in told[0]

@@ -117,6 +117,6 @@ def test_the_loader_is_left_as_it_was(recorded):  # noqa: F811
 
 def test_a_cache_by_epochs_is_a_reason(recorded, monkeypatch, tmp_path):  # noqa: F811
     told = []
-    monkeypatch.setattr(recording, "rank_zero_info", told.append)
+    monkeypatch.setattr(recording, "note", told.append)
     run("auto", cache={"by": "epochs", "folder": str(tmp_path)}, epochs=1)
     assert told == ["training without a CUDA graph: a cache by epochs is read by the host"]

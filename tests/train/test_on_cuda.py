@@ -26,7 +26,7 @@ def there(monkeypatch):
 def told(monkeypatch):
     """Why a run was not recorded."""
     found = []
-    monkeypatch.setattr(recording, "rank_zero_info", found.append)
+    monkeypatch.setattr(recording, "note", found.append)
     return found
 
 
