@@ -57,7 +57,8 @@ class Audience:
 
         self._teachers = indices([row + [nobody] * (most - len(row)) for row in rows])
         self._learners = indices([place.get(name, nobody) for name in self.learners])
-        self._others = indices([sum(node not in of for node in set(several)) for several in nodes])
+        self._outside = [sum(node not in of for node in set(several)) for several in nodes]
+        self._others = indices(self._outside)
         among = [place[name] for name in edge.edge.among or ()]
         self._among = indices(among) if among and not self.ensemble else None
 
@@ -68,7 +69,7 @@ class Audience:
             heard = teachers <= here or (self.ensemble and bool(teachers & here or others))
             return heard and (learner in here or learner not in peers)
 
-        calls = zip(self.teachers, self.learners, self._others.tolist(), strict=True)
+        calls = zip(self.teachers, self.learners, self._outside, strict=True)
         self.idle = frozenset(i for i, call in enumerate(calls) if not made(*call))
 
     def __call__(self, factors: Tensor, outputs: Outputs) -> Tensor:

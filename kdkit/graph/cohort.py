@@ -173,7 +173,8 @@ class Roster:
         now = [self.presence(name, t) for name in self.peers]
         if now != self._now:
             self._now = now
-            self._presence.copy_(torch.tensor(now))
+            for place, value in zip(self._presence, now, strict=True):
+                place.fill_(value)  # in a ramp every step; to copy from the host would be to wait
         if changed:
             self._since = t
             here, peers = frozenset(self.here), frozenset(self.peers)

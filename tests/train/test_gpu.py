@@ -130,6 +130,7 @@ def test_what_is_learned_there(name, monkeypatch):
     [
         ("crd_kd_cifar100", ["losses.crd.num_negatives=64"]),
         ("dml_elastic_cifar100", ["cohort.join.c.epoch=1", "cohort.leave.a.epoch=1", "cohort.ramp=0"]),
+        ("dml_elastic_cifar100", ["cohort.join.c.epoch=0.1", "cohort.leave.a.epoch=0.2", "cohort.ramp=1"]),
         ("kd_cifar100", ["models.teacher.cache=true"]),
     ],
 )
@@ -141,6 +142,18 @@ def test_recipes(recipe, words, there, within, tmp_path, monkeypatch):
     words += ["models.teacher.weights=random"] if "teacher" in load(recipe).models else []
     assert fit(load(recipe, words), out=tmp_path / "run").last
     assert within == []
+
+
+def test_why_a_run_has_no_cuda_graph_is_told(there, tmp_path, capsys):
+    words = ["data.fake=true", "data.batch_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    words += [
+        "trainer.limit_val_batches=1",
+        "trainer.accelerator=gpu",
+        "trainer.compile=auto",
+        "models.student.arch=resnet8",
+    ]
+    fit(load("student_resnet20_cifar100", [*words, "trainer.accumulate_grad_batches=2"]), out=tmp_path / "run")
+    assert "training without a CUDA graph: gradients are accumulated" in capsys.readouterr().out
 
 
 def test_latency(there):
