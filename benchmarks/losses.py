@@ -22,6 +22,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,17 @@ from kdkit.registry import LOSSES, KdkitError, constructor
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "logits": [(100,)],
     "embedding": [(64,)],
+    "stem": [(16, 32, 32)],
     "stages": [(16, 32, 32), (32, 16, 16), (64, 8, 8)],
+    "stages:preact": [(16, 32, 32), (32, 16, 16), (64, 8, 8)],
     "stage2": [(32, 16, 16)],
     "stage-1": [(64, 8, 8)],
     "beliefs": [(8, 100)],
 }
-EXTRA: list[tuple[str, str, dict[str, Any]]] = [("ce", "ce smoothed", {"label_smoothing": 0.1})]
+EXTRA: list[tuple[str, str, dict[str, Any]]] = [
+    ("ce", "ce smoothed", {"label_smoothing": 0.1}),
+    ("cc", "cc of neighbours", {"mode": "code"}),
+]
 CRD = [(kind, dtype) for kind in ("sampled", "shared", "all") for dtype in ("float32", "bfloat16")]
 
 
@@ -149,6 +155,7 @@ class Case:
         distances, angles = 4 * gram, 10 * B**3
         counts: dict[str, float] = {
             "pkt": 4 * gram,
+            "cc": 0 if self.options.get("mode") == "code" else 4 * gram,
             "sp": 4 * B * B * math.prod(shape),
             "rkd_distance": distances,
             "rkd_angle": distances + angles,
@@ -162,6 +169,9 @@ class Case:
         if self.name == "reviewkd":  # 1 × 1 and 3 × 3, each forward and twice backward
             hidden = self.shapes[-1][0]
             return float(sum(60 * B * hidden * math.prod(shape) for shape in self.shapes))
+        if self.name == "fsp":  # a product of two layers, forward on both sides and backward to both layers
+            pairs = pairwise(self.shapes)
+            return float(sum(8 * B * first[0] * last[0] * math.prod(last[1:]) for first, last in pairs))
         if self.name == "nst":
             return float(sum(8 * B * channels**2 * height * width for channels, height, width in self.shapes))
         return counts.get(self.name, 0)

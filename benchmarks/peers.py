@@ -10,9 +10,11 @@ import contextlib
 import copy
 import importlib
 import io
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +80,10 @@ def plain() -> Makers:
         "mse": simple(F.mse_loss),
         "hint": simple(F.mse_loss),
         "sp": simple(plain_sp),
+        "cc": simple(plain_cc),
+        "cc of neighbours": simple(lambda s, t: plain_neighbours((s - t).abs())),
+        "fsp": lambda case: Contender(lambda: plain_fsp(case.students, case.teachers)),
+        "ab": lambda case: Contender(lambda: plain_ab(case.students, case.teachers)),
         "cosine": simple(lambda s, t: 1 - F.cosine_similarity(s, t).mean()),
         "at": staged(plain_at),
         "nst": staged(broadcast_nst),
@@ -113,6 +119,33 @@ def plain_dist(student: Tensor, teacher: Tensor) -> Tensor:
 def plain_sp(student: Tensor, teacher: Tensor) -> Tensor:
     a, b = (F.normalize(x.flatten(1) @ x.flatten(1).T) for x in (student, teacher))
     return (a - b).square().sum() / len(a)
+
+
+def plain_cc(student: Tensor, teacher: Tensor) -> Tensor:
+    def kernel(x: Tensor) -> Tensor:
+        products = F.normalize(x) @ F.normalize(x).T
+        return sum(math.exp(-0.8) * 0.8**p / math.factorial(p) * products**p for p in range(3))  # type: ignore[return-value]
+
+    return F.mse_loss(kernel(student), kernel(teacher))
+
+
+def plain_neighbours(apart: Tensor) -> Tensor:
+    return (apart[:-1] * apart[1:]).sum(1).mean()
+
+
+def plain_fsp(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    def flows(layers: Sequence[Tensor]) -> list[Tensor]:
+        pairs = [(F.adaptive_avg_pool2d(one, other.shape[2:]), other) for one, other in pairwise(layers)]
+        return [torch.einsum("bchw,bdhw->bcd", *pair) / pair[1][0, 0].numel() for pair in pairs]
+
+    return torch.stack([F.mse_loss(s, t) for s, t in zip(flows(students), flows(teachers), strict=True)]).sum()
+
+
+def plain_ab(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    total = students[0].new_zeros(())
+    for s, t in zip(students, teachers, strict=True):
+        total = total / 2 + torch.where(t > 0, F.relu(1 - s), F.relu(1 + s)).square().sum() / len(s)
+    return total
 
 
 def plain_at(student: Tensor, teacher: Tensor) -> Tensor:
@@ -262,6 +295,10 @@ def repdistiller(clone: Path) -> Makers:
             lambda: sum(loss(s, t) for loss, s, t in stages), [p for loss in peers for p in loss.parameters()]
         )
 
+    def fsp(case: Any) -> Contender:
+        loss = zoo.FSP([s.shape for s in case.students], [t.shape for t in case.teachers])
+        return Contender(lambda: sum(loss(case.students, case.teachers)))
+
     return {
         "at": lambda case: Contender(lambda: sum(zoo.Attention()(case.students, case.teachers))),
         "nst": lambda case: Contender(lambda: sum(zoo.NSTLoss()(case.students, case.teachers))),
@@ -269,6 +306,11 @@ def repdistiller(clone: Path) -> Makers:
         "hint": simple(zoo.HintLoss()),
         "sp": lambda case: similarity(zoo.Similarity().similarity_loss, case),
         "vid": vid,
+        "cc of neighbours": simple(zoo.Correlation()),
+        "fsp": fsp,
+        "ab": lambda case: Contender(
+            lambda: sum(zoo.ABLoss(len(case.students))(case.students, case.teachers)), factor=1000 / 3, note=SCALED
+        ),
         "pkt": lambda case: simple(zoo.PKT(), factor=case.batch, note=PAIRS)(case),
         "rkd": simple(zoo.RKDLoss()),
         "crd": crd,
@@ -329,6 +371,7 @@ def mdistiller(clone: Path) -> Makers:
     }
 
 
+SCALED = "it multiplies by 3/1000, kdkit's recipe does"
 PAIRS = "it averages over B², kdkit over B"
 GIVEN = "negatives given, not drawn; 1e-7 inside its logarithms"
 

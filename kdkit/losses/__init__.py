@@ -8,13 +8,16 @@ L modules of a cascade, n samples of the training set, K negatives, T temperatur
 contrast, s and t the student's and the teacher's side.
 """
 
+from kdkit.losses.ab import ABLoss
 from kdkit.losses.at import ATLoss
+from kdkit.losses.cc import CCLoss
 from kdkit.losses.ce import CrossEntropyLoss
 from kdkit.losses.contrastive import InBatchCRDLoss, NTXentLoss
 from kdkit.losses.crd import CRDLoss
 from kdkit.losses.dist import DISTLoss
 from kdkit.losses.dkd import DKDLoss
 from kdkit.losses.dml import DMLLoss
+from kdkit.losses.fsp import FSPLoss
 from kdkit.losses.hard import HardLoss
 from kdkit.losses.kd import KDLoss
 from kdkit.losses.nst import NSTLoss
@@ -27,13 +30,16 @@ from kdkit.losses.sp import SPLoss
 from kdkit.losses.vid import VIDLoss
 
 __all__ = [
+    "ABLoss",
     "ATLoss",
+    "CCLoss",
     "CRDLoss",
     "CosineLoss",
     "CrossEntropyLoss",
     "DISTLoss",
     "DKDLoss",
     "DMLLoss",
+    "FSPLoss",
     "HardLoss",
     "HintLoss",
     "InBatchCRDLoss",

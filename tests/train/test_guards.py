@@ -15,6 +15,7 @@ RELATIONS = {
     "rkd_angle": 3,
     "pkt": 2,
     "sp": 2,
+    "cc": 2,
     "reviewkd": 2,
     "nt_xent": 2,
     "crd_inbatch": 2,

@@ -1,6 +1,10 @@
 """Losses that read several layers of both models at once."""
 
+import copy
+import itertools
+
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -90,3 +94,24 @@ def test_taps_of_the_teacher_alone_stand_for_all_that_the_loss_reads():
         (["t1.stage2:preact", "t2.stage2:preact"], "stage2"),
         (["t1.embedding", "t2.embedding"], "embedding"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "taps"),
+    [
+        ("ab", {"head": {"conv_bn_relu": {"relu": False}}}, {"stage1:preact", "stage2:preact"}),
+        ("fsp", {"head": "conv1x1", "taps": "stages"}, {"stage1", "stage2"}),
+    ],
+)
+def test_layers_learn_before_the_labels_and_the_classifier_waits_for_them(name, words, taps):
+    distiller = Distiller(pair(), [Edge(name, when={"to": 1}, **words), Edge("ce", when={"from": 1})], lr=0.01)
+    seen = [copy.deepcopy(distiller.student.state_dict())]
+    look = pl.Callback()
+    look.on_train_epoch_end = lambda *_: seen.append(copy.deepcopy(distiller.student.state_dict()))
+    fit(distiller, callbacks=[look])
+    first, then = ({n for n in one if not one[n].equal(other[n])} for one, other in itertools.pairwise(seen))
+    assert {"conv1.weight", "conv2.weight"} <= first
+    assert not first & {"fc.weight", "fc.bias"}
+    assert "fc.weight" in then
+    ends = {end for edge in distiller.graph.edges.values() for end in edge.ends()}
+    assert {end.tap for end in ends if end.node == "teacher"} == taps
