@@ -17,9 +17,9 @@ def smoothed(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tenso
     """Cross-entropy of logits (B, C) with labels (B,), of which a share is spread over all classes."""
     if not isinstance(smoothing, Tensor):  # a scheduled one is a tensor, which torch's own does not take
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    log_p = logits.log_softmax(1)
-    spread = torch.where(smoothing > 0, smoothing * log_p.mean(), 0)  # a class that is masked out has log p of −∞
-    return (1 - smoothing) * F.nll_loss(log_p, labels) - spread
+    plain, even = (F.cross_entropy(logits, labels, label_smoothing=share) for share in (0.0, 1.0))
+    spread = torch.where(smoothing > 0, smoothing * even, 0)  # a class that is masked out costs ∞
+    return (1 - smoothing) * plain + spread
 
 
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,7 +45,8 @@ class CrossEntropyLoss(nn.Module):
         label_smoothing: ε in [0, 1], the share of the target spread evenly over all classes. Teachers trained with it
             teach worse (Müller, Kornblith, Hinton, NeurIPS 2019, arXiv 1906.02629).
 
-    `forward(student, labels)` takes logits (B, C) and class numbers (B,), int64.
+    `forward(student, labels)` takes logits (B, C) and class numbers (B,), int64. A sample whose label is −100 is left
+    out, of the mean, too, as torch has it.
 
     Returns:
         A scalar in nats.

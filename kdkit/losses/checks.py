@@ -19,28 +19,32 @@ def positive(loss: str, **values: Any) -> None:
     """Raise `ValueError` unless every value is a finite number above 0: `positive("kd", temperature=temperature)`."""
     for name, value in values.items():
         if not (_is_number(value) and 0 < value < math.inf):
-            raise ValueError(f"{loss}: {name} must be a number above 0, got {value!r}; choose a positive {name}")
+            remedy = _plain(value, f"choose a positive {name}")
+            raise ValueError(f"{loss}: {name} must be a number above 0, got {value!r}; {remedy}")
 
 
 def not_negative(loss: str, **values: Any) -> None:
     """Raise `ValueError` unless every value is a finite number of at least 0."""
     for name, value in values.items():
         if not (_is_number(value) and 0 <= value < math.inf):
-            raise ValueError(f"{loss}: {name} must be a number of at least 0, got {value!r}; 0 switches it off")
+            remedy = _plain(value, "0 switches it off")
+            raise ValueError(f"{loss}: {name} must be a number of at least 0, got {value!r}; {remedy}")
 
 
 def share(loss: str, **values: Any) -> None:
     """Raise `ValueError` unless every value lies in [0, 1]."""
     for name, value in values.items():
         if not (_is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{loss}: {name} must lie in [0, 1], got {value!r}; give it as a share, not in percent")
+            remedy = _plain(value, "give it as a share, not in percent")
+            raise ValueError(f"{loss}: {name} must lie in [0, 1], got {value!r}; {remedy}")
 
 
 def count(loss: str, **values: Any) -> None:
     """Raise `ValueError` unless every value is a whole number of at least 1."""
     for name, value in values.items():
         if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-            raise ValueError(f"{loss}: {name} must be a whole number of at least 1, got {value!r}; give a size")
+            remedy = _plain(value, "give a size")
+            raise ValueError(f"{loss}: {name} must be a whole number of at least 1, got {value!r}; {remedy}")
 
 
 def choice(loss: str, options: Sequence[str], **values: Any) -> None:
@@ -160,4 +164,13 @@ def _head(student: Tensor, teacher: Tensor, maps: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    if isinstance(value, Tensor):
+        return value.ndim == 0  # a scheduled one; others would make the loss more than a scalar
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _plain(value: Any, remedy: str) -> str:
+    """`remedy`, but for one of NumPy's numbers or a tensor of several, which are no plain number."""
+    if not hasattr(value, "item") or _is_number(value):
+        return remedy
+    return "give a plain number, as `.item()` does of an array of one"

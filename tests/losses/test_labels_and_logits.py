@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdkit.losses import CrossEntropyLoss, DMLLoss, HardLoss, KDLoss
+from kdkit.losses import CrossEntropyLoss, DMLLoss, HardLoss, KDLoss, NTXentLoss
 
 
 def softmax(z):
@@ -38,6 +38,15 @@ def test_ce_takes_raw_logits_so_that_a_perfect_prediction_costs_nothing():
     """The softmax of a softmax, a common slip, cannot fall below ln(e + C − 1) − 1 = 3.62 at C = 100."""
     y = torch.arange(8)
     assert CrossEntropyLoss()(100 * F.one_hot(y, 100).float(), y) < 1e-6
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_ce_leaves_out_what_has_no_label_also_where_smoothing_is_scheduled(smoothing):
+    z, y = logits(6, 5), torch.tensor([3, -100, 0, 1, -100, 4])
+    expected, loss = CrossEntropyLoss(smoothing)(z[y >= 0], y[y >= 0]), CrossEntropyLoss(smoothing)
+    torch.testing.assert_close(loss(z, y), expected)
+    loss.label_smoothing = torch.tensor(smoothing, dtype=torch.float64)
+    torch.testing.assert_close(loss(z, y), expected)
 
 
 def test_smoothing_that_is_scheduled_spreads_nothing_over_a_masked_class_at_zero():
@@ -136,6 +145,16 @@ def test_dml_temperature_keeps_the_gradient_s_size():
 def test_temperature_must_be_positive(cls, temperature):
     with pytest.raises(ValueError, match=r"^(kd|dml): temperature must be a number above 0, got .*; choose a positive"):
         cls(temperature=temperature)
+
+
+@pytest.mark.parametrize("value", [np.float32(4), np.int64(4), torch.tensor([4.0]), torch.tensor([4.0, 2.0])])
+def test_a_number_is_a_plain_one_or_a_scheduled_scalar(value):
+    """A tensor of shape (1,) made the loss one, too; of several it ended in torch's traceback."""
+    with pytest.raises(ValueError, match=r"^kd: temperature must be a number above 0, got .*; give a plain number, as"):
+        KDLoss(temperature=value)
+    with pytest.raises(ValueError, match=r"^embed: embed_dim must be a whole number .*; give a plain number, as"):
+        NTXentLoss(4, 4, embed_dim=np.int64(4))
+    assert KDLoss(temperature=torch.tensor(4.0))(logits(4, 5), logits(4, 5)).shape == ()
 
 
 def test_wrong_shapes_say_what_to_do():
