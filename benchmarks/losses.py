@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import kdkit.losses  # noqa: F401  fills the registry
-from benchmarks import peers, timing
+from benchmarks import peers, plain, timing
 from benchmarks.peers import Contender, Makers
 from kdkit.registry import LOSSES, KdkitError, constructor
 
@@ -279,7 +279,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--repdistiller", type=Path, metavar="CLONE", help="a clone of HobbitLong/RepDistiller")
     parser.add_argument("--mdistiller", type=Path, metavar="CLONE", help="a clone of megvii-research/mdistiller")
     args = timing.begin(parser, words)
-    libraries: dict[str, Makers] = {"plain torch": peers.plain(), "timm": peers.timm()}
+    libraries: dict[str, Makers] = {"plain torch": plain.makers(), "timm": peers.timm()}
     for name in ("torchdistill", "repdistiller", "mdistiller"):
         if (place := getattr(args, name)) is not None:
             libraries[name] = getattr(peers, name)(place)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from benchmarks import data as images
-from benchmarks import losses, peers, performance, scaling, step, timing
+from benchmarks import losses, peers, performance, plain, scaling, step, timing
 from kdkit.registry import LOSSES, KdkitError
 from tests.gpu import gpu
 
@@ -74,7 +74,7 @@ def test_every_loss_has_a_case_and_equals_plain_torch_and_timm(name):
     args = argparse.Namespace(quick=True, batch=[8], losses=[name], device=CPU)
     found = losses.cases(args)
     assert {case.name for case in found} == {name}
-    libraries = {"plain torch": peers.plain(), "timm": peers.timm()}
+    libraries = {"plain torch": plain.makers(), "timm": peers.timm()}
     for case in found:
         assert all(value.requires_grad for value in case.students)
         losses.compare(case, losses.contenders(case, libraries))
@@ -83,7 +83,7 @@ def test_every_loss_has_a_case_and_equals_plain_torch_and_timm(name):
 
 def test_what_is_not_the_same_is_not_timed():
     case = losses.Case("kd", 8, [(100,)], CPU)
-    other = peers.simple(lambda s, t: peers.kl(s, t, 3.9))(case)
+    other = peers.simple(lambda s, t: plain.kl(s, t, 3.9))(case)
     with pytest.raises(KdkitError, match=r"kd at B = 8: other is .* from kdkit, not timed"):
         losses.compare(case, {"kdkit": case.ours(), "other": other})
 
