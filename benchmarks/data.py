@@ -1,8 +1,9 @@
 r"""How many images a second the loaders hand out, and where the time of a folder's images goes.
 
-    python -m benchmarks.data --roots FOLDER … --out benchmarks/results/speed_data.jsonl
+    python -m benchmarks.data --roots FOLDER … --enlarged FOLDER --dali SITE --out benchmarks/results/speed_data.jsonl
 
-For each folder, some of its images in random crops of 224² (`--sizes`), on one core:
+For each folder, some of its images in random crops of 224² (`--sizes`), on one core (`--enlarged`: enlarged to as many
+pixels as a photograph of ImageNet has in the mean and saved at quality 90, which leaves them smoother than those are):
 
 - `decode`: from the file to RGB pixels.
 - `decode, crop, mirror`: to what kdkit's workers hand over, uint8.
@@ -19,10 +20,15 @@ the CPU or with `--device cuda` the GPU, to which `to a device` then sends, too.
 `torchvision` is the usual pipeline: `DataLoader`, `RandomResizedCrop` (for CIFAR `RandomCrop` with padding),
 `RandomHorizontalFlip`, `ToTensor`, `Normalize`, image by image in the workers. Before anything is timed, both have to
 give the same images under the same draws, but for one level of a pixel by rounding. Times are those of one image.
+
+SITE is a folder that `pip install --target SITE nvidia-dali-cuda130` made. DALI decodes, crops and resizes on the CPU,
+with as many threads as there are workers, and with none beside it where there is no worker; by default only the part of
+a JPEG that its crop needs, or *whole*. Its draws are its own; whole images were found to be alike.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +41,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import default_loader
 
 from benchmarks import timing
+from benchmarks.dali import Dali
 from kdkit import data
 from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD
 from kdkit.data.device_loader import DeviceLoader
@@ -95,12 +102,29 @@ def same(one: Tensor, other: Tensor, what: str) -> None:
         raise KdkitError(f"{what}: torchvision makes other images, {apart} levels away; not timed")
 
 
-def folder(root: Path, size: int, count: int, workers: Sequence[int], rounds: int, rows: timing.Rows) -> None:
+def choose(root: Path, count: int) -> list[str]:
+    """Some of a folder's images."""
+    found = find_unlabelled(root)
+    return found.paths(torch.randperm(len(found.names), generator=torch.Generator().manual_seed(0))[:count])
+
+
+def enlarge(paths: Sequence[str], folder: Path) -> Path:
+    """The images at 500 × 375 pixels, or as many in their own shape."""
+    folder.mkdir()
+    for k, path in enumerate(paths):
+        image = default_loader(path)
+        factor = (500 * 375 / (image.width * image.height)) ** 0.5
+        size = round(factor * image.width), round(factor * image.height)
+        image.resize(size, Image.Resampling.LANCZOS).save(folder / f"{k:05d}.jpg", quality=90)
+    return folder
+
+
+def folder(
+    root: Path, size: int, count: int, workers: Sequence[int], rounds: int, rows: timing.Rows, dali: Dali | None
+) -> None:
     """The rows of one folder of images."""
     moved = MOVED if rows.device.type == "cpu" else rows.device
-    found = find_unlabelled(root)
-    chosen = torch.randperm(len(found.names), generator=torch.Generator().manual_seed(0))[:count]
-    paths, name = found.paths(chosen), f"{root.name}, {size}²"
+    paths, name = choose(root, count), f"{root.name}, {size}²"
     transform = data.build("folder", root=root, image_size=size).transform(augment=True)
     files, normalise = ImageFiles(paths, transform, seed=0), Normalise(*IMAGENET.values())
     few, to_uint8 = range(min(count, BATCH)), transforms.PILToTensor()
@@ -111,12 +135,20 @@ def folder(root: Path, size: int, count: int, workers: Sequence[int], rounds: in
         mine = transform(read_rgb(paths[k]))
         torch.manual_seed(k)
         same(mine, unfinished[k][0], name)
+    alike = dali.compare(paths[: len(few)], size) if dali else {}
 
     def times(what: str, calls: dict[str, Callable[[], object]], images: int, workers: int | None = None) -> None:
         turns = timing.in_turns(calls, rounds)
         summary = timing.summary({who: [t / images for t in mine] for who, mine in turns.items()})
         for who, figures in summary.items():
-            rows.add(shape=name, what=what, workers=workers, batch=BATCH, contender=who, **figures)
+            told = {"apart": alike} if who.startswith("DALI") else {}
+            rows.add(shape=name, what=what, workers=workers, batch=BATCH, contender=who, **figures, **told)
+
+    def beside(
+        images: Sequence[str], workers: int, floats: bool, device: torch.device
+    ) -> dict[str, Callable[[], object]]:
+        found = dali.passes(images, size, len(few), workers, floats) if dali else {}
+        return {who: lambda each=each: each(device) for who, each in found.items()}
 
     parts: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "decode": (lambda: [read_rgb(paths[k]) for k in few], lambda: [default_loader(paths[k]) for k in few]),
@@ -127,7 +159,8 @@ def folder(root: Path, size: int, count: int, workers: Sequence[int], rounds: in
         ),
     }
     for what, (ours, other) in parts.items():
-        times(what, {"kdkit": ours, "torchvision": other}, len(few))
+        third = beside(paths[: len(few)], 0, "normalise" in what, torch.device("cpu")) if "crop" in what else {}
+        times(what, {"kdkit": ours, "torchvision": other, **third}, len(few))
     for n in workers:
         other_loader = theirs(usual, n)
         for what, device in (("to a device", moved), ("to the CPU", torch.device("cpu"))):
@@ -138,6 +171,7 @@ def folder(root: Path, size: int, count: int, workers: Sequence[int], rounds: in
             calls = {
                 "kdkit": lambda loader=loader: read(loader),
                 "torchvision": lambda each=other_loader, device=device: each(device),
+                **beside(paths, n, what == "to the CPU", device),
             }
             times(what, calls, count, n)
 
@@ -168,6 +202,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = timing.arguments(__doc__, rounds=7)
     parser.add_argument("--roots", nargs="*", type=Path, default=[], metavar="FOLDER", help="folders of images")
     parser.add_argument("--sizes", nargs="+", type=int, default=[224], help="of the crops, for each folder its own")
+    parser.add_argument("--enlarged", type=Path, metavar="FOLDER", help="of images, in crops of 224² of larger files")
+    parser.add_argument("--dali", type=Path, metavar="SITE", help="folder that nvidia-dali is installed in")
     parser.add_argument("--count", type=int, default=512, help="images in a turn (default: 512)")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     args = timing.begin(parser, words)
@@ -175,11 +211,18 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"--sizes takes one size, or one for each of the {len(args.roots)} folders, got {len(args.sizes)}")
     if args.quick:
         args.count, args.workers = 8, [0, 1]
+    elif args.dali and args.count % BATCH:
+        parser.error(f"--count must be whole batches of {BATCH} beside DALI, got {args.count}")
     sizes = args.sizes if len(args.sizes) > 1 else args.sizes * len(args.roots)
-    rows = timing.Rows(args, "data")
+    rows, dali = timing.Rows(args, "data"), Dali(args.dali) if args.dali else None
     resident(args.count if args.quick else 5 * args.count, args.workers, args.rounds, rows)
-    for root, size in zip(args.roots, sizes, strict=True):
-        folder(root, size, args.count, args.workers, args.rounds, rows)
+    with tempfile.TemporaryDirectory() as place:
+        shapes = list(zip(args.roots, sizes, strict=True))
+        if args.enlarged is not None:
+            name = f"{args.enlarged.name} enlarged to 500 × 375"
+            shapes.append((enlarge(choose(args.enlarged, args.count), Path(place) / name), 224))
+        for root, size in shapes:
+            folder(root, size, args.count, args.workers, args.rounds, rows, dali)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ $ python -m benchmarks.step --epoch --images 640 --rounds 3 --methods kd crd --r
     --out benchmarks/results/speed_step.jsonl
 $ python -m benchmarks.step --epoch --rounds 3 --methods kd crd --device cuda --repdistiller RepDistiller \\
     --out benchmarks/results/speed_step.jsonl
+$ pip install --target DALI nvidia-dali-cuda130
 $ python -m benchmarks.data --roots tiny-imagenet-20 imagenet-1k-samples --sizes 64 224 \\
-    --out benchmarks/results/speed_data.jsonl
+    --enlarged imagenet-1k-samples --dali DALI --out benchmarks/results/speed_data.jsonl
 $ python -m benchmarks.scaling --out benchmarks/results/speed_scaling.jsonl
 ```
 
@@ -68,9 +69,14 @@ How many images a second the loaders hand out, batch 64. *resident*: CIFAR's sha
 flips where the images live. The rest are JPEGs in a folder, random crops and flips: parts of the work on one core, then
 through the loaders with so many worker processes. *To a device* is the host's share of it where an accelerator trains:
 kdkit sends uint8 and normalises there. *Cores*: an accelerator that trains on 1,000 images a second wants so many of
-these; this machine has two, which workers and the loop that reads from them share. *torchvision*: how many times
+these; these machines have two, which workers and the loop that reads from them share. *torchvision*: how many times
 kdkit's time the usual `DataLoader` of `RandomResizedCrop`, `ToTensor` and `Normalize` takes for the same images.
+*DALI*: likewise NVIDIA's, on the CPU with as many threads as workers: decoding the part of an image that its crop
+needs, then decoding all of it. *Enlarged* images have as many pixels as ImageNet's in the mean, and less detail than
+photographs of that size. On the EPYC kdkit still decoded by PIL.
 """
+WORTH = 1.3
+"""How many times as fast a loader has to be that pays for another library."""
 SCALING = """## As the work grows
 
 kdkit alone. *Peak* is what a loss holds at most beyond what lies there between calls; a step's memory is not measured.
@@ -121,7 +127,7 @@ def page(rows: Rows) -> str:
         name = "CPU" if device == "cpu" else "GPU"
         for text, make in ((LOSSES, losses), (STEPS, steps), (DATA, images), (SCALING, scaling)):
             title, _, body = text.partition("\n\n")
-            made = make(select(rows, device=device) if make is steps else here)
+            made = make(select(rows, device=device) if make in (steps, images) else here)
             parts.append(f"{title}: {name}\n\n{body + chr(10) if device == 'cpu' else ''}{made}\n")
     return "\n".join(parts)
 
@@ -180,22 +186,53 @@ def steps(rows: Rows) -> str:
 
 
 def images(rows: Rows) -> str:
-    """A line for each part and loader."""
+    """A line for each part, loader and machine."""
     lines, lost = [], []
     for row in select(rows, bench="data", contender="kdkit"):
         rate = [1e3 / ms for ms in reversed(row["ms"])]
         cores = f"{row['ms'][1]:.2g}" if row["what"] == "decode, crop, mirror" else ""
-        told = ", ".join(f"{who.removeprefix('torchvision, ')} {spread(f)}" for who, f in row["faster"].items())
+        machine = row["machine"].removesuffix(" Processor")
+        told = ", ".join(
+            f"{who.removeprefix('torchvision, ')} {spread(f)}"
+            for who, f in row["faster"].items()
+            if who.startswith("torchvision")
+        )
         told = told.removeprefix("torchvision ")
+        beside = ", ".join(spread(f) for f in dali(row))
         what = [row["shape"], row["what"], str(row.get("workers", ""))]
-        lines.append(f"| {' | '.join([*what, spread(rate, ''), cores, told])} |")
+        lines.append(f"| {' | '.join([*what, machine, spread(rate, ''), cores, told, beside])} |")
         lost += [
-            f"- {', '.join(what[:2])}: {who} takes {f[1]:.2f} of its time"
+            f"- {', '.join(what[:2])}, {machine}: {who} takes {f[1]:.2f} of its time"
             for who, f in row["faster"].items()
             if f[1] < 1
         ]
-    heads = ["images", "what", "workers", "images a second", "cores", "torchvision"]
-    return f"{table(heads, lines)}\n\nWhere kdkit loses:\n\n" + ("\n".join(lost) or "- nowhere") if lines else NOT_RUN
+    if not lines:
+        return NOT_RUN
+    heads = ["images", "what", "workers", "machine", "images a second", "cores", "torchvision", "DALI"]
+    parts = [table(heads, lines), verdict(rows), "Where kdkit loses:", "\n".join(lost) or "- nowhere"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def dali(row: Row) -> list[Quartiles]:
+    """DALI's times to kdkit's: by the crop's part, by the whole image."""
+    return [found for who, found in row["faster"].items() if who.startswith("DALI")]
+
+
+def verdict(rows: Rows) -> str:
+    """What is concluded about DALI."""
+    asked = {"bench": "data", "contender": "kdkit", "what": "to a device", "workers": 0}
+    found = [row for row in select(rows, **asked) if dali(row)]
+    best = {row["shape"]: min(dali(row), key=lambda quartiles: quartiles[1]) for row in found}
+    if not best:
+        return ""
+    told = "; ".join(f"{spread(quartiles)} at {shape}" for shape, quartiles in best.items())
+    worth = [shape for shape, (_, middle, _) in best.items() if WORTH * middle <= 1]
+    return (
+        f"DALI's better way takes, to a device and without workers, of kdkit's time {told}. It is {WORTH} times "
+        f"as fast at {'; '.join(worth) or 'none of them'}. It is no extra of kdkit: that would pay for small images "
+        "alone, whose time goes into the calls between operations; its "
+        "draws do not follow from (seed, epoch, sample)."
+    )
 
 
 def scaling(rows: Rows) -> str:
