@@ -78,3 +78,10 @@ def test_images_that_dali_makes_otherwise_are_not_timed(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.dali.v2.functional.resize", lambda image, *_, **__: image)
     with pytest.raises(KdkitError, match=r"DALI makes other images, 2.6e\+02 levels away in the mean; not timed"):
         Black().compare([str(tmp_path / "x.jpg")], 32)
+
+
+def test_what_the_page_concludes_is_so():
+    """In the committed rows nothing but small images would gain."""
+    _, _, told = performance.page(performance.load(performance.FILES)).partition("It is 1.3 times as fast at ")
+    assert told
+    assert "224²" not in told.split(" It is no extra")[0]
