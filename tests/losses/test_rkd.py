@@ -158,6 +158,14 @@ def test_pieces_add_up_to_the_whole(monkeypatch, rows):
     torch.testing.assert_close(torch.autograd.grad(pieces, s), gradient)
 
 
+@pytest.mark.filterwarnings("ignore")  # of inductor
+def test_inductor_has_the_gradient_of_both_parts():
+    s, t = torch.randn(16, 4, requires_grad=True), torch.randn(16, 6)
+    (expected,) = torch.autograd.grad(RKDLoss()(s, t), s)
+    (found,) = torch.autograd.grad(torch.compile(RKDLoss(), fullgraph=True)(s, t), s)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_pieces_compile(monkeypatch):
     monkeypatch.setattr(rkd, "LARGE_CHUNK", 5 * 8 * 8)
     s, t = features(8, 4).requires_grad_(), features(8, 9)
