@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import equal_size
-from kdkit.losses.precision import full_precision, in_one_type
+from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
 
@@ -89,5 +89,5 @@ class FSPLoss(nn.Module):
 
 def _flow(first: Tensor, last: Tensor) -> Tensor:
     """The FSP matrices of two layers: (B, C_l, C_{l+1})."""
-    first, last = (maps.flatten(2) for maps in equal_size(*in_one_type(first, last)))
+    first, last = (maps.flatten(2) for maps in equal_size(first, last))
     return first @ last.mT / first.shape[2]
