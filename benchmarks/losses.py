@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 import kdkit.losses  # noqa: F401  fills the registry
 from benchmarks import peers, plain, timing
@@ -222,9 +223,10 @@ def compare(case: Case, found: dict[str, Contender]) -> dict[str, float]:
     """How far each contender's first value and gradient are from kdkit's; raises where that is too far."""
     results: dict[str, tuple[Tensor, ...]] = {}
     for name, contender in found.items():
-        with peers.quiet():
+        # Else a GPU's convolutions would round to TF32, and products that say the same would not.
+        with peers.quiet(), cudnn.flags(enabled=True, allow_tf32=False):
             value = contender.value() * contender.factor
-        results[name] = value, *torch.autograd.grad(value, case.students)
+            results[name] = value, *torch.autograd.grad(value, case.students)
     first, differences = next(iter(results.values())), {}
     for name, result in results.items():
         average = name.startswith(("kdkit shared", "kdkit all"))

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torch.backends import cudnn
 
 from benchmarks import data as images
 from benchmarks import losses, peers, performance, plain, scaling, step, timing
@@ -102,6 +103,15 @@ def test_rows_of_losses(tmp_path):
     assert ours["dispatch_ms"] > 0
     assert ours["faster"]["plain torch"][1] > 0
     assert performance.load([path]) == []
+
+
+def test_losses_are_compared_in_whole_fp32():
+    case = losses.Case("mse", 4, [(8,)], CPU)
+    seen, other = [], plain.makers()["mse"](case)
+    value = other.value
+    other.value = lambda: seen.append(cudnn.allow_tf32) or value()
+    losses.compare(case, {"kdkit": case.ours(), "plain torch": other})
+    assert seen == [False]
 
 
 def test_rows_of_a_step(tmp_path):

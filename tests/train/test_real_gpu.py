@@ -121,7 +121,8 @@ def test_a_loader_that_pins_memory_meanwhile(real, tmp_path):
     nodes, look = {"teacher": kdkit.frozen(net(12, classes=3)), "student": net(8, classes=3)}, Look()
     made = kdkit.Distiller(nodes, ["ce", "kd"], lr=0.01, compile="auto")
     module = data.build("folder", root=tmp_path / "photos", holdout=0.2, image_size=32, batch_size=4, num_workers=2)
-    trainer = pl.Trainer(accelerator="gpu", devices=1, max_epochs=2, logger=False, callbacks=[look])
+    words = {"logger": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="gpu", devices=1, max_epochs=2, callbacks=[look], **words)
     trainer.fit(made, module)
     assert look.why == []
     assert look.made
