@@ -61,7 +61,8 @@ class NSTLoss(nn.Module):
             difference = s.mT @ s / C_s - t.mT @ t / C_t
             return difference.square().sum((1, 2)).mean()
         ss, tt = gram(s), gram(t)
-        by_s, by_t = (inverse_length(products.diagonal(dim1=1, dim2=2)) for products in (ss, tt))  # (B, C) each
+        # not the diagonals of the products, whose gradient Inductor gets wrong here (torch 2.15)
+        by_s, by_t = (inverse_length(maps.square().sum(2)) for maps in (s, t))  # (B, C) each
         return (_kernel(tt, by_t, by_t) + _kernel(ss, by_s, by_s) - 2 * _kernel(s @ t.mT, by_s, by_t)).mean()
 
 

@@ -79,3 +79,11 @@ def test_the_gradient_is_that_of_the_plain_formula(side):
     gradients = [torch.autograd.grad(value, s, create_graph=True)[0] for value in (NSTLoss()(s, t), plain(s, t))]
     torch.testing.assert_close(*gradients)
     torch.testing.assert_close(*(torch.autograd.grad(g.square().sum(), s)[0] for g in gradients))
+
+
+@pytest.mark.filterwarnings("ignore")  # of inductor
+def test_inductor_has_the_gradient():
+    s, t = torch.randn(12, 3, 4, 4, requires_grad=True), torch.randn(12, 5, 4, 4)
+    (expected,) = torch.autograd.grad(NSTLoss()(s, t), s)
+    (found,) = torch.autograd.grad(torch.compile(NSTLoss(), fullgraph=True)(s, t), s)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
