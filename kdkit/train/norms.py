@@ -24,7 +24,10 @@ FORMER = 20
 
 def scale_of(distiller: Any) -> Tensor | float:
     """What fp16 multiplies the loss with, on the device; the number 1 in other precisions."""
-    found: Tensor | None = getattr(getattr(distiller.trainer.precision_plugin, "scaler", None), "_scale", None)
+    scaler = getattr(distiller.trainer.precision_plugin, "scaler", None)
+    if scaler is not None and scaler._scale is None:  # it is made when something is scaled
+        scaler.scale(torch.zeros((), device=distiller.device))
+    found: Tensor | None = getattr(scaler, "_scale", None)
     return 1.0 if found is None else found
 
 

@@ -108,9 +108,10 @@ def test_no_ordinary_step_waits(name, there, within):
     assert there.recorded == 0
 
 
-def test_a_scaler_waits_once_a_step(there, within):
+@pytest.mark.parametrize("name", ["plain", "pcgrad"])
+def test_a_scaler_waits_once_a_step(name, there, within):
     """Torch's own, to know whether gradients overflowed."""
-    run({"precision": "16-mixed"})
+    run({**CASES[name], "precision": "16-mixed"})
     assert {what for what, _ in within} == {"item"}
 
 
