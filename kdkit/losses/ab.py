@@ -51,8 +51,8 @@ class ABLoss(nn.Module):
 
     Differs:
         The factors ½ and 3/1000 are of the authors' code. It and RepDistiller let this loss alone teach at first, with
-        a 1 × 1 convolution and BatchNorm where the shapes differ, and the labels alone afterwards: in a recipe two
-        stages, and `head: {conv_bn_relu: {relu: false}}`.
+        a 1 × 1 convolution and BatchNorm where the shapes differ: in a recipe a stage, and `head: {conv_bn_relu:
+        {relu: false}}`. Afterwards the authors' code has KD, RepDistiller the labels alone.
 
     Reference:
         Heo, Lee, Yun, Choi. Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons.

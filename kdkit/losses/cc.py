@@ -79,7 +79,7 @@ class CCLoss(nn.Module):
         if self.mode == "code":
             checks.same_shape("cc", student, teacher)
             apart = (student - teacher.detach()).flatten(1).abs()
-            return (apart[:-1] * apart[1:]).sum(1).mean()
+            return (apart[:-1] * apart[1:]).sum() / (len(apart) - 1)
         return (self._kernel(student) - self._kernel(teacher.detach())).square().mean()
 
     def _kernel(self, features: Tensor) -> Tensor:
