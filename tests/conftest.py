@@ -14,6 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of a child do not spin for each other: on shared cores, for minutes
 os.fsync = lambda file: None  # nobody pulls a plug here, and a disk takes 0.2 s of every run
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 DOT = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 
 

@@ -97,7 +97,8 @@ def squared_distances(gram: Tensor) -> Tensor:
     What rounding cannot tell from zero is exactly zero, with no gradient: the square root of such noise has a huge one.
     NaN and what overflows are no noise and stay, to be seen in the loss.
     """
-    norms = gram.diagonal()
+    # Not as the diagonal, a view: compiled, Inductor writes into the saved products and then reads that.
+    norms = torch.where(torch.eye(len(gram), dtype=torch.bool, device=gram.device), gram, 0.0).sum(1)
     sums = norms + norms[:, None]
     square = sums - 2 * gram
     return torch.where(square < 16 * torch.finfo(gram.dtype).eps * sums, 0.0, square)

@@ -61,7 +61,7 @@ class NSTLoss(nn.Module):
             difference = s.mT @ s / C_s - t.mT @ t / C_t
             return difference.square().sum((1, 2)).mean()
         ss, tt = gram(s), gram(t)
-        # not the diagonals of the products, whose gradient Inductor gets wrong here (torch 2.15)
+        # Not the diagonals of the products: Inductor writes into these, and then reads those (torch 2.11 to 2.15).
         by_s, by_t = (inverse_length(maps.square().sum(2)) for maps in (s, t))  # (B, C) each
         return (_kernel(tt, by_t, by_t) + _kernel(ss, by_s, by_s) - 2 * _kernel(s @ t.mT, by_s, by_t)).mean()
 

@@ -153,7 +153,8 @@ class Compiled:
     """A method, compiled anew for each phase.
 
     Dynamo counts recompilations by code object, over all objects of a process, and gives up after eight: each phase of
-    each graph therefore has a code object of its own.
+    each graph therefore has a code object of its own. Inductor must not write into what was saved for the gradient: it
+    takes no notice of a view that was saved beside it, a diagonal say, and reads that afterwards (torch 2.11 to 2.15).
     """
 
     def __init__(self, method: Any, phase: Callable[[], float]) -> None:
@@ -166,7 +167,8 @@ class Compiled:
             plain = self.method.__func__
             own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, closure=plain.__closure__)
             self.made[phase] = torch.compile(MethodType(own, self.method.__self__), dynamic=False)
-        return self.made[phase](*args)
+        with torch._functorch.config.patch(donated_buffer=False):
+            return self.made[phase](*args)
 
 
 def backward(loss: Tensor) -> None:

@@ -65,6 +65,7 @@ class OnCuda:
         finally:
             torch.clear_autocast_cache()
         if reasons:
+            gc.collect()  # its traceback, where Python made a cycle of it
             raise reasons.pop()
         return graph.replay, found[0]
 

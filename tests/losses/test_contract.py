@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import pickle
 import re
 from types import SimpleNamespace
@@ -301,6 +302,22 @@ def test_compiles_with_plain_hyperparameters(name):
     loss, words = build(name, torch.float32)
     expected, _ = run(loss, words)
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(**words), expected)
+
+
+@pytest.mark.skipif("KDKIT_NIGHTLY" not in os.environ, reason="minutes of Inductor: set KDKIT_NIGHTLY=1")
+@pytest.mark.parametrize("moving", [False, True], ids=["plain", "scheduled"])
+@pytest.mark.filterwarnings("ignore")  # Inductor's
+def test_inductor_has_the_gradient(name, moving):
+    """`aot_eager` runs torch's own operations; Inductor writes others, and in place, where saved tensors may lie."""
+    loss, words = build(name, torch.float32)
+    if moving:
+        schedule(loss)
+    value, gradients = run(copy.deepcopy(loss), words)
+    torch.compiler.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        found = torch.compile(loss, fullgraph=True)(**words)
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(found, tensors(words, STUDENT)), gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_copies_pickles_and_restores(name):

@@ -14,6 +14,7 @@ from kdkit.graph.factors import set_factor
 from kdkit.losses import PKTLoss
 from kdkit.registry import KdkitError
 from kdkit.train import captured as recording
+from kdkit.train.captured import Compiled
 from kdkit.train.meters import TermSums
 from kdkit.train.on_cuda import OnCuda
 from kdkit.train.optim import NodeOptimizers
@@ -234,6 +235,24 @@ def test_a_compiled_step_is_the_step(monkeypatch, edges):
     monkeypatch.setattr(torch, "compile", traced)
     assert_same(trained(edges, True)[0], trained(edges, False)[0], rtol=1e-5, atol=1e-6)
     assert len(made) == (2 if LATE in edges else 1)  # one for each phase
+
+
+class Diagonal:
+    """Its gradient saves a matrix and, as another tensor, its diagonal."""
+
+    def value(self, x):
+        products = x @ x.mT
+        lengths = products.diagonal(dim1=1, dim2=2)
+        return (products * lengths[:, :, None] * lengths[:, None]).square().mean()
+
+
+@pytest.mark.filterwarnings("ignore")  # Inductor's
+def test_what_was_saved_for_the_gradient_is_not_written_into():
+    x = torch.randn(4, 5, 16, requires_grad=True)
+    (expected,) = torch.autograd.grad(Diagonal().value(x), x)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        (found,) = torch.autograd.grad(Compiled(Diagonal().value, lambda: 0.0)(x), x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_every_distiller_of_a_process_is_compiled(monkeypatch):
