@@ -14,6 +14,7 @@ from kdkit.registry import KdkitError
 
 NARROW = 100  # longer to shorter side: a strip whose shorter side is made 256 pixels takes gigabytes
 JPEG = b"\xff\xd8\xff"
+BARE = (*range(0xC0), *range(0xD0, 0xDA), 0xFF)  # markers that no length follows: another frame may hide behind it
 RGB = 3  # torchvision's ImageReadMode
 
 
@@ -56,7 +57,7 @@ def _plain_jpeg(path: str, most: int) -> Tensor | None:
 def _frame(data: bytearray) -> tuple[int, int, int]:
     """Height, width and number of colours, as a JPEG of 8 bits and Huffman codes has them at its head; else zeros."""
     at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
+    while at + 9 < len(data) and data[at] == 0xFF and data[at + 1] not in BARE:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in (0xC0, 0xC1, 0xC2) and data[at + 4] == 8:  # baseline, extended, progressive
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))

@@ -94,6 +94,24 @@ def test_a_few_bytes_that_stand_for_a_huge_image_are_not_decoded(size, told, tmp
     assert not decoded
 
 
+@pytest.mark.parametrize("bare", [b"\xff\x01", b"\xff\xd0", b"\xff"], ids=bytes.hex)
+def test_a_small_frame_behind_a_marker_without_a_length_hides_no_huge_one(bare, tmp_path, decoded, monkeypatch):
+    """Were its next two bytes a length, as of others, a comment's content would be read as the frame."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 45 * 37 // 2 - 1)  # PIL refuses from twice that on
+    path = tmp_path / "x.jpg"
+    picture().save(path)
+    content = path.read_bytes()
+    comment = b"\xff\xfe" + struct.pack(">H", 60_000) + bytes(59_998)
+    small = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 10, 10, 3)
+    head = content[:2] + bare + comment + comment
+    at = 4 + int.from_bytes(head[4:6], "big")
+    head = head[:at] + small + head[at + len(small) :]
+    path.write_bytes(head + content[2:])
+    with pytest.raises(KdkitError, match="must be an image"):
+        read_rgb(str(path))
+    assert not decoded
+
+
 @pytest.mark.skipif(not Path(KDKIT_DATA, "imagenet-1k-samples").is_dir(), reason="no photographs under KDKIT_DATA")
 def test_photographs_have_pils_pixels(decoded):
     paths = sorted(Path(KDKIT_DATA, "imagenet-1k-samples").rglob("*.JPEG"))[::20]
