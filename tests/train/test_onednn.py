@@ -64,6 +64,7 @@ def strided(side: int, kernel: int = 3, stride: int = 2) -> nn.Module:
     [
         (strided(1), "bf16-mixed", True),
         (strided(2, stride=3), "bf16-mixed", True),
+        (strided(1), "bf16-true", True),
         (strided(1), "32-true", False),
         (strided(2), "bf16-mixed", False),
         (strided(1, kernel=1), "bf16-mixed", False),
