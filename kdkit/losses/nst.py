@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdkit.losses import checks
 from kdkit.losses.geometry import equal_size, inverse_length, unit
 from kdkit.losses.precision import full_precision, in_one_type
-from kdkit.losses.squares import gram
+from kdkit.losses.squares import diagonal, gram
 from kdkit.registry import register_loss
 
 
@@ -61,8 +61,7 @@ class NSTLoss(nn.Module):
             difference = s.mT @ s / C_s - t.mT @ t / C_t
             return difference.square().sum((1, 2)).mean()
         ss, tt = gram(s), gram(t)
-        # Not the diagonals of the products: Inductor writes into these, and then reads those (torch 2.11 to 2.15).
-        by_s, by_t = (inverse_length(maps.square().sum(2)) for maps in (s, t))  # (B, C) each
+        by_s, by_t = (inverse_length(diagonal(products)) for products in (ss, tt))  # (B, C) each
         return (_kernel(tt, by_t, by_t) + _kernel(ss, by_s, by_s) - 2 * _kernel(s @ t.mT, by_s, by_t)).mean()
 
 

@@ -21,6 +21,16 @@ def gram(x: Tensor) -> Tensor:
     return _Gram.apply(x)  # type: ignore[no-any-return]
 
 
+def diagonal(products: Tensor) -> Tensor:
+    """Their diagonals, copied: (…, C, C) → (…, C).
+
+    Of views beside them Inductor takes no notice: it writes into saved products, and then reads those (torch 2.11 to
+    2.15).
+    """
+    own = torch.eye(products.shape[-1], dtype=torch.bool, device=products.device)
+    return torch.where(own, products, 0.0).sum(-1)
+
+
 class _Kept(torch.autograd.Function):
     """A function of one tensor, which its gradient is a product with."""
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdkit.losses import NSTLoss
 
@@ -79,6 +80,24 @@ def test_the_gradient_is_that_of_the_plain_formula(side):
     gradients = [torch.autograd.grad(value, s, create_graph=True)[0] for value in (NSTLoss()(s, t), plain(s, t))]
     torch.testing.assert_close(*gradients)
     torch.testing.assert_close(*(torch.autograd.grad(g.square().sum(), s)[0] for g in gradients))
+
+
+def test_maps_are_read_by_products_alone():
+    """Their squares would be two more passes over them, and three backward."""
+
+    class Large(TorchDispatchMode):
+        made = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.numel() == s.numel() and not func.is_view:
+                self.made += (func.__name__.split(".")[0],)
+            return out
+
+    s, t = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 4, 8, 8)
+    with Large() as seen:
+        torch.autograd.grad(NSTLoss()(s, t), s)
+    assert set(seen.made) <= {"bmm", "_unsafe_view", "add"}
 
 
 @pytest.mark.filterwarnings("ignore")  # of inductor
