@@ -12,12 +12,16 @@ from kdkit.losses import checks
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
+LEFT_OUT = -100
+"""The label of a sample without one, as torch has it."""
+
 
 def smoothed(logits: Tensor, labels: Tensor, smoothing: float | Tensor) -> Tensor:
     """Cross-entropy of logits (B, C) with labels (B,), of which a share is spread over all classes."""
     if not isinstance(smoothing, Tensor):  # a scheduled one is a tensor, which torch's own does not take
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    plain, even = (F.cross_entropy(logits, labels, label_smoothing=share) for share in (0.0, 1.0))
+    log_p, known = logits.log_softmax(1), labels != LEFT_OUT
+    plain, even = F.nll_loss(log_p, labels), -torch.where(known, log_p.mean(1), 0.0).sum() / known.sum()
     spread = torch.where(smoothing > 0, smoothing * even, 0)  # a class that is masked out costs ∞
     return (1 - smoothing) * plain + spread
 

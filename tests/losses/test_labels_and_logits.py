@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdkit.losses import CrossEntropyLoss, DMLLoss, HardLoss, KDLoss, NTXentLoss
 
@@ -47,6 +48,21 @@ def test_ce_leaves_out_what_has_no_label_also_where_smoothing_is_scheduled(smoot
     torch.testing.assert_close(loss(z, y), expected)
     loss.label_smoothing = torch.tensor(smoothing, dtype=torch.float64)
     torch.testing.assert_close(loss(z, y), expected)
+
+
+def test_smoothing_that_is_scheduled_takes_one_softmax():
+    class Calls(TorchDispatchMode):
+        made = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.made += (func,)
+            return func(*args, **(kwargs or {}))
+
+    loss = CrossEntropyLoss()
+    loss.label_smoothing = torch.tensor(0.1)
+    with Calls() as seen:
+        loss(logits(6, 5), torch.arange(6) % 5)
+    assert seen.made.count(torch.ops.aten._log_softmax.default) == 1
 
 
 def test_smoothing_that_is_scheduled_spreads_nothing_over_a_masked_class_at_zero():
