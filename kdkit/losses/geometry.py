@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdkit.losses.squares import diagonal
+
 
 def equal_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B, C, H, W), the larger brought to the smaller by adaptive average pooling."""
@@ -97,8 +99,7 @@ def squared_distances(gram: Tensor) -> Tensor:
     What rounding cannot tell from zero is exactly zero, with no gradient: the square root of such noise has a huge one.
     NaN and what overflows are no noise and stay, to be seen in the loss.
     """
-    # Not as the diagonal, a view: compiled, Inductor writes into the saved products and then reads that.
-    norms = torch.where(torch.eye(len(gram), dtype=torch.bool, device=gram.device), gram, 0.0).sum(1)
+    norms = diagonal(gram)
     sums = norms + norms[:, None]
     square = sums - 2 * gram
     return torch.where(square < 16 * torch.finfo(gram.dtype).eps * sums, 0.0, square)

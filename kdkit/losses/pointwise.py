@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import unit
-from kdkit.losses.precision import full_precision
+from kdkit.losses.precision import full_precision, in_one_type
 from kdkit.registry import register_loss
 
 
@@ -52,7 +52,7 @@ class MSELoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare two tensors (B, …) of one shape."""
         checks.same_shape("mse", student, teacher)
-        return F.mse_loss(student, teacher.detach())
+        return F.mse_loss(*in_one_type(student, teacher.detach()))  # torch 2.11 mixes no types backward
 
 
 @register_loss(
@@ -129,4 +129,4 @@ class HintLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the student's tensor behind its head with the teacher's."""
         checks.same_shape("hint", student, teacher, head="conv_bn_relu")
-        return F.mse_loss(student, teacher.detach())
+        return F.mse_loss(*in_one_type(student, teacher.detach()))  # torch 2.11 mixes no types backward
