@@ -65,6 +65,16 @@ class Edge:
         name: str | None = None,
         **options: Any,
     ) -> None:
+        given: dict[str, Any] = {
+            "source": source,
+            "target": target,
+            "among": among,
+            "taps": taps,
+            "weight": weight,
+            "head": head,
+        }
+        given |= {"when": when, "gather": gather or None, "clip": clip, "ensemble": ensemble, "coordinate": coordinate}
+        self._given = {word: value for word, value in {**given, "name": name, **options}.items() if value is not None}
         self.loss: type[nn.Module] | nn.Module
         self.info: LossInfo | None = None
         _check_loss(loss)
@@ -101,11 +111,10 @@ class Edge:
         self.options = self._check_options({**options, "head": head} if own and head is not None else options)
 
     def __repr__(self) -> str:
-        """As it could be written, with what was given."""
-        words = {word: getattr(self, word) for word in ("source", "target", "among", "taps", "weight", "head")}
-        told = {**words, **self.options}.items()
-        given = [f"{word}={value if isinstance(value, Schedule) else repr(value)}" for word, value in told if value]
-        return f"Edge({', '.join([repr(self.name), *given])})"
+        """As it was written."""
+        loss = repr(self.info.name) if self.info and isinstance(self.loss, type) else self.cls.__name__
+        words = [f"{word}={value!r}" for word, value in self._given.items()]
+        return f"Edge({', '.join([loss if isinstance(self.loss, type) else f'{loss}()', *words])})"
 
     @property
     def cls(self) -> type[nn.Module]:

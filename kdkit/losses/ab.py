@@ -68,6 +68,7 @@ class ABLoss(nn.Module):
     @full_precision
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         """Compare lists of tensors (B, …) before their activations; see the class."""
+        checks.layers("ab", students=students, teachers=teachers)
         if not len(students) == len(teachers) > 0:
             raise ValueError(
                 f"ab: students must be as many layers as teachers, {len(teachers)}, got {len(students)}; name one "

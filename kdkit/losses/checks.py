@@ -67,6 +67,13 @@ def numbers(loss: str, **tensors: Tensor) -> None:
             raise ValueError(f"{loss}: {name} must be of a floating type, got {value.dtype}; turn it with .float()")
 
 
+def layers(loss: str, **given: Sequence[Tensor]) -> None:
+    """Raise `ValueError` for what is no list of layers, as one tensor is not, whose samples would be taken for them."""
+    for name, value in given.items():
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{loss}: {name} must be a list of layers, got one {type(value).__name__}; say [layer, …]")
+
+
 def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "", head: str = "") -> None:
     """Raise `ValueError` unless both ends have one shape; `remedy` says what to do, else a head that fits is named.
 

@@ -66,6 +66,7 @@ class FSPLoss(nn.Module):
     @full_precision
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         """Compare lists of maps (B, C, H, W); see the class."""
+        checks.layers("fsp", students=students, teachers=teachers)
         if not len(students) == len(teachers) >= 2:
             raise ValueError(
                 f"fsp: students and teachers must be at least 2 layers and equally many, got {len(students)} and "

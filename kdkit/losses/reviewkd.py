@@ -87,6 +87,7 @@ class ReviewKDLoss(nn.Module):
     @full_precision
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         """Compare (B, C, H, W) and (B, D) level by level; see the class."""
+        checks.layers("reviewkd", students=students, teachers=teachers)
         if not len(students) == len(teachers) == len(self.fusions):
             raise ValueError(
                 f"reviewkd: students and teachers must be {len(self.fusions)} levels each, got {len(students)} and "

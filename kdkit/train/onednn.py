@@ -55,7 +55,7 @@ def no_wide_strides(models: Mapping[str, nn.Module], precision: str, device: tor
     if found and precision.startswith("bf16") and device.type == "cpu":
         raise KdkitError(
             f"{found[0]}, whose gradient torch gets wrong in bf16 on a CPU; "
-            "say precision 32-true, or give larger images"
+            "say trainer.precision=32-true, or give larger images"
         )
 
 

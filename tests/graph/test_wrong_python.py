@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import kdkit
+from kdkit.losses import KDLoss
 from kdkit.registry import KdkitError
 from tests.nets import net
 
@@ -86,6 +87,12 @@ def test_the_names_that_kdkit_has_are_those_it_means():
 
 
 def test_an_edge_is_shown_as_it_is_written():
-    edge = kdkit.Edge("kd", source="teacher", weight={"linear": [1, 0]}, temperature=4)
-    assert repr(edge) == "Edge('kd', source='teacher', weight=linear(start=1.0, end=0.0), temperature=4)"
-    assert repr(kdkit.Edge("ce", name="labels")) == "Edge('labels', weight=1)"
+    words = "'kd', source='teacher', weight={'linear': [1, 0]}, when={'to': 0.5}, gather=True, clip=1.0, name='soft'"
+    for text in (
+        f"Edge({words}, temperature=4)",
+        "Edge('cc', order=1)",
+        "Edge('ce')",
+        "Edge('at', weight={'share': 0.3})",
+    ):
+        assert repr(eval(text, {"Edge": kdkit.Edge})) == text
+    assert repr(kdkit.Edge(KDLoss(), taps="logits")) == "Edge(KDLoss(), taps='logits')"

@@ -170,6 +170,14 @@ def test_what_is_not_finite_is_seen_in_the_value(name, sides, number):
     assert not loss(**words).isfinite()
 
 
+def test_one_tensor_is_no_list_of_layers(name):
+    """Its samples would be taken for layers."""
+    loss, words = build(name)
+    for side in (side for side in STUDENT + TEACHER if isinstance(words.get(side), list)):
+        with pytest.raises(ValueError, match=f"{name}: {side} must be a list of layers, got one Tensor; say"):
+            loss(**{**words, side: words[side][0]})
+
+
 @pytest.mark.parametrize("wide", [STUDENT, TEACHER])
 def test_two_types_meet_in_the_wider(name, wide):
     loss, words = build(name, torch.float32)
