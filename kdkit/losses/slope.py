@@ -14,7 +14,7 @@ def with_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     To differentiate again raises, where a constant slope would quietly give a wrong number. It can be mapped and
     compiled; there is no forward-mode derivative.
     """
-    if torch.compiler.is_compiling():  # whose gradients refuse that anyway
+    if torch.compiler.is_compiling():  # AOTAutograd, which all but debugging backends have, refuses that itself
         # Inductor writes into the saved slope and reads it afterwards (torch 2.11 to 2.15), but not so:
         along: Tensor = ((x - x.detach()) * slope).sum()
         return value + along

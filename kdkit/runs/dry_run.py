@@ -100,11 +100,13 @@ def _stand_in(facts: DataFacts) -> Facts:
 def _bound(recipe: Recipe, experiment: Experiment, batch: Batch, facts: Facts) -> Distiller:
     """The graph as training would bind it, optimisers and learning rates included."""
     distiller = make_distiller(experiment)
-    learning = {name: distiller.graph.model(name) for name in distiller.graph.trained}
+    learning, epochs = (
+        {name: distiller.graph.model(name) for name in distiller.graph.trained},
+        recipe.trainer.max_epochs,
+    )
     with no_wide_strides(learning, recipe.trainer.precision, device(recipe)):
-        distiller.graph.bind(batch, facts, recipe.trainer.max_epochs)
+        distiller.graph.bind(batch, facts, epochs)
     specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}
-    epochs = recipe.trainer.max_epochs
     distiller.rates = {name: rate(name, lr, distiller.lr, epochs) for name, lr in specs.items()}
     distiller.configure_optimizers()
     return distiller

@@ -42,7 +42,7 @@ def no_wide_strides(models: Mapping[str, nn.Module], precision: str, device: tor
     """
     found: list[str] = []
     hooks = [
-        layer.register_forward_pre_hook(partial(_note, found, f"{name}.{place}"))
+        layer.register_forward_pre_hook(partial(_note, found, f"{name}.{place}"), with_kwargs=True)
         for name, model in models.items()
         for place, layer in _convolutions(model)
         if max(layer.kernel_size) > 1 and max(layer.stride) > 1
@@ -59,8 +59,9 @@ def no_wide_strides(models: Mapping[str, nn.Module], precision: str, device: tor
         )
 
 
-def _note(found: list[str], place: str, layer: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
-    sides = tuple(inputs[0].shape[-2:])
+def _note(found: list[str], place: str, layer: nn.Conv2d, inputs: tuple[Any, ...], words: dict[str, Any]) -> None:
+    (x,) = (*inputs, *words.values())
+    sides = tuple(x.shape[-2:])
     if any(side < stride for side, stride in zip(sides, layer.stride, strict=True)):
         found.append(f"{place} has stride {max(layer.stride)} on a map of {sides[0]}×{sides[1]}")
 

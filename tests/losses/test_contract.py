@@ -173,7 +173,10 @@ def test_what_is_not_finite_is_seen_in_the_value(name, sides, number):
 def test_one_tensor_is_no_list_of_layers(name):
     """Its samples would be taken for layers."""
     loss, words = build(name)
-    for side in (side for side in STUDENT + TEACHER if isinstance(words.get(side), list)):
+    sides = [side for side in STUDENT + TEACHER if isinstance(words.get(side), list)]
+    if not sides:
+        pytest.skip("reads no lists")
+    for side in sides:
         with pytest.raises(ValueError, match=f"{name}: {side} must be a list of layers, got one Tensor; say"):
             loss(**{**words, side: words[side][0]})
 

@@ -83,6 +83,23 @@ def test_a_stride_wider_than_its_map_is_not_trained_in_bf16_on_a_cpu(net, precis
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
+class ByName(nn.Module):
+    """Its convolution is given its map by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(input=x.mean((2, 3), keepdim=True)).flatten(1))
+
+
+def test_a_map_may_be_given_by_name():
+    with pytest.raises(KdkitError, match=r"student\.conv has stride 2 on a map of 1×1"):
+        fit(kdkit.Distiller({"student": ByName()}, ["ce"]), precision="bf16-mixed")
+    fit(kdkit.Distiller({"student": ByName()}, ["ce"]))
+
+
 def test_such_a_net_trains_elsewhere():
     net, x = strided(1), torch.randn(4, 3, 8, 8)
     with no_wide_strides({"net": net}, "bf16-mixed", torch.device("cuda")):
