@@ -60,9 +60,7 @@ def links(edge: Edge, nodes: Mapping[str, Node], expand: Expand = lambda node, t
         found = [Link((), end) for group in targets for end in group]
     else:
         sources = _ends(edge, edge.source, lambda: [_teacher(edge, nodes)], nodes, expand)
-        if (
-            len(edge.natural_taps) > 1
-        ):  # where one side says no taps, it has those of a node in one group: so has the other
+        if len(edge.natural_taps) > 1:  # a side without taps has those of a node in one group: so has the other
             sources = _by_node(sources) if _bare(edge.target, nodes) else sources
             targets = _by_node(targets) if _bare(edge.source, nodes) else targets
         if edge.ensemble:
