@@ -21,9 +21,9 @@ from tests.bench.grid import TINY, write
 from tests.cli.command import kdkit
 from tests.cli.command import refused as refused_verb
 
-CACHED = ["models.teacher.cache.by=epochs", "data.subset=1400", "trainer.max_epochs=1000000"]  # petabytes of maps
+CACHED = ["models.teacher.cache.by=epochs", "data.subset=1400", "trainer.max_epochs=1000000000"]  # petabytes of maps
 METHODS = """[
-  student, kd, at,
+  student, at,
   {tap: [ce, hint: {from: teacher.stage2, to: student.stage7, head: conv1x1}]},
   {shape: [ce, mse: {taps: stage1}]},
   {shares: [ce, kd: {weight: {share: 0.6}}, hint: {weight: {share: 0.5}, taps: stage2}]},
