@@ -187,9 +187,20 @@ def register_loss(
 
     def add(cls: type[M]) -> type[M]:
         check_contract(cls)
+        if cls.extra_repr.__qualname__ == "Module.extra_repr":  # nobody's own
+            cls.extra_repr = _options_shown  # type: ignore[assignment]
         LOSSES.add(
             name, LossInfo(name, cls, paper, tap, weight, weight_source, zero_at_match, example, head, space or {})
         )
         return cls
 
     return add
+
+
+def _options_shown(loss: nn.Module) -> str:
+    """The numbers and words that a loss was made with and keeps under their names, as `print` shows modules."""
+    kept = {**vars(loss), **dict(loss.named_buffers(recurse=False))}
+    held = {word: value for word, value in kept.items() if getattr(value, "shape", None) == () and not value.is_meta}
+    numbers = {word: float(value) for word, value in held.items()}
+    found = {word: {**kept, **numbers}[word] for word in constructor(type(loss)) if word in kept}
+    return ", ".join(f"{word}={value!r}" for word, value in found.items() if isinstance(value, (bool, int, float, str)))

@@ -375,6 +375,17 @@ def test_documented(name):
     assert info.weight_source
 
 
+def test_shows_what_it_was_made_with(name):
+    """As `print` shows modules; a number that a schedule moves is shown as it stands."""
+    loss, _ = build(name)
+    plain = {w: v for w, v in vars(loss).items() if w in constructor(type(loss)) and isinstance(v, (int, float, str))}
+    assert all(f"{word}={value!r}" in repr(loss) for word, value in plain.items())
+    schedule(loss, factor=0.5)
+    halved = {w: v / 2 for w, v in plain.items() if w not in vars(loss)}
+    assert all(f"{word}={value!r}" in repr(loss.double()) for word, value in halved.items())
+    assert repr(loss.to("meta"))
+
+
 def test_exported_under_its_class_name(name):
     cls = LOSSES[name].cls
     assert getattr(kdkit.losses, cls.__name__) is cls
