@@ -16,6 +16,10 @@ from collections.abc import Callable
 
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.syntax import Item
+from kdkit.registry import nearest
+
+WORDS = ["name", "epochs", "losses", "train"]
+KNOWN = f"; known: {', '.join(WORDS)}"
 
 Edges = Callable[[Item], Item]
 
@@ -44,6 +48,12 @@ def unfold(root: Item, edges: Edges, name_of: Callable[[Item], str]) -> Item:
         if "when" in words and not {"epochs", "losses"} & words.keys():  # a resolved recipe: unfolded before
             kept.append(stage)
             continue
+        if unknown := [
+            Problem.at(value.mark, f"stages.{i}.{word}", f"unknown key {word!r}{nearest(word, WORDS) or KNOWN}")
+            for word, value in words.items()
+            if word not in (*WORDS, "when")
+        ]:
+            raise RecipeError(unknown)
         title = words.get("name") or Item(f"stage{i + 1}", stage.mark)
         when, start = _time(words.pop("epochs", None), start, stage, last=i + 1 == len(stages.value))
         for edge in _of_stage(words.pop("losses", None), edges):

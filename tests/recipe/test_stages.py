@@ -73,6 +73,8 @@ def test_the_resolved_text_is_the_recipe():
         ("[{losses: kd}]", "losses must be a list"),
         ("[{losses: [nope]}]", "nope"),
         ("[{losses: [kd], trian: student}]", "did you mean 'train'"),
+        ("[{epcohs: 3, losses: [kd]}, {losses: [ce]}]", r"^recipe:\d+: stages\.0\.epcohs: .*did you mean 'epochs'"),
+        ("[{weights: 3, losses: [kd]}]", "unknown key 'weights'; known: name, epochs, losses, train$"),
         ("[{epochs: 50, losses: [kd]}, {losses: [ce]}]", "never comes"),
         (
             "[{epochs: 50, losses: [kd]}, {name: b, losses: [ce, kd]}]",
