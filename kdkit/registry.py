@@ -61,8 +61,9 @@ class UnknownNameError(KdkitError, KeyError):
 
 
 def nearest(word: str, known: Iterator[str] | list[str], count: int = 3) -> str:
-    """`", did you mean 'x' or 'y'?"`, or an empty string where nothing is near."""
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    """`", did you mean 'x' or 'y'?"`, or an empty string where nothing is near; capitals count as small letters."""
+    spelt = {name.casefold(): name for name in known}
+    close = [spelt[near] for near in difflib.get_close_matches(word.casefold(), list(spelt), n=count, cutoff=0.5)]
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 

@@ -118,8 +118,9 @@ def builtin(arch: str) -> Callable[..., nn.Module]:
     if arch in MODELS:
         return MODELS[arch]
     names = {name.rpartition("/")[2]: name for name, _ in reversed(list_models())}
-    close = [arch] if arch in names else difflib.get_close_matches(arch, MODELS, cutoff=0.8)
-    close = close or difflib.get_close_matches(arch, names, cutoff=0.5)
+    small = arch.casefold()
+    close = [small] if small in names else difflib.get_close_matches(small, MODELS, cutoff=0.8)
+    close = close or difflib.get_close_matches(small, names, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(names[name]) for name in close)}?" if close else "`kdkit models` lists them"
     others = "timm/NAME, torchvision/NAME, package.module:callable or file.py:callable"
     raise UnknownNameError(f"unknown model {arch!r}; {hint} (or {others})")

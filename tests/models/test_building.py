@@ -48,6 +48,7 @@ def test_options_reach_the_factory():
     [
         ("resnet21", r"unknown model 'resnet21'; did you mean .*'resnet20'.*timm/NAME"),
         ("wrn-40-2", "did you mean 'wrn_40_2'"),
+        ("VGG8", "did you mean 'vgg8'"),
         ("ShuffleV1", "did you mean 'shufflenetv1'"),
         ("timm/resnet81", "unknown timm model 'resnet81'; did you mean 'resnet18'"),
         ("timm/test_resnet.nope", "unknown weights 'test_resnet.nope' of timm; known: test_resnet.r160_in1k"),

@@ -51,6 +51,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("- ce", "- ce: {loss: 1}", 6, "losses.ce: unknown key 'loss'; the loss is the word before the colon"),
         ("resnet8", "resnet9", 4, "models.student.arch: unknown model 'resnet9'; did you mean 'resnet8'"),
         ("trainer: {max_epochs: 10}", "trainer: {epochs: 10}", 12, "trainer.epochs: unknown key 'epochs'; did you mean 'max_epochs'?"),
+        ("name: sgd", "name: SGD", 10, "optimizer.name: unknown optimizer 'SGD'; did you mean 'sgd' or 'asgd'?"),
         ("name: sgd", "name: sgd, momentun: 1", 10, "optimizer.momentun: unknown key 'momentun'; did you mean 'momentum'?"),
         ("name: digits", "name: digits, rot: x", 1, "data.rot: unknown key 'rot'; did you mean 'root'"),
         ("name: digits", "root: x", 1, "data.name: must be given"),
