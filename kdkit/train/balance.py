@@ -151,7 +151,9 @@ class Balance(nn.Module):
                     f"balance: {self.kind} has made the weight of {name!r} 10,000 times what it was, for the loss or "
                     "its gradient is about zero, or below; give it a weight by hand, and leave balance out"
                 )
-        return {f"weight/{name}": graph.edges[name].weight for name in self.names}  # type: ignore[misc]
+        _, base = self._places(graph, tuple(self.names))
+        # not the edges' own: of one whose time is over that is the recipe's again after a resume
+        return {f"weight/{name}": weight for name, weight in zip(self.names, (-self.logs).exp() * base, strict=True)}
 
     def get_extra_state(self) -> Tensor:
         """The steps, which the host counts."""

@@ -114,6 +114,17 @@ def test_weights_go_on_from_a_checkpoint(still):
     assert graph.watchers[0].steps == 5
 
 
+def test_the_weight_of_a_loss_whose_time_is_over_is_logged_after_a_resume_as_before(still):
+    graph, step = still
+    graph.watchers.append(Balance("uncertainty", ["ce", "kd"]))
+    for _ in range(3):
+        step()
+    before = {word: float(weight) for word, weight in weights(graph).items()}
+    assert before == {f"weight/{name}": float(graph.edges[name].weight) for name in ("ce", "kd")}
+    graph.edges["kd"].weight.fill_(0.5)  # as it is built
+    assert {word: float(weight) for word, weight in weights(graph).items()} == before
+
+
 def test_a_loss_that_is_not_above_zero_is_told(still):
     graph, step = still
     graph.watchers.append(moving := Balance("uncertainty", ["ce", "kd"]))
