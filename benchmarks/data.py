@@ -29,7 +29,7 @@ a JPEG that its crop needs, or *whole*. Its draws are its own; whole images were
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import default_loader
+from torchvision.transforms import functional
 
 from benchmarks import timing
 from benchmarks.dali import Dali
-from kdkit import data
+from kdkit import draws
 from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD
 from kdkit.data.device_loader import DeviceLoader
 from kdkit.data.files import find_unlabelled
 from kdkit.data.order import Order
+from kdkit.data.photos import ResizedCrop
 from kdkit.data.pixels import read_rgb
 from kdkit.data.views import CropFlip, Normalise
 from kdkit.data.worker_loader import ImageFiles, WorkerLoader
@@ -102,6 +104,13 @@ def same(one: Tensor, other: Tensor, what: str) -> None:
         raise KdkitError(f"{what}: torchvision makes other images, {apart} levels away; not timed")
 
 
+def usual_view(image: Image.Image, crop: ResizedCrop, numbers: Iterator[float]) -> Tensor:
+    """What torchvision makes of an image under kdkit's draws."""
+    top, left, height, width = crop.draw(image.height, image.width, numbers)
+    view = functional.resized_crop(image, top, left, height, width, [crop.size, crop.size])
+    return functional.pil_to_tensor(functional.hflip(view) if next(numbers) < 0.5 else view)
+
+
 def choose(root: Path, count: int) -> list[str]:
     """Some of a folder's images."""
     found = find_unlabelled(root)
@@ -125,16 +134,14 @@ def folder(
     """The rows of one folder of images."""
     moved = MOVED if rows.device.type == "cpu" else rows.device
     paths, name = choose(root, count), f"{root.name}, {size}²"
-    transform = data.build("folder", root=root, image_size=size).transform(augment=True)
+    count = len(paths)
+    transform = ResizedCrop(size)
     files, normalise = ImageFiles(paths, transform, seed=0), Normalise(*IMAGENET.values())
     few, to_uint8 = range(min(count, BATCH)), transforms.PILToTensor()
     usual = Plain(paths, default_loader, crops(size, *floats(*IMAGENET.values())))
     unfinished = Plain(paths, default_loader, crops(size, to_uint8))
     for k in few:
-        torch.manual_seed(k)
-        mine = transform(read_rgb(paths[k]))
-        torch.manual_seed(k)
-        same(mine, unfinished[k][0], name)
+        same(files[0, k][0], usual_view(default_loader(paths[k]), transform, draws.uniforms(0, "view", 0, k)), name)
     alike = dali.compare(paths[: len(few)], size) if dali else {}
 
     def times(what: str, calls: dict[str, Callable[[], object]], images: int, workers: int | None = None) -> None:

@@ -8,6 +8,9 @@ changes nothing, and two methods with one seed see the same images.
 from __future__ import annotations
 
 import hashlib
+import struct
+from collections.abc import Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -17,6 +20,13 @@ def key(*parts: int | str) -> int:
     """A signed 32-bit integer from any parts, the same on every machine: `key(seed, "crop", epoch)`."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def uniforms(*parts: int | str) -> Iterator[float]:
+    """Endless independent numbers in [0, 1), the same on every machine: `uniforms(seed, "view", epoch, sample)`."""
+    for block in count():
+        digest = hashlib.blake2b(repr((*parts, block)).encode()).digest()
+        yield from (number / 2**32 for number in struct.unpack("<16I", digest))
 
 
 def bits(key: int | Tensor, ids: Tensor) -> Tensor:

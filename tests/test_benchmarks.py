@@ -258,7 +258,7 @@ def test_what_is_resident_lies_on_the_device_that_is_named(tmp_path, monkeypatch
 
 
 def test_other_images_are_not_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "read_rgb", lambda path: torch.zeros(3, 48, 64, dtype=torch.uint8))
+    monkeypatch.setattr("kdkit.data.worker_loader.read_rgb", lambda path: torch.zeros(3, 48, 64, dtype=torch.uint8))
     picture = Image.new("RGB", (64, 48), "white")
     picture.save(tmp_path / "0.jpg")
     with pytest.raises(KdkitError, match="torchvision makes other images, 255 levels away; not timed"):

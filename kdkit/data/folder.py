@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -16,8 +17,9 @@ from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD, DataFacts
 from kdkit.data.files import FileList, data_root, find_images, find_unlabelled
 from kdkit.data.module import DataModule
 from kdkit.data.order import Order
+from kdkit.data.photos import ResizedCrop
 from kdkit.data.splits import part_size, stratified
-from kdkit.data.worker_loader import ImageFiles, Transform, WorkerLoader
+from kdkit.data.worker_loader import ImageFiles, WorkerLoader
 from kdkit.registry import KdkitError
 
 POLICIES = {"autoaugment": "AutoAugment", "randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"}
@@ -27,7 +29,7 @@ POLICIES = {"autoaugment": "AutoAugment", "randaugment": "RandAugment", "trivial
 class Folder(DataModule):
     """`root`/<class>/*.jpg with `holdout`, or `root`/train/<class>/*.jpg and `root`/val/<class>/*.jpg.
 
-    Trained on with torchvision's `RandomResizedCrop` and mirror, evaluated on the centre crop; normalised as ImageNet.
+    Trained on with random crops and mirror (`ResizedCrop`), evaluated on the centre crop; normalised as ImageNet.
     A relative `root` that is not here is looked for under KDKIT_DATA.
 
     Attributes:
@@ -35,7 +37,7 @@ class Folder(DataModule):
             (`split_seed`); 0: no test set; `all`: every image, to evaluate on. Must be given where `root` has no `val`.
         image_size: pixels a side.
         resize: shorter side before the centre crop; default `image_size` · 256/224.
-        crop_scale: smallest and largest share of the area in `RandomResizedCrop`.
+        crop_scale: smallest and largest share of the area in a random crop.
         flip: mirror every second training image.
         policy: `randaugment`, `trivialaugment` or `autoaugment` on top.
         labels: False for images without classes, anywhere below `root` (or its `train` and `val`): y is −1.
@@ -142,6 +144,7 @@ class Folder(DataModule):
         names = [self.sets[0].names[i] for i in self.parts[0].tolist()]
         found = [os.stat(path) for path in self.sets[0].paths(self.parts[0])]
         told = (
+            "crops by draws.uniforms",
             torch.__version__,
             torchvision.__version__,
             PIL.__version__,
@@ -166,18 +169,15 @@ class Folder(DataModule):
             device=self.target_device(),
         )
 
-    def transform(self, augment: bool) -> Transform:
-        """(3, height, width) uint8 → (3, image_size, image_size) uint8: torchvision's, which on tensors crop faster."""
+    def transform(self, augment: bool) -> Callable[..., Tensor]:
+        """(3, height, width) uint8 → (3, image_size, image_size) uint8; of random views see `ResizedCrop`."""
         from torchvision.transforms import v2
 
         if not augment:
             resize = self.resize or round(self.image_size * 256 / 224)
             return v2.Compose([v2.Resize(resize), v2.CenterCrop(self.image_size)])  # type: ignore[no-any-return]
-        steps = [v2.RandomResizedCrop(self.image_size, scale=self.crop_scale)]
-        steps += [v2.RandomHorizontalFlip()] * self.flip
-        if self.policy is not None:  # these are faster on images
-            steps += [v2.ToPILImage(), getattr(v2, POLICIES[self.policy])(), v2.PILToTensor()]
-        return v2.Compose(steps)  # type: ignore[no-any-return]
+        policy = None if self.policy is None else getattr(v2, POLICIES[self.policy])()
+        return ResizedCrop(self.image_size, self.crop_scale, self.flip, policy)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -21,19 +21,17 @@ from kdkit.data.pixels import read_rgb
 from kdkit.data.views import Normalise
 from kdkit.registry import KdkitError
 
-Transform = Callable[[Tensor], Tensor]
-
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """Decoded and transformed image files, each view seeded by (seed, epoch, sample), whichever worker makes it.
 
     Args:
         paths: the files.
-        transform: (3, height, width) uint8 → (3, H, W) uint8; draws from torch's generator alone, as torchvision's do.
+        transform: (3, height, width) uint8 → (3, H, W) uint8; where there is a seed, it is handed uniform numbers, too.
         seed: of the views; None where the transform draws nothing.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Transform, seed: int | None = None) -> None:
+    def __init__(self, paths: Sequence[str], transform: Callable[..., Tensor], seed: int | None = None) -> None:
         self.paths = paths
         self.transform = transform
         self.seed = seed
@@ -43,10 +41,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         image = read_rgb(self.paths[index])
         if self.seed is None:
             return self.transform(image), index
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the accelerators too.
-            torch.default_generator.manual_seed(draws.key(self.seed, "view", epoch, index) & 0xFFFFFFFF)
-            return self.transform(image), index
+        return self.transform(image, draws.uniforms(self.seed, "view", epoch, index)), index
 
 
 class WorkerLoader(Loader):
