@@ -39,18 +39,25 @@ class StepProfiler(pl.Callback):
     Args:
         trace: where the Chrome trace is written (chrome://tracing, https://ui.perfetto.dev).
         report: gets the parts, the milliseconds of a step, and how long the accelerator was idle in it.
-        warm: steps before.
+        warm: steps before, at most half of those that are left of the run.
         steps: steps that are measured.
     """
 
     def __init__(
         self, trace: Path, report: Callable[[list[Part], float, float], None], warm: int = 8, steps: int = 20
     ) -> None:
-        self.trace, self.report, self.warm, self.steps = trace, report, warm, steps
+        self.trace, self.report, self.steps = trace, report, steps
+        self.warm: float = warm
         self._seen = 0
         self._first: int | None = None
         self._open: ExitStack | None = None
         self._between: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A short run is measured, too."""
+        epochs = (trainer.max_epochs or 0) - trainer.current_epoch
+        if epochs > 0:  # −1 is without end
+            self.warm = min(self.warm, trainer.num_training_batches * epochs / 2)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Begin to measure after the warm-up."""

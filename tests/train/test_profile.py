@@ -64,6 +64,15 @@ def test_it_ends_with_the_epoch_and_begins_in_the_next(tmp_path):
     assert sum(event.get("name") == "teacher: forward" for event in events) == 3  # 4 steps an epoch, from the sixth on
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 2), (2, 4)])
+def test_a_run_of_few_steps_is_measured(tmp_path, epochs, steps):
+    """4 steps an epoch: the second half, or the last epoch."""
+    _, told = profiled(tmp_path, n=64, epochs=epochs)
+    assert len(told) == 1
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert sum(event.get("name") == "teacher: forward" for event in events) == steps
+
+
 def test_nothing_is_left_behind_and_nothing_is_changed(tmp_path):
     made, _ = profiled(tmp_path, warm=1, steps=2)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in made.modules())
