@@ -188,7 +188,7 @@ def register_loss(
 
     def add(cls: type[M]) -> type[M]:
         check_contract(cls)
-        if cls.extra_repr.__qualname__ == "Module.extra_repr":  # nobody's own
+        if cls.extra_repr.__module__ == "torch.nn.modules.module":  # nobody's own
             cls.extra_repr = _options_shown  # type: ignore[assignment]
         LOSSES.add(
             name, LossInfo(name, cls, paper, tap, weight, weight_source, zero_at_match, example, head, space or {})
@@ -201,7 +201,13 @@ def register_loss(
 def _options_shown(loss: nn.Module) -> str:
     """The numbers and words that a loss was made with and keeps under their names, as `print` shows modules."""
     kept = {**vars(loss), **dict(loss.named_buffers(recurse=False))}
-    held = {word: value for word, value in kept.items() if getattr(value, "shape", None) == () and not value.is_meta}
-    numbers = {word: float(value) for word, value in held.items()}
-    found = {word: {**kept, **numbers}[word] for word in constructor(type(loss)) if word in kept}
+    found = {word: _number(kept[word]) for word in constructor(type(loss)) if word in kept}
     return ", ".join(f"{word}={value!r}" for word, value in found.items() if isinstance(value, (bool, int, float, str)))
+
+
+def _number(value: Any) -> Any:
+    """What a 0-dim tensor holds, to the digits that fp32 keeps: a number that a schedule moves lies in one."""
+    if getattr(value, "shape", None) != () or getattr(value, "is_meta", True):
+        return value
+    held = value.item()
+    return float(f"{held:.6g}") if isinstance(held, float) else held

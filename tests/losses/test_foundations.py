@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdkit.losses.geometry import centred_gram, pooled, squared_distances, unit
 from kdkit.losses.precision import full_precision
+from kdkit.registry import LOSSES, register_loss
 
 
 class Probe(nn.Module):
@@ -104,3 +106,29 @@ def test_maps_are_averaged_to_a_size_without_the_adaptive_gradient_where_it_divi
         found.square().sum().backward()
     torch.testing.assert_close(found, F.adaptive_avg_pool2d(x, size))
     assert any("_adaptive_avg_pool2d_backward" in name for name in seen.names) is not even
+
+
+def registered(monkeypatch, cls):
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES))
+    words = {"paper": "", "tap": "logits", "weight": 1.0, "weight_source": "", "zero_at_match": True}
+    return register_loss("odd", example=lambda: ({}, {}), **words)(cls)
+
+
+class Module(nn.Module):
+    def extra_repr(self):
+        return "as its author says"
+
+
+@pytest.mark.parametrize(("base", "shown"), [(nn.Module, "mask=True, power=2"), (Module, "as its author says")])
+def test_a_loss_shows_itself_whatever_else_it_keeps(monkeypatch, base, shown):
+    class Odd(base):
+        def __init__(self, mask=True, power=2):
+            super().__init__()
+            self.register_buffer("mask", torch.tensor(mask))
+            self.register_buffer("power", torch.tensor(power))
+            self.most, self.turn = np.log(10.0), torch.tensor(1j)
+
+        def forward(self, student):
+            return student
+
+    assert repr(registered(monkeypatch, Odd)()) == f"Odd({shown})"
