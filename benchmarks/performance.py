@@ -73,7 +73,7 @@ these; these machines have two, which workers and the loop that reads from them 
 kdkit's time the usual `DataLoader` of `RandomResizedCrop`, `ToTensor` and `Normalize` takes for the same images.
 *DALI*: likewise NVIDIA's, on the CPU with as many threads as workers: decoding the part of an image that its crop
 needs, then decoding all of it. *Enlarged* images have as many pixels as ImageNet's in the mean, and less detail than
-photographs of that size. On the EPYC kdkit still decoded by PIL.
+photographs of that size. On the EPYC kdkit still decoded by PIL, and drew and cropped by torchvision.
 """
 WORTH = 1.3
 """How many times as fast a loader has to be that pays for another library."""

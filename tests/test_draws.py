@@ -31,6 +31,10 @@ def test_known_values_on_every_platform():
     assert draws.bits(7, torch.arange(5)).tolist() == [-444387364, -1323333004, -93695883, -115125935, 534031430]
     assert draws.below(7, torch.arange(6), 1000).tolist() == [896, 691, 978, 973, 124, 365]
     assert draws.permutation(1, 8).tolist() == [6, 0, 4, 5, 7, 3, 1, 2]
+    assert list(itertools.islice(draws.uniforms(0, "view", 3, 5), 18))[::17] == [
+        0.08358277659863234,
+        0.3403861701954156,
+    ]
 
 
 @pytest.mark.parametrize("key", [0, 1, -1, 12345, -(2**31), 2**31 - 1])

@@ -20,19 +20,21 @@ class ResizedCrop:
     """A crop of any size and shape made `size` pixels a side, and mirrored half the time.
 
     Equal in distribution to torchvision's `RandomResizedCrop(size, scale)` and `RandomHorizontalFlip()`, and pixel by
-    pixel under the same crop; a small image costs them more time between the operations than in them.
+    pixel under the same crop of a tensor (on a CPU without AVX2 but for a level); a small image costs them more time
+    between the operations than in them.
 
     Attributes:
         size: pixels a side.
         scale: smallest and largest share of the image's area.
         flip: mirror every second view.
-        policy: what else is done to the view; it draws from torch's generator, which is left as it was.
+        policy: what else is done to the view, as an image of PIL; it draws from torch's generator, which is left as it
+            was.
     """
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
-    policy: Callable[[Tensor], Any] | None = None
+    policy: Callable[[Any], Any] | None = None
 
     def draw(self, height: int, width: int, numbers: Iterator[float]) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of an image, from uniform numbers in [0, 1)."""

@@ -10,6 +10,9 @@ from kdkit.data.photos import ResizedCrop
 from kdkit.draws import uniforms
 
 DRAWS = 4000
+APART = int(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+)  # levels; there torchvision resizes in fp32, and rounds
 
 
 def image(height, width, channels_last):
@@ -30,7 +33,8 @@ def test_pixels_are_torchvisions_of_the_same_crop(height, width, channels_last):
         wanted = F.resized_crop(photo, top, left, h, w, [24, 24], antialias=True)
         flip = next(numbers) < 0.5
         mirrored += flip
-        assert torch.equal(crop(photo, uniforms(k)), F.horizontal_flip(wanted) if flip else wanted)
+        view = crop(photo, uniforms(k))
+        assert (view.int() - (F.horizontal_flip(wanted) if flip else wanted).int()).abs().max() <= APART
         of_image = F.resized_crop(F.to_pil_image(photo), top, left, h, w, [24, 24])
         assert (F.pil_to_tensor(of_image).int() - wanted.int()).abs().max() <= 1
     assert 5 <= mirrored <= 15
@@ -39,7 +43,7 @@ def test_pixels_are_torchvisions_of_the_same_crop(height, width, channels_last):
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.6)])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (400, 90), (60, 200), (3, 400), (400, 3)])
 def test_crops_are_torchvisions_in_distribution(height, width, scale):
-    """Also of strips, of which few crops fit: then it is the middle."""
+    """Also of strips, of which few crops fit: then it is the middle. Sums and products tell draws that go together."""
     torch.manual_seed(0)
     theirs = v2.RandomResizedCrop(24, scale=scale)
     photo, mine = image(height, width, True), ResizedCrop(24, scale)
@@ -47,22 +51,30 @@ def test_crops_are_torchvisions_in_distribution(height, width, scale):
     found = torch.tensor([mine.draw(height, width, uniforms("test", k)) for k in range(DRAWS)]).double()
     for draws in (wanted, found):
         draws += 1e-3 * torch.rand(draws.shape, dtype=torch.float64)  # ties weaken the test
-    pairs = [*wanted.T, wanted[:, 2] * wanted[:, 3]], [*found.T, found[:, 2] * found[:, 3]]
+    pairs = [[*d.T, d[:, 0] + d[:, 1], d[:, 2] * d[:, 3]] for d in (wanted, found)]
     assert min(ks_2samp(a.numpy(), b.numpy()).pvalue for a, b in zip(*pairs, strict=True)) > 1e-3
 
 
 def test_without_a_mirror_and_with_a_policy():
     photo = image(64, 48, True)
     plain = ResizedCrop(24, flip=False)
-    assert all(
-        torch.equal(plain(photo, uniforms(k)), F.resized_crop(photo, *plain.draw(64, 48, uniforms(k)), [24, 24]))
-        for k in range(9)
-    )
+    for k in range(9):
+        wanted = F.resized_crop(photo, *plain.draw(64, 48, uniforms(k)), [24, 24])
+        assert (plain(photo, uniforms(k)).int() - wanted.int()).abs().max() <= APART
     changed, state = ResizedCrop(24, policy=v2.RandAugment()), torch.get_rng_state()
     views = [changed(photo, uniforms(k % 5)) for k in range(10)]
     assert all(torch.equal(views[k], views[k + 5]) for k in range(5))
     assert any(not torch.equal(view, ResizedCrop(24)(photo, uniforms(k))) for k, view in enumerate(views))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_policy_draws_other_numbers_for_each_view_and_the_same_again():
+    drawn = []
+    crop = ResizedCrop(8, policy=lambda view: drawn.append(torch.rand(()).item()) or view)
+    for k in [*range(50), *range(50)]:
+        crop(image(9, 9, True), uniforms(k))
+    assert drawn[:50] == drawn[50:]
+    assert len(set(drawn)) == 50
 
 
 def test_uniform_numbers_are_uniform_and_differ_from_sample_to_sample():
