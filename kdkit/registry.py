@@ -62,9 +62,12 @@ class UnknownNameError(KdkitError, KeyError):
 
 def nearest(word: str, known: Iterator[str] | list[str], count: int = 3) -> str:
     """`", did you mean 'x' or 'y'?"`, or an empty string where nothing is near; capitals count as small letters."""
-    spelt = {name.casefold(): name for name in known}
-    close = [spelt[near] for near in difflib.get_close_matches(word.casefold(), list(spelt), n=count, cutoff=0.5)]
-    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    spelt: dict[str, list[str]] = {}
+    for name in dict.fromkeys(known):
+        spelt.setdefault(name.casefold(), []).append(name)
+    found = difflib.get_close_matches(word.casefold(), spelt, n=count, cutoff=0.5)
+    close = [name for near in found for name in difflib.get_close_matches(word, spelt[near], n=count, cutoff=0)]
+    return f"; did you mean {' or '.join(repr(c) for c in close[:count])}?" if close else ""
 
 
 class Registry(Generic[T], Mapping[str, T]):

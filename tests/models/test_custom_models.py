@@ -126,6 +126,7 @@ def test_a_factory_without_num_classes_is_taken_at_its_word_and_said_so(folder):
         ("other.py:Net", r"other\.py: no such file"),
         ("my_net.py:", "must be package.module:callable or file.py:callable"),
         ("my_net.py:Nett", r"my_net\.py has no 'Nett'; did you mean 'Net'"),
+        ("two_cases.py:NETT", "has no 'NETT'; did you mean 'NET' or 'Net' or 'net'"),
         ("my_net.py:zzz", r"has no 'zzz'; it has: Net, make_net, ten"),
         ("my_net.py:built", "must be a class or a function, got a Net already built"),
         ("my_net.py:number", "must be a class or a function of Python, got 5"),
@@ -144,6 +145,7 @@ def test_a_factory_without_num_classes_is_taken_at_its_word_and_said_so(folder):
 )
 def test_errors_name_the_line(folder, arch, message):
     (folder / "syntax.py").write_text("\nclass Net(\n")
+    (folder / "two_cases.py").write_text("class Net: ...\nclass NET: ...\ndef net(): ...\n")
     (folder / "name_error.py").write_text("import math\nx = undefined\n")
     (folder / "missing_import.py").write_text("import no_such_thing\n")
     path = list(sys.path)
