@@ -169,13 +169,17 @@ class Folder(DataModule):
             device=self.target_device(),
         )
 
+    @property
+    def shorter_side(self) -> int:
+        """Of an image, in pixels, before the centre crop of an evaluation."""
+        return self.resize or round(self.image_size * 256 / 224)
+
     def transform(self, augment: bool) -> Callable[..., Tensor]:
         """(3, height, width) uint8 → (3, image_size, image_size) uint8; of random views see `ResizedCrop`."""
         from torchvision.transforms import v2
 
         if not augment:
-            resize = self.resize or round(self.image_size * 256 / 224)
-            return v2.Compose([v2.Resize(resize), v2.CenterCrop(self.image_size)])  # type: ignore[no-any-return]
+            return v2.Compose([v2.Resize(self.shorter_side), v2.CenterCrop(self.image_size)])  # type: ignore[no-any-return]
         policy = None if self.policy is None else getattr(v2, POLICIES[self.policy])()
         return ResizedCrop(self.image_size, self.crop_scale, self.flip, policy)
 

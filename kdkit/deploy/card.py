@@ -64,6 +64,12 @@ def _what(leaving: Leaving, found: Exported) -> str:
 def _use(leaving: Leaving, lines: str) -> str:
     channels, height, width = (*leaving.shape, 1, 1)[:3]
     mode = "L" if channels == 1 else "RGB"
+    sized = f"picture = picture.resize(({width}, {height}))"
+    if short := leaving.shorter_side:
+        sized = f"""sides = [side * {short} // min(picture.size) for side in picture.size]  # as in evaluation
+picture = picture.resize(sides, Image.Resampling.BILINEAR)
+left, top = round((sides[0] - {width}) / 2), round((sides[1] - {height}) / 2)
+picture = picture.crop((left, top, left + {width}, top + {height}))"""
     mean, std = [round(v, 6) for v in leaving.mean], [round(v, 6) for v in leaving.std]
     return f"""## Use
 
@@ -71,7 +77,8 @@ def _use(leaving: Leaving, lines: str) -> str:
 import numpy as np
 from PIL import Image
 
-picture = Image.open("photo.png").convert("{mode}").resize(({width}, {height}))
+picture = Image.open("photo.png").convert("{mode}")
+{sized}
 pixels = np.asarray(picture, np.float32).reshape({height}, {width}, {channels}) / 255
 images = ((pixels - np.float32({mean})) / np.float32({std})).transpose(2, 0, 1)[None].copy()
 

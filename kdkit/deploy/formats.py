@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,7 +87,10 @@ def _timm(leaving: Leaving, folder: Path) -> Written:
     from timm.models import save_for_hf
 
     net: Any = leaving.net.module
-    fed = {"mean": leaving.mean, "std": leaving.std, "input_size": leaving.shape, "crop_pct": 1.0}
+    side = leaving.shape[-1]
+    cropped = math.floor(1e6 * side / (leaving.shorter_side or side)) / 1e6  # timm resizes to ⌊side / it⌋
+    fed = {"mean": leaving.mean, "std": leaving.std, "input_size": leaving.shape, "crop_pct": cropped}
+    fed |= {"interpolation": "bilinear", "crop_mode": "center"}
     own = {"license": None, "tag": None}  # those of published weights are not these weights'
     told = {"pretrained_cfg": {**fed, **own}, **({"label_names": leaving.classes} if leaving.classes else {})}
     save_for_hf(net, str(folder), model_config=told, model_args=leaving.options or None, safe_serialization=True)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.data import DataModule
+from kdkit.data.folder import Folder
 from kdkit.recipe import Recipe
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.trained import Trained
@@ -61,6 +62,11 @@ class Leaving:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
         return tuple(self.images.shape[1:])
+
+    @property
+    def shorter_side(self) -> int | None:
+        """Of a photograph, in pixels, before its centre crop; `None` where images are taken whole."""
+        return self.data.shorter_side if isinstance(self.data, Folder) and not self.noise else None
 
     @property
     def source(self) -> str:

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from kdkit import models
+from kdkit.data import build as module
 from kdkit.deploy import export as room
 from kdkit.deploy.export import export
 from kdkit.registry import KdkitError
@@ -79,13 +80,17 @@ def picture(folder, side):
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def by_its_card(folder, monkeypatch):
-    """Run the lines that the card shows, in the folder."""
+def names_of_its_card(folder, monkeypatch):
+    """What the lines that the card shows make, run in the folder."""
     monkeypatch.chdir(folder)
     (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     seen = {}
     exec(lines, seen)
-    return torch.as_tensor(seen["logits"])
+    return seen
+
+
+def by_its_card(folder, monkeypatch):
+    return torch.as_tensor(names_of_its_card(folder, monkeypatch)["logits"])
 
 
 @torch.no_grad()
@@ -165,6 +170,30 @@ def test_the_card_says_what_its_accuracy_is_about(make, words, told):
     card = (export(folder, "safetensors").folder / "README.md").read_text()
     rest = card.partition("## Accuracy in training\n\n")[2]
     assert rest.startswith(f"{told}\n\n| model |")
+
+
+def test_a_photograph_is_fed_as_in_evaluation(make, tmp_path, monkeypatch):
+    timm_data = pytest.importorskip("timm.data")
+    run, _ = make("timm/test_vit", {"img_size": 32}, side=32)
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (6, 11, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+    for name in "0123456789":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.roll(pixels, i)).save(tmp_path / "photos" / name / f"{i}.png")
+    words = (run / "recipe.yaml").read_text()
+    photos = "{name: folder, root: photos, holdout: all, image_size: 32, num_workers: 0}"
+    (run / "recipe.yaml").write_text(words.replace("{name: digits, image_size: 32, batch_size: 32}", photos))
+    folder = export(run, "timm").folder.resolve()
+    data = module("folder", root=tmp_path / "photos", holdout="all", image_size=32)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    wanted = (data.transform(augment=False)(torch.from_numpy(pixels).movedim(-1, 0)) / 255 - mean) / std
+    photo = Image.fromarray(pixels)
+    photo.save(folder / "photo.png")
+    by_card = torch.as_tensor(names_of_its_card(folder, monkeypatch)["images"])[0]
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    view = timm_data.create_transform(**timm_data.resolve_data_config(config))(photo)
+    for fed in (by_card, view):
+        torch.testing.assert_close(fed, wanted, atol=2.5 / 255 / min(STD), rtol=0)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch", pytest.param("onnx", marks=onnx)])
