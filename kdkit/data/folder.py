@@ -144,7 +144,7 @@ class Folder(DataModule):
         names = [self.sets[0].names[i] for i in self.parts[0].tolist()]
         found = [os.stat(path) for path in self.sets[0].paths(self.parts[0])]
         told = (
-            "crops by draws.uniforms",
+            *["crops by draws.uniforms"] * self.augment,
             torch.__version__,
             torchvision.__version__,
             PIL.__version__,

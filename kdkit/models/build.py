@@ -130,11 +130,13 @@ def list_models(pattern: str | None = None) -> list[tuple[str, str]]:
     """Every name that `build` takes and its source (`kdkit`, `timm`, `torchvision`).
 
     Args:
-        pattern: keeps names that match it (`*` and `?` stand for anything) or, without either, contain it.
+        pattern: keeps names that match it (`*` and `?` stand for anything) or, without either, contain it; capitals
+            are small letters, which all names have.
     """
     names = [(name, "kdkit") for name in MODELS] + zoo.names()
     if not pattern:
         return names
+    pattern = pattern.casefold()
     glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     return [(name, source) for name, source in names if fnmatch.fnmatch(name, glob)]
 

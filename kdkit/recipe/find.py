@@ -61,12 +61,17 @@ def find(name: str | os.PathLike[str]) -> Path:
         name: a path, or the bare name of a packaged recipe.
 
     Raises:
-        RecipeError: no recipe has that name; the nearest ones are offered.
+        RecipeError: no recipe has that name; the nearest ones are offered. No such file where a packaged recipe has
+            its name.
     """
-    if is_file(name):
-        return Path(name)
-    name = str(name)
     known = packaged_files()
+    if is_file(name):
+        path = Path(name)
+        if path.stem in known and not os.path.lexists(path):
+            message = f"no such file; the packaged recipe is given by its bare name, {path.stem}"
+            raise RecipeError([Problem(shown(path), None, "", message)])
+        return path
+    name = str(name)
     if name in known:
         return known[name]
     hint = nearest(name, list(known)) or "; `kdkit recipes` lists them"

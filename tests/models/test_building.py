@@ -128,6 +128,7 @@ def test_normalisation_is_what_published_weights_expect():
 
 def test_names_are_listed_with_their_source():
     assert ("resnet20", "kdkit") in list_models()
+    assert list_models("WRN_16") == list_models("wrn_16")
     assert list_models("wrn_16") == [("wrn_16_1", "kdkit"), ("wrn_16_2", "kdkit")]
     found = list_models("*resnet50")
     assert ("timm/resnet50", "timm") in found

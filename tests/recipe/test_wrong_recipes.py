@@ -234,6 +234,10 @@ def test_an_unknown_recipe_offers_the_nearest(tmp_path: Path, monkeypatch):
     with pytest.raises(RecipeError, match=r"did you mean mine\.yaml\? A file is given with its ending"):
         load("mine")
     assert load("mine.yaml").name == "mine"
+    with pytest.raises(RecipeError, match=r"recipes/kd_digits\.yml: no such file; the packaged .* name, kd_digits$"):
+        load("recipes/kd_digits.yml")
+    Path("kd_digits.yaml").write_text(TEXT)
+    assert load("kd_digits.yaml").origin.folder == Path()
 
 
 OWN = """\
