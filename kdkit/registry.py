@@ -60,8 +60,10 @@ class UnknownNameError(KdkitError, KeyError):
     __str__ = KdkitError.__str__  # KeyError's own would quote the text
 
 
-def nearest(word: str, known: Iterator[str] | list[str], count: int = 3) -> str:
+def nearest(word: object, known: Iterator[str] | list[str], count: int = 3) -> str:
     """`", did you mean 'x' or 'y'?"`, or an empty string where nothing is near; capitals count as small letters."""
+    if not isinstance(word, str):  # as may be written where a name is asked for
+        return ""
     spelt: dict[str, list[str]] = {}
     for name in dict.fromkeys(known):
         spelt.setdefault(name.casefold(), []).append(name)

@@ -174,7 +174,8 @@ def _unknown(item: Item, model: type[Words], under: tuple[str, ...]) -> Iterator
         if key not in known:
             hint = nearest(key, known) or "; known: " + ", ".join(known)
             if not under and key in Recipe.model_fields:
-                hint = "; it is a word of a recipe, which `kdkit fit` runs; in a suite `overrides` change such words"
+                where = "its protocol, which may be a file beside it, has such words, and `overrides` change them"
+                hint = f"; it is a word of a recipe, which `kdkit fit` runs; in a suite {where}"
             message = f"unknown key {key!r}{hint}"
             yield Problem.at(child.mark, ".".join((*under, key)), message)
 

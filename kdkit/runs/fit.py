@@ -21,6 +21,7 @@ from kdkit.runs.cohort import cohort_callbacks
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.depth import draw_depth
 from kdkit.runs.distilling import DISTILLERS, make_distiller
+from kdkit.runs.dry_run import dry_run
 from kdkit.runs.events import read_events
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
@@ -80,6 +81,12 @@ def fit_teacher(recipe: Recipe, folder: RunFolder) -> Result:
     return _fit(recipe, folder, resume=True, overwrite=False)
 
 
+def _teach(pupil: Recipe, recipe: Recipe, folder: RunFolder) -> Result:
+    """Train a teacher, once it is sure that its pupil can begin."""
+    dry_run(pupil, values=False)
+    return fit_teacher(recipe, folder)
+
+
 def _fit(
     recipe: Recipe, folder: RunFolder, *, resume: bool, overwrite: bool, profile: bool = False, diagnose: bool = False
 ) -> Result:
@@ -87,7 +94,7 @@ def _fit(
         check_same(recipe, folder)
     if resume and folder.complete:
         return read_result(folder)
-    experiment = build(recipe, weights=partial(trained_weights, fit=fit_teacher))
+    experiment = build(recipe, weights=partial(trained_weights, fit=partial(_teach, recipe)))
     rows = MetricRows(folder.metrics)
     with blaming(recipe):
         distiller, trainer = assemble(experiment, folder, rows)

@@ -58,6 +58,15 @@ def told(text):
     return [line.split("  ")[0] for line in text.splitlines()]
 
 
+def test_no_teacher_is_trained_for_a_pupil_that_cannot_begin(pupil, tmp_path, capsys):
+    """It was trained to its end, and then that was told."""
+    wrong = load(pupil, ["trainer.accelerator=cpu", "losses=[{mse: {from: teacher.stage1, to: student.stage2}}]"])
+    with pytest.raises(KdkitError, match=r"losses\.mse: .*16×8×8.*32×4×4"):
+        fit(wrong, out=tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_teacher_that_is_interrupted_goes_on_with_the_same_command(pupil, tmp_path, monkeypatch, ctrl_c):
     teacher, run = teacher_folder(load(tmp_path / "wise.yaml", ["trainer.accelerator=cpu"])), tmp_path / "run"
     words = ["fit", str(pupil), "--out", str(run), "--overwrite"]
