@@ -247,8 +247,8 @@ class FiniteWatch:
             return ""
         seen.data, fine = made(self._distiller, seen.data), seen.values.isfinite().tolist()
         bad = [name for name, well in zip(seen.names, fine, strict=True) if not well and name != ELSEWHERE]
-        what = f"the {', '.join(bad)}" if bad else ELSEWHERE
-        told = f"{what} is not finite at step {seen.step} (epoch {seen.epoch + 1}), which saw "
+        what = f"the {', '.join(bad)} {'are' if len(bad) > 1 else 'is'}" if bad else f"{ELSEWHERE} is"
+        told = f"{what} not finite at step {seen.step} (epoch {seen.epoch + 1}), which saw "
         told += f"{repro.samples(seen.data)}{self._save(seen)}"
         mend = MEND if repro.spoilt(seen.data) else helps(self._distiller)
         if self.policy == "stop":

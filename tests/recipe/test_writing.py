@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from kdkit.recipe import Recipe, content_key, fingerprint, json_schema, load, loads, resolved, source, tuning
+from kdkit.runs.portable import portable
 
 TEXT = """\
 data: {name: digits, batch_size: 32}
@@ -191,3 +192,12 @@ def test_the_schema_knows_every_loss_optimiser_and_data_set():
     refs = {part.split('"')[0] for part in json.dumps(schema).split('"#/$defs/')[1:]}
     assert refs <= schema["$defs"].keys()
     assert schema["required"] == ["models"]  # the losses may come with stages
+
+
+def test_guards_leave_this_machine_with_a_recipe_and_are_no_part_of_what_comes_out():
+    """A run of a weak teacher could not be made again from its card."""
+    guarded = changed("trainer.check_teachers=false", "trainer.on_nonfinite=skip", "trainer.accelerator=cpu")
+    trainer = portable(yaml.safe_load(resolved(guarded)))["trainer"]
+    assert trainer == {"max_epochs": 10, "check_teachers": False, "on_nonfinite": "skip"}
+    assert content_key(guarded) == content_key(changed())
+    assert fingerprint(guarded) == fingerprint(changed())
