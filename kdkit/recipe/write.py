@@ -15,8 +15,8 @@ from kdkit.recipe.syntax import scalar
 
 # Where and how fast a recipe runs, and what becomes of a run that would fail: no part of what comes out.
 MACHINE: tuple[str, ...] = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile")
-MACHINE += ("deterministic", "benchmark", "logger")
 GUARDS = ("on_nonfinite", "check_teachers")
+MACHINE += ("deterministic", "benchmark", "logger", *GUARDS)
 READING = ("root", "download", "num_workers", "eval_batch_size")
 
 
@@ -84,7 +84,7 @@ def _content(recipe: Recipe) -> dict[str, Any]:
             spec["arch"] = _code(spec["arch"])
     whole["losses"] = [{_code(loss): words for loss, words in edge.items()} for edge in whole["losses"]]
     whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
-    whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in (*MACHINE, *GUARDS)}
+    whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in MACHINE}
     return whole
 
 

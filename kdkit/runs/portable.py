@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdkit.recipe.write import MACHINE, READING
+from kdkit.recipe.write import GUARDS, MACHINE, READING
 
 
 def portable(words: dict[str, Any]) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def portable(words: dict[str, Any]) -> dict[str, Any]:
     }
     losses = [{_file_name(loss): options for loss, options in edge.items()} for edge in words["losses"]]
     data = {key: value for key, value in words["data"].items() if key not in READING}
-    trainer = {key: value for key, value in words["trainer"].items() if key not in MACHINE}
+    trainer = {key: value for key, value in words["trainer"].items() if key not in MACHINE or key in GUARDS}
     return {**words, "models": models, "losses": losses, "data": data, "trainer": trainer}
 
 
