@@ -229,9 +229,8 @@ def verdict(rows: Rows) -> str:
     worth = [shape for shape, (_, middle, _) in best.items() if WORTH * middle <= 1]
     return (
         f"DALI's better way takes, to a device and without workers, of kdkit's time {told}. It is at least {WORTH} "
-        f"times as fast at {'; '.join(worth) or 'none of them'}. It is no extra of kdkit: that would "
-        "pay for small images alone, whose time goes into the calls between operations; its "
-        "draws do not follow from (seed, epoch, sample)."
+        f"times as fast at {'; '.join(worth) or 'none of them'}. It is no extra of kdkit: that would pay for small "
+        "images alone; its draws do not follow from (seed, epoch, sample)."
     )
 
 

@@ -20,8 +20,7 @@ class ResizedCrop:
     """A crop of any size and shape made `size` pixels a side, and mirrored half the time.
 
     Equal in distribution to torchvision's `RandomResizedCrop(size, scale)` and `RandomHorizontalFlip()`, and pixel by
-    pixel under the same crop of a tensor (on a CPU without AVX2 but for a level); a small image costs them more time
-    between the operations than in them.
+    pixel under the same crop of a tensor (on a CPU without AVX2 but for a level).
 
     Attributes:
         size: pixels a side.

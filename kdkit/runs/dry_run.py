@@ -100,10 +100,8 @@ def _stand_in(facts: DataFacts) -> Facts:
 def _bound(recipe: Recipe, experiment: Experiment, batch: Batch, facts: Facts) -> Distiller:
     """The graph as training would bind it, optimisers and learning rates included."""
     distiller = make_distiller(experiment)
-    learning, epochs = (
-        {name: distiller.graph.model(name) for name in distiller.graph.trained},
-        recipe.trainer.max_epochs,
-    )
+    epochs = recipe.trainer.max_epochs
+    learning = {name: distiller.graph.model(name) for name in distiller.graph.trained}
     with no_wide_strides(learning, recipe.trainer.precision, device(recipe)):
         distiller.graph.bind(batch, facts, epochs)
     specs = {name: distiller.graph.nodes[name].lr for name in distiller.graph.trained}

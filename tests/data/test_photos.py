@@ -10,9 +10,8 @@ from kdkit.data.photos import ResizedCrop
 from kdkit.draws import uniforms
 
 DRAWS = 4000
-APART = int(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT"
-)  # levels; there torchvision resizes in fp32, and rounds
+# Levels of a pixel: there torchvision resizes in fp32, and rounds.
+APART = 1 if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else 0
 
 
 def image(height, width, channels_last):
