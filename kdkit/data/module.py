@@ -180,6 +180,11 @@ class DataModule(LightningDataModule, ABC):
         return self.loader(False, None, labels, Order(len(labels), self.eval_batch_size), views=False)
 
     @property
+    def shorter_side(self) -> int | None:
+        """Of a photograph, in pixels, before the centre crop of an evaluation; `None`: images are taken whole."""
+        return None
+
+    @property
     def parts(self) -> tuple[Tensor, Tensor]:
         """The places in the whole training set of what is trained on and of what is held out by `val_split`."""
         self.setup("fit")

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from kdkit.data import DataModule
-from kdkit.data.folder import Folder
 from kdkit.recipe import Recipe
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.trained import Trained
@@ -66,7 +65,7 @@ class Leaving:
     @property
     def shorter_side(self) -> int | None:
         """Of a photograph, in pixels, before its centre crop; `None` where images are taken whole."""
-        return self.data.shorter_side if isinstance(self.data, Folder) and not self.noise else None
+        return None if self.noise else self.data.shorter_side
 
     @property
     def source(self) -> str:
