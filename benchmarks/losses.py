@@ -167,6 +167,9 @@ class Case:
         }
         if self.name == "vid":  # three layers, each forward and twice backward
             return float(sum(18 * B * channels**2 * height * width for channels, height, width in self.shapes))
+        if self.name == "ft":  # nine convolutions, each forward and twice backward
+            (channels, height, width), k = shape, shape[0] // 2
+            return float(3 * 54 * B * (channels**2 + channels * k + k**2) * height * width)
         if self.name == "reviewkd":  # 1 × 1 and 3 × 3, each forward and twice backward
             hidden = self.shapes[-1][0]
             return float(sum(60 * B * hidden * math.prod(shape) for shape in self.shapes))

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.peers import Contender, Makers, T, simple, staged
@@ -36,6 +36,7 @@ def makers() -> Makers:
         "cc of neighbours": simple(lambda s, t: plain_neighbours((s - t).abs())),
         "fsp": lambda case: Contender(lambda: plain_fsp(case.students, case.teachers)),
         "ab": lambda case: Contender(lambda: plain_ab(case.students, case.teachers)),
+        "ft": plain_ft,
         "cosine": simple(lambda s, t: 1 - F.cosine_similarity(s, t).mean()),
         "at": staged(plain_at),
         "nst": staged(broadcast_nst),
@@ -98,6 +99,21 @@ def plain_ab(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     for s, t in zip(students, teachers, strict=True):
         total = total / 2 + torch.where(t > 0, F.relu(1 - s), F.relu(1 + s)).square().sum() / len(s)
     return total
+
+
+def plain_ft(case: Any) -> Contender:
+    """Of torch's own modules, from kdkit's weights."""
+    (loss,) = copy.deepcopy(case.modules)
+    sides = loss.translator, loss.paraphraser.encoder, loss.paraphraser.decoder
+    translator, encoder, decoder = (nn.Sequential(*(p for c in s.convs for p in (c, nn.LeakyReLU(0.1)))) for s in sides)
+
+    def value() -> Tensor:
+        student, teacher = case.students[0], case.teachers[0]
+        factor = encoder(teacher)
+        ours, theirs = (F.normalize(f.flatten(1)) for f in (translator(student), factor.detach()))
+        return F.l1_loss(ours, theirs, reduction="sum") / len(student) + F.l1_loss(decoder(factor), teacher)
+
+    return Contender(value, list(loss.parameters()))
 
 
 def plain_at(student: Tensor, teacher: Tensor) -> Tensor:

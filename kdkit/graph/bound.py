@@ -27,6 +27,7 @@ from kdkit.graph.heads import bind_head, charge
 from kdkit.graph.links import End, Link
 from kdkit.graph.schedule import Curve, Schedule
 from kdkit.graph.share import Calibration, Share
+from kdkit.graph.stage import with_weights
 from kdkit.registry import KdkitError, constructor, reads
 
 Self = TypeVar("Self", bound="BoundEdge")
@@ -281,10 +282,21 @@ class BoundEdge(nn.Module):
 
     def parameters_of(self, node: str) -> list[nn.Parameter]:
         """Parameters of the heads and losses that belong to a node's turn."""
-        found: dict[int, nn.Parameter] = {}
+        found: dict[nn.Parameter, None] = {}
         for i, call in enumerate(self.calls):
             if call.target == node:
                 first = self._first_head[i]
                 parts = [self.losses[i], *(self.heads[first : first + len(call.links)] if len(self.heads) else [])]
-                found.update({id(p): p for part in parts for p in part.parameters() if p.requires_grad})
-        return list(found.values())
+                found |= dict.fromkeys(p for part in parts for p in part.parameters())
+        return list(found)
+
+    def parts_told(self) -> dict[str, list[str]]:
+        """Parts with weights by the names that a stage gives them, the loss's own and `head`; their module paths."""
+        found: dict[str, list[str]] = {}
+        for path in with_weights(self):
+            kind, _, rest = path.partition(".")
+            inner = rest.partition(".")[2]
+            if path == "" or (kind in ("losses", "heads") and rest):
+                told = inner if kind != "heads" else f"head.{inner}".rstrip(".")
+                found.setdefault(told, []).append(path)
+        return {**found, "": [""]} if found else {}

@@ -141,6 +141,7 @@ class Roster:
                 tuple(name for name in base.updates if name in taught),
                 {name: reader for name, reader in base.readers.items() if name in there},
                 {name: parts for name, parts in base.parts.items() if name in here},
+                base.beside,
             )
             self._narrowed = (base.start, self._since), phase
         return self._narrowed[1]

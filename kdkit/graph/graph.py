@@ -23,7 +23,7 @@ from kdkit.graph.node import Node
 from kdkit.graph.phase import Phase, phase_at, phases
 from kdkit.graph.rehearse import rehearse
 from kdkit.graph.share import check_shares
-from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep
+from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep, with_weights
 from kdkit.registry import KdkitError
 
 Self = TypeVar("Self", bound="Graph")
@@ -41,7 +41,7 @@ class Graph(nn.Module):
         nodes: models by name; a bare module is a trained node.
         edges: losses; a bare name is the registered loss with its defaults.
         seed: what heads, banks and draws follow from.
-        stages: spans in which only some nodes, or parts of them, learn.
+        stages: spans in which only some nodes and edges, or parts of them, learn.
     """
 
     progress: Tensor
@@ -90,7 +90,7 @@ class Graph(nn.Module):
         self.phase: Phase | None = None
         self.cohort: Roster | None = None
         self.caches: dict[str, Cache] = {}
-        self.rest = Rest({name: self.models[name] for name in self.trained})
+        self.rest = Rest()
 
     def model(self, name: str) -> nn.Module:
         """The module of a node."""
@@ -121,7 +121,6 @@ class Graph(nn.Module):
             KdkitError: anything that would fail in training, before training.
         """
         self.facts, self.epochs = facts, epochs
-        check_stages(self.stages, {name: self.models[name] for name in self.trained})
         self.rest.end()
         self.adapters = nn.ModuleDict({name: Adapter(node, facts) for name, node in self.nodes.items()})
         views = {name: self.adapters[name](example.x) for name in self.nodes}
@@ -151,6 +150,8 @@ class Graph(nn.Module):
             if any(p.dtype == torch.float64 for call in bound.calls for p in self.models[call.target].parameters()):
                 bound.double()
             self.edges[edge.name] = bound
+        told = {edge.name: parts for edge in self.bound if (parts := edge.parts_told())}
+        check_stages(self.stages, {**told, **{name: with_weights(self.models[name]) for name in self.trained}})
         checks.check_owners({name: self.parameters_of(name) for name in self.trained})
         again = self.edges.state_dict()
         if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):
@@ -202,7 +203,8 @@ class Graph(nn.Module):
         if phase is not self.phase:
             self.phase = phase
             if self.stages:
-                self.rest.let_learn(phase.parts)
+                models = [(self.models[name], phase.parts.get(name, ())) for name in self.trained]
+                self.rest.let_learn([*models, *((edge, phase.beside.get(edge.name, ("",))) for edge in self.bound)])
             self.train(self.training)
 
     def train(self: Self, mode: bool = True) -> Self:
@@ -215,6 +217,8 @@ class Graph(nn.Module):
                 model.eval()
             elif self.phase is not None:
                 put_to_sleep(model, self.phase.parts[name])
+        for name, parts in {} if self.phase is None else self.phase.beside.items():
+            put_to_sleep(self.edges[name], parts)
         return self
 
     def _live(self) -> list[str]:
@@ -285,9 +289,10 @@ class Graph(nn.Module):
 
     def parameters_of(self, node: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """A node's own trainable parameters, and those of heads and losses that learn with it."""
-        own = self.rest.learners(node)
-        beside = {id(p): p for edge in self.bound for p in edge.parameters_of(node)}
-        return own, list(beside.values())
+        own = dict.fromkeys(self.models[node].parameters())
+        beside = dict.fromkeys(p for edge in self.bound for p in edge.parameters_of(node))
+        learns = self.rest.learns
+        return [p for p in own if learns(p)], [p for p in beside if learns(p)]
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         numbers = [(self, "progress"), (self, "loss_scale")]

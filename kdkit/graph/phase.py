@@ -23,7 +23,8 @@ class Phase:
         edges: the active edges.
         updates: the nodes that learn, in order.
         readers: what each needed node is read with.
-        parts: module paths that learn, of each node that learns; `("",)` is the whole.
+        parts: module paths that learn, of each of `updates`; `("",)` is the whole, `()` what learns lies beside it.
+        beside: module paths that learn, of each edge of which a stage says it; of all others the whole.
     """
 
     start: float
@@ -31,6 +32,7 @@ class Phase:
     updates: tuple[str, ...]
     readers: Mapping[str, tapping.Taps]
     parts: Mapping[str, tuple[str, ...]]
+    beside: Mapping[str, tuple[str, ...]]
 
     def taps(self, node: str) -> tuple[str, ...]:
         """What is read of a node."""
@@ -53,7 +55,7 @@ def phases(graph: Graph, views: Mapping[str, Any]) -> list[Phase]:
     for t in sorted(m for m in moments if m < graph.epochs):
         now = [stage for start, end, stage in stages if start <= t < end]
         parts = {name: _parts(name, now) for name, (start, end) in spans.items() if start <= t < end}
-        found.append(_phase(graph, t, {name: paths for name, paths in parts.items() if paths}, views))
+        found.append(_phase(graph, t, parts, _beside(graph, now), views))
     return found
 
 
@@ -71,9 +73,29 @@ def _parts(node: str, stages: Sequence[Stage]) -> tuple[str, ...]:
     return tuple(sorted(learns))
 
 
-def _phase(graph: Graph, t: float, parts: Mapping[str, tuple[str, ...]], views: Mapping[str, Any]) -> Phase:
-    active = list(parts)
-    edges = [edge for edge in graph.bound if edge.active(t) and any(call.target in active for call in edge.calls)]
+def _beside(graph: Graph, stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
+    """What learns of each edge that one of the stages names."""
+    found = {}
+    for edge in graph.bound:
+        if several := [stage for stage in stages if stage.names(edge.name)]:
+            told = edge.parts_told()
+            found[edge.name] = tuple(real for path in _parts(edge.name, several) for real in told[path])
+    return found
+
+
+def _phase(
+    graph: Graph,
+    t: float,
+    parts: Mapping[str, tuple[str, ...]],
+    beside: Mapping[str, tuple[str, ...]],
+    views: Mapping[str, Any],
+) -> Phase:
+    now = [edge for edge in graph.bound if edge.active(t)]
+    woken = {call.target for edge in now if beside.get(edge.name) for call in edge.calls}
+    active = {name: paths for name, paths in parts.items() if paths or name in woken}
+    edges = [
+        e for e in now if any(active.get(c.target) or (beside.get(e.name) and c.target in active) for c in e.calls)
+    ]
     targets = {call.target for edge in edges for call in edge.calls}
     read = {end for edge in edges for end in edge.ends()}
     readers = {
@@ -81,4 +103,4 @@ def _phase(graph: Graph, t: float, parts: Mapping[str, tuple[str, ...]], views: 
         for name in graph.nodes
         if any(end.node == name for end in read)
     }
-    return Phase(t, tuple(edges), tuple(name for name in active if name in targets), readers, parts)
+    return Phase(t, tuple(edges), tuple(name for name in active if name in targets), readers, active, beside)

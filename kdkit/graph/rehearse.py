@@ -100,17 +100,22 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
         told = f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown}){line}"
         raise KdkitError(told) from error
     checks.check_terms({edge.name: value})
-    if not edge.silent and not _reaches(value, graph.model(call.target)):
-        where = ", ".join(str(link.target) for link in call.links)
+    where = ", ".join(str(link.target) for link in call.links)
+    if edge.name in graph.now.beside and not _reaches(value, graph.model(call.target), edge):
+        raise KdkitError(
+            f"edge {edge.name!r}: sends no gradient to {where}, nor to what a stage lets learn of itself at epoch "
+            f"{graph.now.start:g}; name another part of it under `train`, or {call.target!r}"
+        )
+    if edge.name not in graph.now.beside and not edge.silent and not _reaches(value, graph.model(call.target)):
         raise KdkitError(
             f"edge {edge.name!r}: sends no gradient to {where}: its value does not depend on any trained weight of "
             f"{call.target!r} there; let the loss use the student's tensor without detach(), or set its weight to 0"
         )
 
 
-def _reaches(value: Tensor, model: nn.Module) -> bool:
-    """Whether a trained weight of the model is among what the value was computed from."""
-    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+def _reaches(value: Tensor, *modules: nn.Module) -> bool:
+    """Whether a trained weight of one of them is among what the value was computed from."""
+    wanted = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
     ahead, seen = [value.grad_fn], set()
     while ahead:
         step = ahead.pop()

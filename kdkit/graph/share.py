@@ -114,6 +114,11 @@ def check_shares(phases: Sequence[Phase]) -> None:
     for phase in phases:
         for edge in phase.edges:
             if edge.calibration is not None:
+                for rests in (name for name in edge.targets if not phase.parts.get(name)):
+                    raise KdkitError(
+                        f"edge {edge.name!r}, {edge.edge.weight}: {rests!r} rests at epoch {phase.start:g}, and no "
+                        "gradient of it can be shared out; give it a number"
+                    )
                 _check(edge, [other for other in phase.edges if other.targets & edge.targets], edge.name in seen)
                 seen.add(edge.name)
 

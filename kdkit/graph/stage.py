@@ -1,8 +1,8 @@
-"""Stages: named spans of a run in which only some models, or parts of them, learn."""
+"""Stages: named spans of a run in which only some models and losses, or parts of them, learn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -19,7 +19,9 @@ class Stage:
         name: what it is called.
         when: its time.
         train: the nodes that learn in it, or parts of them by module path: `student`, `student.layer3`; `None`: all.
-            What does not learn is in eval mode and has no gradient; its optimiser state waits.
+            What does not learn is in eval mode and has no gradient; its optimiser state waits. Heads and losses learn
+            with the nodes that they teach; of one that is named here (`ft`, `ft.paraphraser`, `hint.head`) only that
+            learns, and also where its node rests.
     """
 
     name: str
@@ -31,27 +33,35 @@ class Stage:
         if isinstance(self.train, str):
             object.__setattr__(self, "train", (self.train,))
 
-    def parts(self, node: str) -> tuple[str, ...]:
-        """Module paths in a node that learn; `("",)` is the whole, `()` nothing."""
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Module paths in a node or an edge that learn; `("",)` is the whole, `()` nothing."""
         if self.train is None:
             return ("",)
         split = [end.partition(".")[::2] for end in self.train]
-        return tuple(path for name, path in split if name == node)
+        return tuple(path for its, path in split if its == name)
+
+    def names(self, name: str) -> bool:
+        """Whether it says of a node or an edge what learns."""
+        return self.train is not None and bool(self.parts(name))
 
 
-def check_stages(stages: Sequence[Stage], trained: Mapping[str, nn.Module]) -> None:
-    """Raise `KdkitError` where a stage trains what is no part of a trained model."""
+def with_weights(module: nn.Module) -> list[str]:
+    """Paths of the parts of a module that have weights; `""` is the whole."""
+    return [path for path, part in module.named_modules() if next(part.parameters(), None) is not None]
+
+
+def check_stages(stages: Sequence[Stage], known: Mapping[str, Iterable[str]]) -> None:
+    """Raise `KdkitError` where a stage trains what cannot learn; `known`: the parts with weights of all that can."""
     for stage in stages:
         for end in stage.train or ():
-            node, _, path = end.partition(".")
-            if node not in trained:
-                known = nearest(node, list(trained)) or f"; trained: {', '.join(trained)}"
-                raise KdkitError(f"stage {stage.name!r}: train: no trained model is called {node!r}{known}")
-            modules = trained[node].named_modules()
-            paths = [name for name, module in modules if next(module.parameters(), None) is not None]
+            name, _, path = end.partition(".")
+            if name not in known:
+                told = nearest(name, list(known)) or f"; what learns: {', '.join(known)}"
+                raise KdkitError(f"stage {stage.name!r}: train: no trained model or loss is called {name!r}{told}")
+            paths = list(known[name])
             if path not in paths:
-                known = nearest(path, paths) or f"; its parts: {', '.join(p for p in paths if p and '.' not in p)}"
-                raise KdkitError(f"stage {stage.name!r}: train: {node!r} has no part {path!r} with weights{known}")
+                told = nearest(path, paths) or f"; its parts: {', '.join(p for p in paths if p and '.' not in p)}"
+                raise KdkitError(f"stage {stage.name!r}: train: {name!r} has no part {path!r} with weights{told}")
 
 
 def inside(name: str, parts: Sequence[str]) -> bool:
@@ -67,31 +77,26 @@ def put_to_sleep(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 class Rest:
-    """Which parameters of trained models rest for a while; those that the user froze stay out of it.
+    """Which parameters rest for a while; those that the user froze stay out of it."""
 
-    Args:
-        models: the trained ones, by node.
-    """
+    def __init__(self) -> None:
+        self._resting: set[nn.Parameter] = set()
 
-    def __init__(self, models: Mapping[str, nn.Module]) -> None:
-        self.models = models
-        self._resting: dict[str, set[str]] = {name: set() for name in models}
-
-    def let_learn(self, parts: Mapping[str, Sequence[str]]) -> None:
-        """Only these parts of each node learn; a node that is not named rests whole."""
-        for node, model in self.models.items():
-            resting = self._resting[node]
-            for path, parameter in model.named_parameters():
-                if parameter.requires_grad or path in resting:
-                    learns = inside(path, parts.get(node, ()))
-                    parameter.requires_grad_(learns)
-                    (resting.discard if learns else resting.add)(path)
+    def let_learn(self, parts: Iterable[tuple[nn.Module, Sequence[str]]]) -> None:
+        """Only these parts of each module learn; none of them is that the whole module rests."""
+        found = {p: False for module, _ in parts for p in module.parameters() if self.learns(p)}
+        for module, paths in parts:
+            found |= {p: True for path, p in module.named_parameters() if p in found and inside(path, paths)}
+        for parameter, learns in found.items():
+            parameter.requires_grad_(learns)
+            (self._resting.discard if learns else self._resting.add)(parameter)
 
     def end(self) -> None:
         """Everything is as the user gave it."""
-        self.let_learn(dict.fromkeys(self.models, ("",)))
+        for parameter in self._resting:
+            parameter.requires_grad_(True)
+        self._resting.clear()
 
-    def learners(self, node: str) -> list[nn.Parameter]:
-        """Parameters of a node that learn at some time."""
-        resting = self._resting[node]
-        return [p for path, p in self.models[node].named_parameters() if p.requires_grad or path in resting]
+    def learns(self, parameter: nn.Parameter) -> bool:
+        """Whether it learns at some time."""
+        return parameter.requires_grad or parameter in self._resting

@@ -18,6 +18,7 @@ from kdkit.losses.dist import DISTLoss
 from kdkit.losses.dkd import DKDLoss
 from kdkit.losses.dml import DMLLoss
 from kdkit.losses.fsp import FSPLoss
+from kdkit.losses.ft import FTLoss
 from kdkit.losses.hard import HardLoss
 from kdkit.losses.kd import KDLoss
 from kdkit.losses.nst import NSTLoss
@@ -40,6 +41,7 @@ __all__ = [
     "DKDLoss",
     "DMLLoss",
     "FSPLoss",
+    "FTLoss",
     "HardLoss",
     "HintLoss",
     "InBatchCRDLoss",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Found = TypeVar("Found")
 
@@ -44,6 +45,13 @@ def in_its_own_type(norm: nn.Module, x: Tensor) -> Tensor:
     """BatchNorm in the type of its weights, which it wants, whatever that of `x`; anything without weights as it is."""
     weight = getattr(norm, "weight", None)
     return norm(x) if weight is None else norm(x.to(weight.dtype)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def convolved(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A convolution in the type of `x`, whatever that of its weights."""
+    product = F.conv_transpose2d if conv.transposed else F.conv2d
+    bias = None if conv.bias is None else conv.bias.to(x.dtype)
+    return product(x, conv.weight.to(x.dtype), bias, conv.stride, conv.padding)  # type: ignore[arg-type]
 
 
 def _promote(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdkit.losses import checks
 from kdkit.losses.geometry import pooled
-from kdkit.losses.precision import full_precision, in_its_own_type
+from kdkit.losses.precision import convolved, full_precision, in_its_own_type
 from kdkit.registry import register_loss
 
 WIDEST = 512  # channels inside a fusion, at most
@@ -125,7 +125,7 @@ class ABF(nn.Module):
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(B, inputs, H, W) → (B, outputs, *size), and (B, hidden, *size) for the next shallower level."""
-        x = in_its_own_type(self.bn1, _convolved(self.conv1, x))
+        x = in_its_own_type(self.bn1, convolved(self.conv1, x))
         if self.attention is not None and self.attention.bias is not None and deeper is not None:
             of_own, of_deeper = self.attention.weight.to(x.dtype).chunk(2, 1)
             both = F.conv2d(x, of_own, self.attention.bias.to(x.dtype))
@@ -133,7 +133,7 @@ class ABF(nn.Module):
             own, others = both.sigmoid().chunk(2, 1)
             x = torch.addcmul(x * own, _resized(deeper, x.shape[2:]), others)
         x = _resized(x, size)
-        return in_its_own_type(self.bn2, _convolved(self.conv2, x)), x
+        return in_its_own_type(self.bn2, convolved(self.conv2, x)), x
 
 
 def hcl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -146,11 +146,6 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
             weights += weight
             total = total + weight * pooled(error, (grid, grid)).square().mean()
     return total / weights
-
-
-def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """In the type of `x`, whatever that of the weights."""
-    return F.conv2d(x, conv.weight.to(x.dtype), padding=conv.padding)
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -117,7 +117,8 @@ class StageSpec(Words):
     Attributes:
         name: what it is called.
         when: its time.
-        train: the models that learn in it, or parts of them (`student.layer3`); left out: all.
+        train: the models that learn in it, or parts of them (`student.layer3`), also of losses (`ft.paraphraser`,
+            `hint.head`), which otherwise learn with the models that they teach; left out: all.
     """
 
     name: Word

@@ -16,6 +16,7 @@ from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
+from kdkit.graph.stage import Stage
 from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, source, tuning
 from kdkit.runs.check_cohort import cohort_rows
@@ -58,6 +59,7 @@ def check(recipe: Recipe) -> CheckReport:
         steps_per_epoch=steps,
         epochs=recipe.trainer.max_epochs,
         notes=(*_notes(recipe, experiment, graph), *tried.stumbles),
+        stages=tuple(_stage(stage, graph.epochs) for stage in graph.stages),
         cohort=tuple(
             cohort_rows(experiment.cohort, experiment.health, recipe.trainer.max_epochs, held_out=data.selects)
         ),
@@ -167,7 +169,9 @@ def _edge_rows(graph: Graph, edge: BoundEdge, grown: float, moved: str) -> Itera
                 target=str(link.target),
                 target_shape=shapes[link.target],
                 head=_head(said.head),
-                parameters=sum(p.numel() for part in [*parts, *heads] for p in part.parameters() if p.requires_grad),
+                parameters=sum(
+                    p.numel() for part in [*parts, *heads] for p in part.parameters() if graph.rest.learns(p)
+                ),
                 bank=sum(_bytes(b, graph.facts.num_samples, grown) for part in parts for b in part.buffers()),
                 when=_when(edge.start, edge.end),
             )
@@ -180,6 +184,11 @@ def _bytes(buffer: Tensor, samples: int | None, grown: float) -> int:
 
 def _head(spec: str | Mapping[str, Any] | None) -> str:
     return spec if isinstance(spec, str) else ", ".join(spec or ())
+
+
+def _stage(stage: Stage, epochs: float) -> str:
+    when = _when(*stage.when.bind(epochs)) or "whole run"
+    return f"{stage.name}, {when}: {'all that its losses teach' if stage.train is None else ', '.join(stage.train)}"
 
 
 def _when(start: float, end: float) -> str:

@@ -112,6 +112,7 @@ class CheckReport:
         epochs: length of the run.
         activation_bytes: what a step keeps for its backward pass; scaled up from a small batch.
         notes: what is not there yet, and what has no part in it.
+        stages: when they are, and who learns in them.
         cohort: who joins and leaves when, and how the sick are treated.
     """
 
@@ -126,6 +127,7 @@ class CheckReport:
     epochs: int
     activation_bytes: int
     notes: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
     cohort: tuple[str, ...] = ()
 
     @property
@@ -148,6 +150,7 @@ class CheckReport:
         banks = f"banks {si(self.bank_bytes)}B, " if self.bank_bytes else ""
         lines = [
             *(f"learns  {row}" for row in self.learning),
+            *(f"stage   {row}" for row in self.stages),
             *(f"cohort  {row}" for row in self.cohort),
             f"data    {self.data}: {self.facts.num_samples:,} images of {shape}, {self.facts.num_classes} classes",
             f"steps   {self.steps_per_epoch:,} of {self.batch_size} images an epoch, {steps:,} in {self.epochs} epochs",

@@ -17,7 +17,7 @@ from kdkit.train.optim import NodeOptimizers
 log = logging.getLogger(__name__)
 
 SPIKE = 10.0
-"""So many times the median of the former epochs' largest norms is a spike."""
+"""So many times the median of the largest norms of former epochs, in which the same was learnt, is a spike."""
 
 FORMER = 20
 
@@ -47,6 +47,7 @@ class GradientNorms:
         self.stats: dict[str, Tensor] = {}  # sum, how many, largest
         self.last: dict[str, Tensor] = {}
         self.former: dict[str, list[float]] = {}
+        self.since = 0.0  # when the phase of the former ones began
 
     @torch.no_grad()
     def add(self, optimizers: NodeOptimizers, scale: Tensor | float = 1.0) -> dict[str, Tensor]:
@@ -77,6 +78,8 @@ class GradientNorms:
         whole = torch.stack(rows)
         if distiller.place.apart and ranks.count() > 1:
             dist.all_reduce(whole)
+        if distiller.graph.now.start != self.since:  # other losses, or other weights that learn: not to be compared
+            self.since, self.former = distiller.graph.now.start, {}
         scale = scale_of(distiller)
         found = {"scale/loss": float(scale)} if isinstance(scale, Tensor) else {}
         for name, (total, count, largest) in zip(names, whole.tolist(), strict=True):
@@ -103,9 +106,11 @@ class GradientNorms:
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch so far, and what former ones came to."""
-        return {"stats": dict(self.stats), "former": {name: list(its) for name, its in self.former.items()}}
+        former = {name: list(its) for name, its in self.former.items()}
+        return {"stats": dict(self.stats), "former": former, "since": self.since}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a checkpoint."""
         self.stats = {name: value.to(device) for name, value in state["stats"].items()}
         self.former = {name: list(its) for name, its in state["former"].items()}
+        self.since = state.get("since", 0.0)

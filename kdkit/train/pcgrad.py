@@ -65,8 +65,8 @@ def backward_projected(distiller: Distiller, tasks: Tasks, step: int) -> None:
     """
     graph, key, alike = distiller.graph, draws.key(distiller.seed, step), not distiller.place.apart
     for node in dict.fromkeys(end.node for end in tasks):
-        own, beside = graph.parameters_of(node)
-        _project([value for end, value in tasks.items() if end.node == node], [*own, *beside], graph, key, alike)
+        learning = [p for several in graph.parameters_of(node) for p in several if p.requires_grad]
+        _project([value for end, value in tasks.items() if end.node == node], learning, graph, key, alike)
 
 
 def _project(tasks: Sequence[Tensor], parameters: list[nn.Parameter], graph: Graph, key: int, alike: bool) -> None:

@@ -19,6 +19,7 @@ NAMES = [
     "reviewkd_cifar100",
     "cc_cifar100",
     "fsp_cifar100",
+    "ft_cifar100",
     "ab_cifar100",
     "dkd_cifar100",
     "dist_cifar100",
@@ -55,7 +56,7 @@ FILES = sorted(home().rglob("*.yaml"))
 
 def test_all_of_them_are_found_by_name():
     assert sorted(info.name for info in packaged()) == sorted(NAMES)
-    assert len(FILES) == len(NAMES) + len(protocol_names()) == 44
+    assert len(FILES) == len(NAMES) + len(protocol_names()) == 45
     assert {find(info.name) for info in packaged()} == {info.path for info in packaged()}
     assert protocol_names() == ["cifar100_240", "digits_20", "imagenet_100"]
 
@@ -85,7 +86,7 @@ def test_each_is_right_and_loads_again_from_its_resolved_text(name):
 def test_methods_under_one_protocol_are_compared_fairly():
     students = [n for n in NAMES if n.endswith("_cifar100") and "teacher" in load(n).models]
     students.remove("simkd_cifar100")  # whose student has a projector, and another fingerprint
-    assert len(students) == 18
+    assert len(students) == 19
     assert len({fingerprint(load(name)) for name in students}) == 1
     assert len({fingerprint(load(n)) for n in NAMES if n.endswith("_imagenet")}) == 1
     assert load("student_resnet20_cifar100").models["student"] == load("kd_cifar100").models["student"]
@@ -114,6 +115,7 @@ def test_sid_and_its_controls_differ_in_nothing_but_the_modules():
         ("cc_cifar100", {"ce": 1, "cc": 0.02}),
         ("fsp_cifar100", {"fsp": 1, "ce": 1}),
         ("ab_cifar100", {"ab": 0.003, "ce": 1}),
+        ("ft_cifar100", {"ft": 500 / (32 * 8 * 8), "ce": 1}),
         ("dist_cifar100", {"ce": 1, "dist": 2}),
         ("kd_standardised_cifar100", {"ce": 0.1, "kd": 9}),
         ("crd_cifar100", {"ce": 1, "crd": 0.8}),

@@ -40,6 +40,16 @@ def test_how_each_model_learns():
     assert "learns  b: sgd, lr 0.1" in lines
 
 
+def test_stages_and_what_lies_beside_in_any_of_them():
+    models = "teacher: {arch: resnet14, weights: random}, student: {arch: resnet8}"
+    stages = "{name: first, epochs: 1, train: [ft.paraphraser]}, {train: student, losses: [ce]}"
+    told = report(models, "ft", overrides=[f"stages=[{stages}]"])
+    assert told.stages == ("first, 0–1: ft.paraphraser", "stage2, 1–: student")
+    assert "stage   first, 0–1: ft.paraphraser" in text_of(told).splitlines()
+    weights = 64 * 64 + 64 * 32 + 32 * 32
+    assert told.edges[0].parameters == 3 * 9 * weights + 2 * (64 + 32 + 32) + (32 + 64 + 64)
+
+
 @pytest.mark.parametrize(
     ("lr", "shown"),
     [

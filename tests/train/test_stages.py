@@ -114,14 +114,143 @@ def test_resume_in_a_stage(tmp_path):
     ("train", "problem"),
     [
         ("studnet", "did you mean 'student'"),
-        ("teacher", "no trained model is called 'teacher'"),
+        ("teacher", "no trained model or loss is called 'teacher'"),
         ("student.fcc", "did you mean 'fc'"),
         ("student.act1", "no part 'act1' with weights"),
+        ("kd", "no trained model or loss is called 'kd'"),
+        ("hnit.head", "did you mean 'hint'"),
+        ("hint.haed", "did you mean 'head'"),
     ],
 )
 def test_wrong_parts(train, problem):
     with pytest.raises(KdkitError, match=problem):
-        trained([Stage("s", train=train)])
+        trained([Stage("s", train=train)], ["ce", "kd", HINT])
+
+
+class MovesBeside(pl.Callback):
+    """Which modules of the losses differ after each epoch, by edge."""
+
+    def on_train_epoch_start(self, trainer, made):
+        self.before = copy.deepcopy(made.graph.edges.state_dict())
+
+    def on_train_epoch_end(self, trainer, made):
+        now = made.graph.edges.state_dict()
+        moved = {n for n, v in now.items() if not torch.equal(v, self.before[n])}
+        self.seen.append({".".join(n.split(".")[:-1]) for n in moved if "num_batches" not in n})
+
+    def __init__(self):
+        self.seen = []
+
+
+HINT = kdkit.Edge("hint", taps="stage1", head="conv_bn_relu", weight=1.0)
+PARAPHRASE = [
+    Stage("paraphrase", {"to": 1}, train="ft.paraphraser"),
+    Stage("transfer", {"from": 1}, train=["student", "ft.translator"]),
+]
+FT = [kdkit.Edge("ft", weight=0.2), kdkit.Edge("ce", when={"from": 1})]
+
+
+def beside(stages, edges, epochs=2, nodes=None, **options):
+    made = kdkit.Distiller(nodes or pair(), edges, lr=0.05, stages=stages, **options)
+    watches = Moves(), MovesBeside()
+    fit(made, loader(), epochs=epochs, callbacks=list(watches))
+    return made, [watch.seen for watch in watches]
+
+
+@pytest.mark.parametrize("options", [{}, {"update": "sequential"}, {"pcgrad": True}, {"compile": True}])
+def test_a_loss_learns_while_its_student_rests_and_then_stands_still_itself(options, caplog):
+    """Weight decay, momentum and running statistics included; gradients of unlike weights are not compared."""
+    made, (student, losses) = beside(PARAPHRASE, FT, **options)
+    assert student == [set(), ALL]
+    coders = {f"ft.losses.0.paraphraser.{side}.convs.{i}" for side in ("encoder", "decoder") for i in range(3)}
+    assert losses == [coders, {f"ft.losses.0.translator.convs.{i}" for i in range(3)}]
+    assert all(p.requires_grad for p in made.graph.parameters())
+    assert "times the usual" not in caplog.text
+    assert {"loss/ft", "loss/ce"} <= made.trainer.callback_metrics.keys()
+
+
+def test_a_loss_beside_the_named_one_sits_out_while_the_student_rests():
+    _, (student, losses) = beside(PARAPHRASE, ["ce", FT[0], HINT])
+    assert student == [set(), ALL]
+    assert not any(path.startswith("hint") for path in losses[0])
+    assert any(path.startswith("hint") for path in losses[1])
+
+
+def test_a_head_learns_first():
+    stages = [Stage("head", {"to": 1}, train="hint.head"), Stage("all", {"from": 1})]
+    _, (student, losses) = beside(stages, ["ce", HINT])
+    assert student == [set(), ALL]
+    assert losses[0] == losses[1] == {"hint.heads.0.net.conv", "hint.heads.0.net.bn"}
+
+
+def test_heads_learn_with_the_part_of_a_student_that_does():
+    _, (student, losses) = beside([Stage("first", train=["student.conv1", "student.bn1"])], [HINT], epochs=1)
+    assert student == [{"conv1", "bn1"}]
+    assert losses == [{"hint.heads.0.net.conv", "hint.heads.0.net.bn"}]
+
+
+def test_a_resting_head_keeps_its_running_statistics():
+    _, (student, losses) = beside([Stage("s", train=["student", "hint.head.net.conv"])], [HINT], epochs=1)
+    assert student == [{"conv1", "bn1"}]
+    assert losses == [{"hint.heads.0.net.conv"}]
+
+
+def test_of_two_students_only_the_one_that_learns_or_is_named_is_run():
+    nodes = {"teacher": pair()["teacher"], "a": net(8, seed=1), "b": net(8, seed=2)}
+    edges = [kdkit.Edge("hint", target="a", taps="stage1", head="conv1x1"), kdkit.Edge("ce")]
+    made = kdkit.Distiller(nodes, edges, lr=0.05, stages=[Stage("head", train="hint")])
+    before = copy.deepcopy([made.a.state_dict(), made.b.state_dict()])
+    fit(made, loader(), epochs=1)
+    assert made.graph.now.updates == ("a",)
+    assert [edge.name for edge in made.graph.now.edges] == ["hint"]
+    for net_before, its in zip(before, (made.a, made.b), strict=True):
+        assert all(torch.equal(v, net_before[n]) for n, v in its.state_dict().items())
+
+
+def test_resume_in_the_stage_of_a_loss(tmp_path):
+    class Keep(pl.Callback):
+        def on_train_epoch_end(self, trainer, _):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    stages = [Stage("one", {"to": 2}, train="ft.paraphraser"), Stage("two", {"from": 2}, train=["student"])]
+    edges = [FT[0], kdkit.Edge("ce", when={"from": 2})]
+    whole = kdkit.Distiller(pair(), edges, lr=0.05, stages=stages)
+    fit(whole, loader(), epochs=4, callbacks=[Keep()])
+    for epoch in (0, 2):
+        resumed = kdkit.Distiller(pair(), edges, lr=0.05, stages=stages)
+        trainer(4).fit(resumed, loader(), ckpt_path=tmp_path / f"{epoch}.ckpt", weights_only=False)
+        for name, value in whole.graph.state_dict().items():
+            assert torch.equal(resumed.graph.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("edges", "train", "problem"),
+    [
+        (["ce", kdkit.Edge("ft", weight={"share": 0.3})], "ft", "'ft', share 0.3: 'student' rests .* give it a number"),
+        ([kdkit.Edge("ft")], ["ft.paraphraser.decoder.norms"], "no part 'paraphraser.decoder.norms' with weights"),
+        (["ce", "kd"], "ce", "no trained model or loss is called 'ce'"),
+    ],
+)
+def test_what_a_loss_that_learns_alone_cannot_be(edges, train, problem):
+    with pytest.raises(KdkitError, match=problem):
+        beside([Stage("s", train=train)], edges)
+
+
+def test_a_part_that_nothing_reaches_is_told():
+    class Idle(torch.nn.Module):
+        tap = "stage1"
+
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+
+        def forward(self, student):
+            return self.used(student.mean().view(1)).sum()
+
+    with pytest.raises(
+        KdkitError, match=r"'Idle': sends no gradient to student\.stage1, nor to what a stage lets learn"
+    ):
+        beside([Stage("s", train="Idle.unused")], [Idle])
 
 
 def test_a_stage_that_never_comes():
