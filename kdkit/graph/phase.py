@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdkit import taps as tapping
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.stage import Stage, inside
+from kdkit.registry import KdkitError
 
 if TYPE_CHECKING:
     from kdkit.graph.graph import Graph
@@ -52,11 +53,22 @@ def phases(graph: Graph, views: Mapping[str, Any]) -> list[Phase]:
     moments |= {moment for start, end, _ in stages for moment in (start, end)}
     moments |= {moment for edge in graph.bound for moment in (edge.start, edge.end)}
     found = []
+    for start, end, stage in stages:
+        _check(stage, [edge.name for edge in graph.bound if edge.start < end and start < edge.end], graph)
     for t in sorted(m for m in moments if m < graph.epochs):
         now = [stage for start, end, stage in stages if start <= t < end]
         parts = {name: _parts(name, now) for name, (start, end) in spans.items() if start <= t < end}
         found.append(_phase(graph, t, parts, _beside(graph, now), views))
     return found
+
+
+def _check(stage: Stage, there: Sequence[str], graph: Graph) -> None:
+    for name in (end.partition(".")[0] for end in stage.train or ()):
+        if name not in (*graph.trained, *there):
+            raise KdkitError(
+                f"stage {stage.name!r}: train: the loss {name!r} has no part in this stage; what one stage leaves to "
+                "the next is one loss that lasts over both: in a recipe under `losses`, above the stages"
+            )
 
 
 def phase_at(found: Sequence[Phase], t: float) -> Phase:

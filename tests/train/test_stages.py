@@ -229,11 +229,12 @@ def test_resume_in_the_stage_of_a_loss(tmp_path):
         (["ce", kdkit.Edge("ft", weight={"share": 0.3})], "ft", "'ft', share 0.3: 'student' rests .* give it a number"),
         ([kdkit.Edge("ft")], ["ft.paraphraser.decoder.norms"], "no part 'paraphraser.decoder.norms' with weights"),
         (["ce", "kd"], "ce", "no trained model or loss is called 'ce'"),
+        (["ce", kdkit.Edge("ft", when={"from": 1})], "ft", "the loss 'ft' has no part in this stage; what one stage"),
     ],
 )
 def test_what_a_loss_that_learns_alone_cannot_be(edges, train, problem):
     with pytest.raises(KdkitError, match=problem):
-        beside([Stage("s", train=train)], edges)
+        beside([Stage("s", {"to": 1}, train=train)], edges)
 
 
 def test_a_part_that_nothing_reaches_is_told():
