@@ -218,7 +218,8 @@ class Roster:
 def _made(edge: BoundEdge, base: Phase, here: frozenset[str]) -> list[Call]:
     """The calls of an edge that are made among those who are here."""
     idle = edge.audience.idle if edge.audience is not None else frozenset[int]()
-    return [call for i, call in enumerate(edge.calls) if i not in idle and call.target in here & base.parts.keys()]
+    taught = here.intersection(base.taught(edge, list(base.parts)))
+    return [call for i, call in enumerate(edge.calls) if i not in idle and call.target in taught]
 
 
 def _ends(call: Call) -> Iterator[End]:

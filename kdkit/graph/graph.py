@@ -250,7 +250,8 @@ class Graph(nn.Module):
         """Unweighted value of each active edge that teaches one of `nodes`."""
         found = {}
         for edge in self.now.edges:
-            if (value := edge(nodes, outputs, batch, self.progress, self.loss_scale)) is not None:
+            taught = self.now.taught(edge, nodes)
+            if (value := edge(taught, outputs, batch, self.progress, self.loss_scale)) is not None:
                 found[edge.name] = value
         checks.check_terms(found)
         return found

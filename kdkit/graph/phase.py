@@ -35,6 +35,10 @@ class Phase:
     parts: Mapping[str, tuple[str, ...]]
     beside: Mapping[str, tuple[str, ...]]
 
+    def taught(self, edge: BoundEdge, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Those of `nodes` that an edge teaches now: a model that rests is told only what a stage lets learn beside."""
+        return tuple(name for name in nodes if self.parts.get(name) or self.beside.get(edge.name))
+
     def taps(self, node: str) -> tuple[str, ...]:
         """What is read of a node."""
         return self.readers[node].names if node in self.readers else ()
@@ -103,11 +107,10 @@ def _phase(
     views: Mapping[str, Any],
 ) -> Phase:
     now = [edge for edge in graph.bound if edge.active(t)]
-    woken = {call.target for edge in now if beside.get(edge.name) for call in edge.calls}
+    woken = {name for edge in now if beside.get(edge.name) for name in edge.targets}
     active = {name: paths for name, paths in parts.items() if paths or name in woken}
-    edges = [
-        e for e in now if any(active.get(c.target) or (beside.get(e.name) and c.target in active) for c in e.calls)
-    ]
+    learn = {name for name, paths in active.items() if paths}
+    edges = [e for e in now if e.targets & (active.keys() if beside.get(e.name) else learn)]
     targets = {call.target for edge in edges for call in edge.calls}
     read = {end for edge in edges for end in edge.ends()}
     readers = {

@@ -56,8 +56,9 @@ def _step(graph: Graph, example: Batch) -> None:
             for name in phase.readers:
                 _read(graph, name, example, outputs)
             for edge in phase.edges:
+                taught = phase.taught(edge, phase.updates)
                 for i, call in enumerate(edge.calls):
-                    if call.target in phase.updates:
+                    if call.target in taught:
                         _call(graph, edge, i, outputs, example)
 
 

@@ -114,10 +114,10 @@ def check_shares(phases: Sequence[Phase]) -> None:
     for phase in phases:
         for edge in phase.edges:
             if edge.calibration is not None:
-                for rests in (name for name in edge.targets if not phase.parts.get(name)):
+                if not any(phase.parts.get(name) for name in edge.targets):
                     raise KdkitError(
-                        f"edge {edge.name!r}, {edge.edge.weight}: {rests!r} rests at epoch {phase.start:g}, and no "
-                        "gradient of it can be shared out; give it a number"
+                        f"edge {edge.name!r}, {edge.edge.weight}: {' and '.join(sorted(edge.targets))} rests at epoch "
+                        f"{phase.start:g}, so that there is no gradient to share out; give it a number"
                     )
                 _check(edge, [other for other in phase.edges if other.targets & edge.targets], edge.name in seen)
                 seen.add(edge.name)

@@ -207,6 +207,31 @@ def test_of_two_students_only_the_one_that_learns_or_is_named_is_run():
         assert all(torch.equal(v, net_before[n]) for n, v in its.state_dict().items())
 
 
+def test_a_student_that_rests_hears_only_the_loss_that_learns():
+    nodes = {"teacher": pair()["teacher"], "a": net(8, seed=1), "b": net(8, seed=2)}
+    edges = [
+        "ce",
+        kdkit.Edge("vid", name="to_b", target="b", taps="stage1"),
+        kdkit.Edge("hint", taps="stage1", head="conv1x1"),
+    ]
+    stages = [Stage("s", train=["a", "to_b"])]
+    made = kdkit.Distiller(nodes, edges, lr=0.05, stages=stages)
+    before = copy.deepcopy(made.b.state_dict())
+    watch = MovesBeside()
+    fit(made, loader(), epochs=1, callbacks=[watch])
+    assert made.graph.now.updates == ("a", "b")
+    assert all(torch.equal(v, before[n]) for n, v in made.b.state_dict().items())
+    layers = {"to_b.losses.0", *(f"to_b.losses.0.layers.{i}" for i in range(3))}
+    assert watch.seen == [{*layers, "hint.heads.0.net"}]  # the head towards a, and not that towards b
+
+
+def test_a_share_is_of_those_who_learn():
+    nodes = {"teacher": pair()["teacher"], "a": net(8, seed=1), "b": net(8, seed=2)}
+    made = kdkit.Distiller(nodes, ["ce", kdkit.Edge("kd", weight={"share": 0.3})], stages=[Stage("s", train="a")])
+    fit(made, loader(), epochs=1)
+    assert made.trainer.callback_metrics["weight/kd"] > 0
+
+
 def test_resume_in_the_stage_of_a_loss(tmp_path):
     class Keep(pl.Callback):
         def on_train_epoch_end(self, trainer, _):
@@ -226,7 +251,7 @@ def test_resume_in_the_stage_of_a_loss(tmp_path):
 @pytest.mark.parametrize(
     ("edges", "train", "problem"),
     [
-        (["ce", kdkit.Edge("ft", weight={"share": 0.3})], "ft", "'ft', share 0.3: 'student' rests .* give it a number"),
+        (["ce", kdkit.Edge("ft", weight={"share": 0.3})], "ft", "'ft', share 0.3: student rests .* give it a number"),
         ([kdkit.Edge("ft")], ["ft.paraphraser.decoder.norms"], "no part 'paraphraser.decoder.norms' with weights"),
         (["ce", "kd"], "ce", "no trained model or loss is called 'ce'"),
         (["ce", kdkit.Edge("ft", when={"from": 1})], "ft", "the loss 'ft' has no part in this stage; what one stage"),
