@@ -115,7 +115,14 @@ def evaluate(
 
 
 @app.command(epilog="Example: kdkit check crd_cifar100 losses.crd.negatives=all")
-def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCustomCode = False) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Read every image of a folder, too, and name those that are broken.")
+    ] = False,
+    no_custom_code: NoCustomCode = False,
+) -> None:
     """Show shapes, sizes and cost of a recipe.
 
     It needs neither data nor a GPU. What would fail in training fails here.
@@ -127,6 +134,11 @@ def check(recipe: RecipeName, overrides: Overrides = None, no_custom_code: NoCus
     from kdkit.runs.check import check as examine
 
     show(examine(loaded), sys.stdout)
+    if images:
+        from kdkit.runs.images import read_images
+
+        count = read_images(loaded)
+        typer.echo(f"images  all {count:,} are whole" if count else "images  none is read from a file of its own")
 
 
 @app.command(epilog="Example: kdkit cache crd_cifar100 models.teacher.cache=true")

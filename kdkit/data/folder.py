@@ -153,6 +153,10 @@ class Folder(DataModule):
         )
         return blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
+    def image_files(self) -> list[str]:
+        """Of the training and the test set."""
+        return [path for files in self.sets for path in files.paths()]
+
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> WorkerLoader:
         """See `DataModule.loader`."""
         augment = views and self.augment

@@ -184,6 +184,10 @@ class DataModule(LightningDataModule, ABC):
         """Of a photograph, in pixels, before the centre crop of an evaluation; `None`: images are taken whole."""
         return None
 
+    def image_files(self) -> list[str]:
+        """Paths of the images that are read one by one, as they are needed; none where all lie in memory."""
+        return []
+
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
         """The places in the whole training set of what is trained on and of what is held out by `val_split`."""

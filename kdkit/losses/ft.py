@@ -32,7 +32,7 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     example=_example,
 )
 class FTLoss(nn.Module):
-    """The teacher's maps paraphrased in fewer channels, and the student's translated into these (factor transfer).
+    """The teacher's maps paraphrased in fewer channels, the student's translated (factor transfer).
 
     Formula: mean over samples of ‖F_s/‖F_s‖₂ − F_t/‖F_t‖₂‖₁, where the translator makes the factor F_s (k, H, W) of the
     student's maps and the paraphraser's encoder F_t of the teacher's. While the paraphraser learns, the mean of

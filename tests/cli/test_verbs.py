@@ -136,6 +136,29 @@ def test_schema_is_json_that_knows_the_losses():
     assert set(LOSSES) <= set(schema["$defs"]["Loss"]["anyOf"][1]["properties"])
 
 
+def test_check_reads_every_image_and_names_each_that_is_broken(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "data: {name: folder, root: photos, holdout: 1, image_size: 8}\nmodels: {student: {arch: resnet8}}\n"
+        "losses: [ce]\noptimizer: {name: sgd}\nlr: 0.1\ntrainer: {max_epochs: 1}\n"
+    )
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "photos" / f"{name}.png")
+    root = f"data.root={tmp_path / 'photos'}"
+    assert kdkit("check", recipe, root, "--images").out.splitlines()[-1] == "images  all 4 are whole"
+    for name in ("a/1.png", "b/0.png"):  # one of each set, or two of one
+        (tmp_path / "photos" / name).write_bytes((tmp_path / "photos" / name).read_bytes()[:40])
+    said = kdkit("check", recipe, root, "--images")
+    told = said.err.splitlines()
+    assert said.code == 2
+    assert sorted(line.split(": ")[0] for line in told[:2]) == [
+        str(tmp_path / "photos" / n) for n in ("a/1.png", "b/0.png")
+    ]
+    assert told[2:] == ["error: 2 of 4 images cannot be read; mend or remove them"]
+    assert "none is read from a file" in kdkit("check", "kd_digits", "--images").out
+
+
 def test_check_of_a_packaged_recipe_needs_no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("KDKIT_DATA", str(tmp_path))
     monkeypatch.setenv("KDKIT_HOME", str(tmp_path))
