@@ -36,7 +36,7 @@ def _labelled_example() -> tuple[dict[str, Any], dict[str, Any]]:
     space={"temperature": (0.02, 0.5)},
 )
 class InBatchCRDLoss(nn.Module):
-    """Symmetric InfoNCE between student and teacher embeddings of one batch: CRD without its memory banks.
+    """Symmetric InfoNCE between student and teacher embeddings of one batch, CRD without memory banks.
 
     Formula: ½·[CE(S·Tᵀ/τ, i ↦ i) + CE(T·Sᵀ/τ, i ↦ i)], mean over B, with S = g_s(s) and T = g_t(t) on the unit sphere.
 

@@ -32,7 +32,7 @@ def _maps() -> tuple[dict[str, Any], dict[str, Any]]:
     example=_vectors,
 )
 class MSELoss(nn.Module):
-    """Mean squared error between any two tensors of one shape; on logits, Ba and Caruana's logit matching.
+    """Mean squared error between two tensors of one shape; on logits, Ba and Caruana's logit matching.
 
     Formula: mean over all entries of (s − t)².
 
