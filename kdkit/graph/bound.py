@@ -285,18 +285,15 @@ class BoundEdge(nn.Module):
         found: dict[nn.Parameter, None] = {}
         for i, call in enumerate(self.calls):
             if call.target == node:
-                first = self._first_head[i]
-                parts = [self.losses[i], *(self.heads[first : first + len(call.links)] if len(self.heads) else [])]
+                parts = self.losses[i], *self.heads[self._first_head[i] : self._first_head[i + 1]]
                 found |= dict.fromkeys(p for part in parts for p in part.parameters())
         return list(found)
 
     def parts_told(self) -> dict[str, list[str]]:
         """Parts with weights by the names that a stage gives them, the loss's own and `head`; their module paths."""
         found: dict[str, list[str]] = {}
-        for path in with_weights(self):
-            kind, _, rest = path.partition(".")
-            inner = rest.partition(".")[2]
-            if path == "" or (kind in ("losses", "heads") and rest):
-                told = inner if kind != "heads" else f"head.{inner}".rstrip(".")
-                found.setdefault(told, []).append(path)
+        for path in (path for path in with_weights(self) if "." in path):
+            kind, _, *inner = path.split(".")
+            told = ".".join(["head", *inner] if kind == "heads" else inner)
+            found.setdefault(told, []).append(path)
         return {**found, "": [""]} if found else {}

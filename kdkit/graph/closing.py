@@ -33,10 +33,15 @@ def is_cut(graph: Graph, name: str) -> bool:
     return hasattr(graph.model(name), "close")
 
 
+def _learning(graph: Graph, phase: Phase) -> list[str]:
+    """The nodes that close gradients of their own in a phase; one that rests has none."""
+    return [name for name in phase.updates if phase.parts[name] and is_cut(graph, name)]
+
+
 @contextmanager
 def closing(graph: Graph, data: Batch, backward: Callable[[Tensor], None]) -> Iterator[None]:
     """While nodes are read, stages of those that learn close their gradients by `backward`, given Σ weight · term."""
-    models: dict[str, Any] = {name: graph.models[name] for name in graph.now.updates if is_cut(graph, name)}
+    models: dict[str, Any] = {name: graph.models[name] for name in _learning(graph, graph.now)}
     for name, model in models.items():
         model.close = partial(_close, graph, name, data, backward)
     try:
@@ -72,7 +77,7 @@ def _teaching(phase: Phase, name: str) -> list[tuple[BoundEdge, int]]:
 
 def check_cuts(graph: Graph, phase: Phase) -> None:
     """Raise `KdkitError` where a stage would learn nothing, or something else than one backward pass would teach it."""
-    for name in (name for name in phase.updates if is_cut(graph, name)):
+    for name in _learning(graph, phase):
         for edge in phase.edges:
             for call in edge.calls:
                 for link in call.links:

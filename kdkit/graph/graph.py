@@ -156,9 +156,7 @@ class Graph(nn.Module):
         again = self.edges.state_dict()
         if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):
             self.edges.load_state_dict(before)  # a second fit goes on with the heads and banks of the first
-        self._decays = {
-            name: checks.decay(name, node, epochs) for name, node in self.nodes.items() if node.kind == "ema"
-        }
+        self._decays = {name: checks.decay(name, n, epochs) for name, n in self.nodes.items() if n.kind == "ema"}
         self.phases = phases(self, views)
         check_shares(self.phases)
         self.whole = {
@@ -290,10 +288,9 @@ class Graph(nn.Module):
 
     def parameters_of(self, node: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """A node's own trainable parameters, and those of heads and losses that learn with it."""
-        own = dict.fromkeys(self.models[node].parameters())
         beside = dict.fromkeys(p for edge in self.bound for p in edge.parameters_of(node))
         learns = self.rest.learns
-        return [p for p in own if learns(p)], [p for p in beside if learns(p)]
+        return [p for p in self.models[node].parameters() if learns(p)], [p for p in beside if learns(p)]
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         numbers = [(self, "progress"), (self, "loss_scale")]

@@ -93,7 +93,8 @@ def _beside(graph: Graph, stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]
     """What learns of each edge that one of the stages names."""
     found = {}
     for edge in graph.bound:
-        if several := [stage for stage in stages if stage.names(edge.name)]:
+        several = [stage for stage in stages if stage.names(edge.name)]
+        if several and edge.name not in graph.trained:  # of a model and a loss of one name the model is meant
             told = edge.parts_told()
             found[edge.name] = tuple(real for path in _parts(edge.name, several) for real in told[path])
     return found

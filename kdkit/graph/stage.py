@@ -21,7 +21,7 @@ class Stage:
         train: the nodes that learn in it, or parts of them by module path: `student`, `student.layer3`; `None`: all.
             What does not learn is in eval mode and has no gradient; its optimiser state waits. Heads and losses learn
             with the nodes that they teach; of one that is named here (`ft`, `ft.paraphraser`, `hint.head`) only that
-            learns, and also where its node rests.
+            learns, and also where its node rests. A name that a node and an edge have is the node's.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Rest:
     def __init__(self) -> None:
         self._resting: set[nn.Parameter] = set()
 
-    def let_learn(self, parts: Iterable[tuple[nn.Module, Sequence[str]]]) -> None:
+    def let_learn(self, parts: Sequence[tuple[nn.Module, Sequence[str]]]) -> None:
         """Only these parts of each module learn; none of them is that the whole module rests."""
         found = {p: False for module, _ in parts for p in module.parameters() if self.learns(p)}
         for module, paths in parts:

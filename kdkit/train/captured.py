@@ -172,9 +172,13 @@ class Compiled:
 
 
 def backward(loss: Tensor) -> None:
-    """Without autocast: what was computed in full precision has its gradient in full precision."""
-    with torch.autocast(loss.device.type, enabled=False):
-        loss.backward()
+    """Without autocast: what was computed in full precision has its gradient in full precision.
+
+    A loss to which nothing that learns leads has none: that of an isolated stage which rests.
+    """
+    if loss.requires_grad:
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()
 
 
 def whole_step(distiller: Any, batch: Given) -> dict[str, Tensor]:

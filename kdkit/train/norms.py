@@ -62,7 +62,7 @@ class GradientNorms:
             length: Tensor = torch.linalg.vector_norm(torch.stack(parts))
             found[name] = length / scale
             if name not in self.stats:
-                self.stats[name] = torch.zeros(3, device=length.device)
+                self.stats[name] = torch.zeros(3, dtype=torch.float32, device=length.device)  # on every rank
             self.last.setdefault(name, torch.zeros_like(length)).copy_(found[name])  # where every recording finds it
             fine = found[name].isfinite()
             value = torch.where(fine, found[name], 0.0)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 import kdkit
 from kdkit import data
 from kdkit.data.order import Order
+from kdkit.graph.stage import Stage
 from kdkit.recipe import RecipeError, loads
 from kdkit.registry import KdkitError
 from kdkit.train.balance import watch_balance
@@ -22,6 +23,7 @@ from tests.train.running import fit as plain
 
 PEERS = ["a", "b"]
 PLACE = {"a": 0, "b": 1}
+STAGES = [Stage("one", {"to": 1}, train="a"), Stage("other", {"from": 1}, train=["b", "back"])]
 
 
 def make(place=None, **options):
@@ -70,6 +72,9 @@ def rank_main(rank, folder):
         again, digits(), ckpt_path=f"{folder}/apart/last.ckpt", weights_only=False
     )
     torch.save(told(again, run), f"{folder}/more-{rank}.pt")
+    staged = make(PLACE, stages=STAGES)
+    (run := trainer(f"{folder}/stages", **spread())).fit(staged, digits())
+    torch.save(told(staged, run), f"{folder}/stages-{rank}.pt")
     torn = DataLoader(Subset([(x, y, i) for x, y, i in Blobs()], range(rank, 64, 2)), batch_size=8)
     try:
         trainer(f"{folder}/torn", **spread(), use_distributed_sampler=False).fit(make(PLACE), torn)
@@ -108,6 +113,14 @@ def test_each_peer_on_its_rank_equals_one_process_also_after_resume(ranks, tmp_p
     more = told(again, run)
     for rank in (0, 1):
         assert_same(torch.load(ranks / f"more-{rank}.pt"), more)
+
+
+def test_a_rank_whose_peer_rests_waits_for_the_others(ranks, tmp_path):
+    """And one whose peer rests while a loss beside it learns."""
+    staged = make(stages=STAGES)
+    (run := trainer(tmp_path)).fit(staged, digits())
+    for rank in (0, 1):
+        assert_same(torch.load(ranks / f"stages-{rank}.pt"), told(staged, run))
 
 
 def test_the_checkpoint_holds_every_peer_s_optimizer(ranks, tmp_path):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 import kdkit
 from kdkit.graph.factors import set_factor
+from kdkit.graph.stage import Stage
 from kdkit.losses import SIDLoss
 from kdkit.models import build
 from kdkit.taps import Taps
@@ -149,3 +150,17 @@ def test_a_factor_reaches_isolated_stages(value):
 
     factored, weighted = run(1.0, Halve()), run(value)
     same(factored, weighted)
+
+
+@pytest.mark.parametrize("train", ["student.backbone.layer1", "student.backbone.layer3", "hint", ["peer", "hint"]])
+def test_isolated_stages_that_rest_stand_still(train):
+    """Those of a whole cascade, too, while a head behind it learns."""
+    nodes = {name: cascade(isolate=["layer1", "layer2"]) for name in ("student", "peer")}
+    edges = ["sid", kdkit.Edge("hint", source="peer", target="student", taps="logits", head="linear")]
+    made = kdkit.Distiller(nodes, edges, lr=0.05, stages=[Stage("s", train=train)])
+    before = {name: value.clone() for name, value in made.graph.models.state_dict().items()}
+    fit(made, DataLoader(Doubled(), 8), epochs=1, precision="64-true")
+    moved = {name for name, value in made.graph.models.state_dict().items() if not torch.equal(value, before[name])}
+    part = train if isinstance(train, str) else "peer"
+    assert moved == {name for name in moved if name.startswith(part)}
+    assert bool(moved) == (part != "hint")

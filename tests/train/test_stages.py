@@ -232,6 +232,16 @@ def test_a_share_is_of_those_who_learn():
     assert made.trainer.callback_metrics["weight/kd"] > 0
 
 
+@pytest.mark.parametrize("loss", ["kd", "ft"])
+def test_of_a_model_and_a_loss_of_one_name_the_model_is_meant(loss):
+    nodes = {"teacher": pair()["teacher"], loss: net(8, seed=1)}
+    made = kdkit.Distiller(nodes, ["ce", loss], lr=0.05, stages=[Stage("s", train=[f"{loss}.conv1"])])
+    before = copy.deepcopy(made.graph.model(loss).state_dict())
+    fit(made, loader(), epochs=1)
+    moved = {n for n, v in made.graph.model(loss).state_dict().items() if not torch.equal(v, before[n])}
+    assert moved == {"conv1.weight", "conv1.bias"}
+
+
 def test_resume_in_the_stage_of_a_loss(tmp_path):
     class Keep(pl.Callback):
         def on_train_epoch_end(self, trainer, _):
