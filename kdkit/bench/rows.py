@@ -115,7 +115,7 @@ def identity(cell: Cell, suite: str, folder: RunFolder) -> Row:
     return {
         "data": cell.recipe.data.name,
         "node": cell.node,
-        **{k: v for k, v in read_json(folder.provenance).items() if k not in ("classes", "code")},
+        **{k: v for k, v in read_json(folder.provenance).items() if k not in ("classes", "code", "weights")},
         **place(cell, suite),
         "content": cell.content,
     }

@@ -15,9 +15,11 @@ What = "A run's folder, a weights file, a packaged recipe that was run, or timm/
 Data = Annotated[str | None, typer.Option(help="A folder of class folders; left out: the data of the runs.")]
 
 
-@app.command(epilog="Example: kdkit compare runs/teacher-seed0 runs/kd-seed0 runs/crd-seed0 --alone runs/student-seed0")
+@app.command(epilog="Example: kdkit compare teacher runs/kd-seed0 runs/crd-seed0 --alone runs/student-seed0")
 def compare(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help=What)],
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help=f"What a student's run calls it, such as teacher. {What}")
+    ],
     students: Annotated[
         list[str], typer.Argument(metavar="STUDENT…", help="Likewise; and KEY=VALUE words about data.")
     ],

@@ -34,6 +34,7 @@ class Experiment:
         name: of the recipe.
         recipe: what it was built from.
         nodes: models by name, weights loaded.
+        files: where weights came from, of the models whose weights came from a file.
         edges: losses.
         datamodule: a Lightning data module.
         optimizer: `{"name": …, …}`; `None` where every trained model has its own.
@@ -49,6 +50,7 @@ class Experiment:
     name: str
     recipe: Recipe
     nodes: dict[str, Node]
+    files: dict[str, Path]
     edges: list[Edge]
     datamodule: DataModule
     optimizer: Mapping[str, Any] | None
@@ -99,6 +101,7 @@ def build(recipe: Recipe, *, weights: Resolver | None) -> Experiment:
         name=recipe.name,
         recipe=recipe,
         nodes={name: _node(recipe, name, modules.get(name), files.get(name)) for name in recipe.models},
+        files={name: path for name, path in files.items() if path is not None},
         edges=[edge.edge() for edge in recipe.losses],
         datamodule=datamodule,
         optimizer=_optimizer(recipe.optimizer),

@@ -113,7 +113,7 @@ def _fit(
             _announce(recipe, folder, used)
             if used:
                 drop_damaged(folder, used)
-        make_way = _make_way(recipe, folder, distiller, resume=resume, overwrite=overwrite)
+        make_way = _make_way(experiment, folder, distiller, resume=resume, overwrite=overwrite)
         beginning = Beginning(make_way, resumed=used is not None)
         trainer.callbacks.append(beginning)  # type: ignore[attr-defined]
         if recipe.trainer.check_teachers and used is None:
@@ -147,14 +147,16 @@ def _announce(recipe: Recipe, folder: RunFolder, used: Standing | None) -> None:
 
 
 def _make_way(
-    recipe: Recipe, folder: RunFolder, distiller: Distiller, *, resume: bool, overwrite: bool
+    experiment: Experiment, folder: RunFolder, distiller: Distiller, *, resume: bool, overwrite: bool
 ) -> Callable[[], None]:
     """What is done when the run begins: an old one goes, and it is written what this one is."""
+    recipe = experiment.recipe
     keys = {
         "seed": recipe.seed,
         "fingerprint": fingerprint(recipe),
         "content": content_key(recipe),
         "code": code_of(recipe),
+        "weights": {name: str(path.resolve()) for name, path in experiment.files.items()},
     }
     graph = distiller.graph
     papers, text = {**provenance(), **keys}, resolved(recipe)  # made now: the old run may hold files that it names

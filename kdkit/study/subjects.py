@@ -17,8 +17,8 @@ from kdkit.recipe.write import document
 from kdkit.registry import KdkitError
 from kdkit.runs.eval_recipe import eval_recipe
 from kdkit.runs.evaluate import plain_word, weights_files
-from kdkit.runs.folder import RunFolder
-from kdkit.runs.papers import read_recipe
+from kdkit.runs.folder import RunFolder, read_json
+from kdkit.runs.papers import MEND, read_recipe, reading
 from kdkit.runs.teacher import teacher_folder
 from kdkit.runs.told import BUILDING, read
 from kdkit.runs.trained import Trained, device, on_device, places, trained
@@ -32,8 +32,9 @@ def subjects(
     """The models that words mean, and the data of the first one that says what it was trained on.
 
     Args:
-        words: runs' folders, weights files (another program's, too, where a run among them names it), recipes that were
-            run for a student or under a packaged name, or `timm/NAME`, `torchvision/NAME` with published weights.
+        words: runs' folders, weights files (another program's, too, where a run among them names it), what a run among
+            them calls a model that it learned from, recipes that were run for a student or under a packaged name, or
+            `timm/NAME`, `torchvision/NAME` with published weights.
         overrides: `key=value` words about the data.
         split: `test` or `train`.
 
@@ -43,7 +44,7 @@ def subjects(
     Raises:
         KdkitError: no such model, a run of several, nothing that says what the images are, other classes.
     """
-    files = [None if word.startswith(LIBRARIES) else _file(word) for word in words]
+    files = [None if word.startswith(LIBRARIES) else _file(word, words) for word in words]
     told = [{} if file is None else read(file) or _of_a_run(file, files) for file in files]
     names = _names(words, files)
     given = any(word.split("=")[0] in ("data", "data.name", "data.root") for word in overrides)
@@ -76,9 +77,11 @@ def _trained(
     return recipe, data, {name: replace(found[own], name=name)}
 
 
-def _file(word: str) -> Path:
-    """The one weights file that a word means."""
+def _file(word: str, words: Sequence[str] = ()) -> Path:
+    """The one weights file that a word means, among others."""
     path = Path(word)
+    if not path.exists() and (found := _learned_from(word, words)):
+        return found
     file = path.suffix in (".yaml", ".yml") and path.is_file()
     if file or (not path.exists() and word in {info.name for info in packaged()}):
         folder = teacher_folder(load(word))
@@ -93,6 +96,19 @@ def _file(word: str) -> Path:
     if len(files) > 1:
         raise KdkitError(f"{word} holds several models; name one: {', '.join(map(str, files))}")
     return files[0]
+
+
+def _learned_from(name: str, words: Sequence[str]) -> Path | None:
+    """The weights of a model that one of the other words' runs calls so."""
+    for run in (RunFolder(path if path.is_dir() else path.parent) for path in map(Path, words)):
+        if run.provenance.is_file():
+            with reading(run.provenance):
+                told = read_json(run.provenance, MEND).get("weights", {}).get(name)
+            if told is not None and not Path(told).is_file():
+                raise KdkitError(f"{run.path} learned from {told}, which is not there any more")
+            if told is not None:
+                return Path(told)
+    return None
 
 
 def _of_a_run(file: Path, files: Sequence[Path | None]) -> dict[str, Any]:

@@ -265,6 +265,22 @@ def test_a_recipes_file_is_the_teacher_that_was_trained_by_it(tmp_path, monkeypa
     assert _file(str(recipe)) == folder / "net.safetensors"
 
 
+def test_a_teacher_is_called_as_its_students_run_calls_it(pair, tmp_path):
+    _, nets, teacher, _ = pair
+    student = save(nets["s"], tmp_path / "student.safetensors")
+    (tmp_path / "provenance.json").write_text(json.dumps({"weights": {"big": teacher, "lost": "gone.safetensors"}}))
+    numbers = compare("big", [student], DATA, taps=["logits"]).numbers
+    by_file = compare(teacher, [student], DATA, taps=["logits"]).numbers
+    assert numbers["models"]["big"] == by_file["models"]["t"]
+    with pytest.raises(KdkitError, match=r"learned from gone\.safetensors, which is not there any more"):
+        compare("lost", [student], DATA, taps=["logits"])
+    with pytest.raises(KdkitError, match="small: no such model"):
+        compare("small", [student], DATA, taps=["logits"])
+    (tmp_path / "provenance.json").write_text('{"weights": 3}')
+    with pytest.raises(KdkitError, match=r"provenance\.json is damaged"):
+        compare("big", [student], DATA, taps=["logits"])
+
+
 def test_a_teacher_of_another_program_is_known_by_its_students_recipe(pair, tmp_path):
     """A checkpoint says nothing of itself; the run that learned from it does."""
     _, nets, _, _ = pair
