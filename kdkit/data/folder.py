@@ -52,7 +52,7 @@ class Folder(DataModule):
     resize: int | None = None
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
-    policy: str | None = None
+    policy: Literal["autoaugment", "randaugment", "trivialaugment"] | None = None
     labels: bool = True
     classes: int = 0
     means: tuple[float, ...] = IMAGENET_MEAN

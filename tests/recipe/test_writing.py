@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdkit.data.folder import POLICIES
 from kdkit.recipe import Recipe, content_key, fingerprint, json_schema, load, loads, resolved, source, tuning
 from kdkit.runs.portable import portable
 
@@ -186,9 +187,9 @@ def test_the_schema_knows_every_loss_optimiser_and_data_set():
     assert losses["kd"]["additionalProperties"] is False
     names = {one["properties"]["name"]["const"] for one in schema["$defs"]["OptimizerSpec"]["anyOf"]}
     assert {"sgd", "adamw"} <= names
-    assert {"cifar100", "folder"} <= {
-        one["properties"]["name"]["const"] for one in schema["$defs"]["DataSpec"]["anyOf"]
-    }
+    data = {one["properties"]["name"]["const"]: one["properties"] for one in schema["$defs"]["DataSpec"]["anyOf"]}
+    assert {"cifar100", "folder"} <= data.keys()
+    assert data["folder"]["policy"]["anyOf"][0]["enum"] == sorted(POLICIES)
     refs = {part.split('"')[0] for part in json.dumps(schema).split('"#/$defs/')[1:]}
     assert refs <= schema["$defs"].keys()
     assert schema["required"] == ["models"]  # the losses may come with stages
