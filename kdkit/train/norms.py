@@ -78,14 +78,14 @@ class GradientNorms:
         whole = torch.stack(rows)
         if distiller.place.apart and ranks.count() > 1:
             dist.all_reduce(whole)
-        if distiller.graph.now.start != self.since:  # other losses, or other weights that learn: not to be compared
-            self.since, self.former = distiller.graph.now.start, {}
+        if (start := distiller.graph.now.start) != self.since:  # other losses, or other weights: not to be compared
+            self.since, self.former = start, {}
         scale = scale_of(distiller)
         found = {"scale/loss": float(scale)} if isinstance(scale, Tensor) else {}
         for name, (total, count, largest) in zip(names, whole.tolist(), strict=True):
             if count:
                 found |= {f"gradient/{name}/mean": total / count, f"gradient/{name}/max": largest}
-                found |= self._spike(name, largest, distiller)
+                found |= self._spike(name, largest, distiller) if start <= distiller.current_epoch else {}
         for stats in self.stats.values():
             stats.zero_()
         return found

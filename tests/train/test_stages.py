@@ -169,6 +169,13 @@ def test_a_loss_learns_while_its_student_rests_and_then_stands_still_itself(opti
     assert {"loss/ft", "loss/ce"} <= made.trainer.callback_metrics.keys()
 
 
+def test_an_epoch_of_two_stages_is_compared_with_none():
+    stages = [Stage("paraphrase", {"to": 0.25}, train="ft.paraphraser"), Stage("transfer", {"from": 0.25})]
+    made, _ = beside(stages, ["ce", FT[0]])
+    assert "gradient/student/max" in made.trainer.callback_metrics
+    assert "gradient/student/spike" not in made.trainer.callback_metrics
+
+
 def test_a_loss_beside_the_named_one_sits_out_while_the_student_rests():
     _, (student, losses) = beside(PARAPHRASE, ["ce", FT[0], HINT])
     assert student == [set(), ALL]
