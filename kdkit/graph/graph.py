@@ -23,7 +23,7 @@ from kdkit.graph.node import Node
 from kdkit.graph.phase import Phase, phase_at, phases
 from kdkit.graph.rehearse import rehearse
 from kdkit.graph.share import check_shares
-from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep, with_weights
+from kdkit.graph.stage import Rest, Stage, check_stages, put_to_sleep
 from kdkit.registry import KdkitError
 
 Self = TypeVar("Self", bound="Graph")
@@ -150,8 +150,8 @@ class Graph(nn.Module):
             if any(p.dtype == torch.float64 for call in bound.calls for p in self.models[call.target].parameters()):
                 bound.double()
             self.edges[edge.name] = bound
-        told = {edge.name: parts for edge in self.bound if (parts := edge.parts_told())}
-        check_stages(self.stages, {**told, **{name: with_weights(self.models[name]) for name in self.trained}})
+        told = {edge.name: edge.parts_told() for edge in self.bound}
+        check_stages(self.stages, {name: self.models[name] for name in self.trained}, told)
         checks.check_owners({name: self.parameters_of(name) for name in self.trained})
         again = self.edges.state_dict()
         if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):

@@ -80,6 +80,13 @@ def phase_at(found: Sequence[Phase], t: float) -> Phase:
     return next(phase for phase in reversed(found) if phase.start <= t)
 
 
+def idle(found: Sequence[Phase], epochs: float) -> list[str]:
+    """Stretches of a run in which nothing learns, as a person is told of them."""
+    ends = [*(phase.start for phase in found[1:]), epochs]
+    spans = [(phase.start, end) for phase, end in zip(found, ends, strict=True) if not phase.updates]
+    return [f"from epoch {start:g} to {end:g} nothing learns: no loss reaches what may" for start, end in spans]
+
+
 def _parts(node: str, stages: Sequence[Stage]) -> tuple[str, ...]:
     """What of a node learns in every one of the stages that it is in at once."""
     learns: tuple[str, ...] = ("",)

@@ -108,6 +108,11 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
             f"{graph.now.start:g}; name another part of it under `train`, or {call.target!r}"
         )
     if edge.name not in graph.now.beside and not edge.silent and not _reaches(value, graph.model(call.target)):
+        if (parts := graph.now.parts[call.target]) != ("",):
+            raise KdkitError(
+                f"edge {edge.name!r}: sends no gradient to what a stage lets learn of {call.target!r} at epoch "
+                f"{graph.now.start:g} ({', '.join(parts)}); let more of it learn, or leave the loss out of that stage"
+            )
         raise KdkitError(
             f"edge {edge.name!r}: sends no gradient to {where}: its value does not depend on any trained weight of "
             f"{call.target!r} there; let the loss use the student's tensor without detach(), or set its weight to 0"

@@ -50,15 +50,23 @@ def with_weights(module: nn.Module) -> list[str]:
     return [path for path, part in module.named_modules() if next(part.parameters(), None) is not None]
 
 
-def check_stages(stages: Sequence[Stage], known: Mapping[str, Iterable[str]]) -> None:
-    """Raise `KdkitError` where a stage trains what cannot learn; `known`: the parts with weights of all that can."""
+def check_stages(stages: Sequence[Stage], models: Mapping[str, nn.Module], losses: Mapping[str, Iterable[str]]) -> None:
+    """Raise `KdkitError` where a stage trains what cannot learn; of the losses the parts with weights are given."""
+    known = {name: list(parts) for name, parts in losses.items()}
+    known |= {name: with_weights(model) for name, model in models.items()}
     for stage in stages:
         for end in stage.train or ():
             name, _, path = end.partition(".")
+            if not known.get(name, [""]):
+                raise KdkitError(
+                    f"stage {stage.name!r}: train: the loss {name!r} has no weights that could learn, for it has no "
+                    "head; give it one (`head:`), or leave it out here"
+                )
             if name not in known:
-                told = nearest(name, list(known)) or f"; what learns: {', '.join(known)}"
+                learn = [name for name, parts in known.items() if parts]
+                told = nearest(name, learn) or f"; what learns: {', '.join(learn)}"
                 raise KdkitError(f"stage {stage.name!r}: train: no trained model or loss is called {name!r}{told}")
-            paths = list(known[name])
+            paths = known[name]
             if path not in paths:
                 told = nearest(path, paths) or f"; its parts: {', '.join(p for p in paths if p and '.' not in p)}"
                 raise KdkitError(f"stage {stage.name!r}: train: {name!r} has no part {path!r} with weights{told}")

@@ -26,39 +26,41 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
     "ft",
     paper="Kim, Park, Kwak, NeurIPS 2018, arXiv 1802.04977",
     tap="stage-1",
-    weight=500 / 2048,
-    weight_source="the authors' 500 on the mean over a factor's 32 × 8 × 8 numbers, as their sum",
+    weight=1.0,
+    weight_source="the authors' code, whose 500 is `beta`",
     zero_at_match=False,
     example=_example,
 )
 class FTLoss(nn.Module):
     """The teacher's maps paraphrased in fewer channels, the student's translated (factor transfer).
 
-    Formula: mean over samples of ‖F_s/‖F_s‖₂ − F_t/‖F_t‖₂‖₁, where the translator makes the factor F_s (k, H, W) of the
-    student's maps and the paraphraser's encoder F_t of the teacher's. While the paraphraser learns, the mean of
-    |D(F_t) − t| is added, by which alone it learns to give the maps t back through its decoder D; once its weights are
-    frozen, nothing is. Each of the three is made of three 3 × 3 convolutions with a leaky ReLU behind, of slope 0.1.
+    Formula: β · mean |F_s/‖F_s‖₂ − F_t/‖F_t‖₂| over samples and numbers, where the translator makes the factor F_s
+    (k, H, W) of the student's maps and the paraphraser's encoder F_t of the teacher's. While the paraphraser learns,
+    the mean of |D(F_t) − t| is added, by which alone it learns to give the maps t back through its decoder D; once its
+    weights are frozen, nothing is. Each of the three is three 3 × 3 convolutions with a leaky ReLU of slope 0.1 behind.
 
     Args:
         student_dim: channels of the student's maps.
         teacher_dim: channels C of the teacher's.
         rate: the paraphrase rate: factors have k = rate · C channels.
+        beta: β, so that the edge's weight need not scale what the paraphraser learns from.
         compare: `factors`, or `attention`: their maps of mean squares over the channels, (H, W), in their place.
         norm: `none`; `translator`: BatchNorm before its leaky ReLUs; `batch`: before those of all three.
 
     `forward(student, teacher)` takes maps (B, student_dim, H, W) and (B, teacher_dim, H, W). Of unequal sizes the
-    larger factor is brought to the smaller by adaptive average pooling. The teacher's are detached.
+    larger factor is brought to the smaller by adaptive average pooling. The teacher's are detached. `paraphraser` and
+    `translator` are the modules: in a loop of one's own the first learns before the student, from
+    `F.l1_loss(loss.paraphraser(t), t)`, and is then frozen by `.eval().requires_grad_(False)`.
 
     Returns:
-        A scalar without unit; the distance is at most 2·√(k·H·W).
+        A scalar; the distance has no unit and is at most 2·β/√(k·H·W).
 
     Differs:
         The authors let the paraphraser learn alone at first, for a few epochs, and then freeze it: in a recipe a stage
         with `train: [ft.paraphraser]` and one with `train: [student, ft.translator]`. Without these all learn at once.
-        The formula is the paper's; the authors' code takes the mean over the factor's numbers, with the weight 500.
-        RepDistiller compares attention maps, to which a factor and its negative are one, and gives the translator
-        BatchNorm: `compare: attention, norm: translator`, and for its 200 on the mean over H·W 200/64 at 8 × 8; its
-        paraphraser learns by mean squares.
+        The distance is the authors' code's: the paper's is the sum over a factor's numbers, k·H·W times as much.
+        RepDistiller compares attention maps, to which a factor and its negative are one, gives the translator
+        BatchNorm, and lets the paraphraser learn by mean squares: `compare: attention, norm: translator, beta: 200`.
 
     Reference:
         Kim, Park, Kwak. Paraphrasing Complex Network: Network Compression via Factor Transfer. NeurIPS 2018,
@@ -66,13 +68,20 @@ class FTLoss(nn.Module):
     """
 
     def __init__(
-        self, student_dim: int, teacher_dim: int, rate: float = 0.5, compare: str = "factors", norm: str = "none"
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        rate: float = 0.5,
+        beta: float = 500.0,
+        compare: str = "factors",
+        norm: str = "none",
     ) -> None:
         super().__init__()
         checks.count("ft", student_dim=student_dim, teacher_dim=teacher_dim)
-        checks.positive("ft", rate=rate)
+        checks.positive("ft", rate=rate, beta=beta)
         checks.choice("ft", ("factors", "attention"), compare=compare)
         checks.choice("ft", ("none", "translator", "batch"), norm=norm)
+        self.beta: float | Tensor = beta
         self.rate, self.compare, self.norm = rate, compare, norm
         k = max(1, round(rate * teacher_dim))
         self.paraphraser = Paraphraser(teacher_dim, k, norm=norm == "batch")
@@ -93,7 +102,7 @@ class FTLoss(nn.Module):
         teacher = teacher.detach()
         factor = self.paraphraser.encoder(teacher)
         ours, theirs = map(self._direction, equal_size(self.translator(student), factor.detach()))
-        distance: Tensor = (ours - theirs).abs().sum(1).mean()
+        distance: Tensor = self.beta * (ours - theirs).abs().mean()
         if not self.paraphraser.learns:
             return distance
         restored: Tensor = self.paraphraser.decoder(factor)
@@ -141,6 +150,11 @@ class Paraphraser(nn.Module):
         super().__init__()
         self.encoder = Layers((channels, channels, k, k), norm=norm)
         self.decoder = Layers((k, k, channels, channels), transposed=True, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) in other words and back."""
+        restored: Tensor = self.decoder(self.encoder(x))
+        return restored
 
     @property
     def learns(self) -> bool:

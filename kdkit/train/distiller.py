@@ -30,7 +30,7 @@ from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.checkpoint import add_to, take_from
 from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
-from kdkit.train.example import check_last, check_validation, example_batch, facts_of
+from kdkit.train.example import check_last, check_validation, example_batch, facts_of, tell_idle
 from kdkit.train.finite import FiniteWatch
 from kdkit.train.late import seen, unread
 from kdkit.train.layout import lay_out
@@ -144,6 +144,7 @@ class Distiller(Evaluation):
             batch = Batch.of(self.on_after_batch_transfer(example_batch(self.trainer, graph.min_batch), 0))
             with no_wide_strides(learning, str(self.trainer.precision), device):
                 graph.bind(batch, facts, run_epochs(self))
+            tell_idle(graph)
             check_last(self.trainer, graph, batch)
             self.rates = {name: rate(name, graph.nodes[name].lr, self.lr, graph.epochs) for name in graph.trained}
             self.place.begin(self)

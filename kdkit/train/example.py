@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence, Sized
 from typing import Any
@@ -16,8 +17,11 @@ from kdkit.graph.alone import check_alone, ends_alone
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
+from kdkit.graph.phase import idle
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import check_held_out
+
+log = logging.getLogger(__name__)
 
 SIZE = 4
 SEVERAL = (
@@ -74,6 +78,12 @@ def check_last(trainer: pl.Trainer, graph: Graph, example: Batch) -> None:
     several = several if isinstance(loader, DataLoader) else several // world
     if graph.epochs >= 1 and ends_alone(share, several, drops, trainer.limit_train_batches):
         check_alone(graph, example)
+
+
+def tell_idle(graph: Graph) -> None:
+    """Warn of stretches of the run in which nothing learns."""
+    for told in idle(graph.phases, graph.epochs):
+        log.warning("warning: %s", told)
 
 
 def _read(loader: Any, size: int) -> Any:

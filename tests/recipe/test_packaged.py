@@ -115,7 +115,7 @@ def test_sid_and_its_controls_differ_in_nothing_but_the_modules():
         ("cc_cifar100", {"ce": 1, "cc": 0.02}),
         ("fsp_cifar100", {"fsp": 1, "ce": 1}),
         ("ab_cifar100", {"ab": 0.003, "ce": 1}),
-        ("ft_cifar100", {"ft": 500 / (32 * 8 * 8), "ce": 1}),
+        ("ft_cifar100", {"ft": 1, "ce": 1}),
         ("dist_cifar100", {"ce": 1, "dist": 2}),
         ("kd_standardised_cifar100", {"ce": 0.1, "kd": 9}),
         ("crd_cifar100", {"ce": 1, "crd": 0.8}),

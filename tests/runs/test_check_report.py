@@ -44,6 +44,8 @@ def test_stages_and_what_lies_beside_in_any_of_them():
     models = "teacher: {arch: resnet14, weights: random}, student: {arch: resnet8}"
     stages = "{name: first, epochs: 1, train: [ft.paraphraser]}, {train: student, losses: [ce]}"
     told = report(models, "ft", overrides=[f"stages=[{stages}]"])
+    gap = report(models, "ce: {when: {to: 1}}, kd: {name: late, when: {from: 3}}")
+    assert gap.notes == ("stages: from epoch 1 to 3 nothing learns: no loss reaches what may",)
     assert told.stages == ("first, 0–1: ft.paraphraser", "stage2, 1–: student")
     assert "stage   first, 0–1: ft.paraphraser" in text_of(told).splitlines()
     weights = 64 * 64 + 64 * 32 + 32 * 32

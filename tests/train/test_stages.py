@@ -117,7 +117,11 @@ def test_resume_in_a_stage(tmp_path):
         ("teacher", "no trained model or loss is called 'teacher'"),
         ("student.fcc", "did you mean 'fc'"),
         ("student.act1", "no part 'act1' with weights"),
-        ("kd", "no trained model or loss is called 'kd'"),
+        ("kd", "the loss 'kd' has no weights that could learn, for it has no head; give it one"),
+        (
+            "student.fc",
+            "'hint': sends no gradient to what a stage lets learn of 'student' at epoch 0 .fc.; let more of",
+        ),
         ("hnit.head", "did you mean 'hint'"),
         ("hint.haed", "did you mean 'head'"),
     ],
@@ -147,7 +151,7 @@ PARAPHRASE = [
     Stage("paraphrase", {"to": 1}, train="ft.paraphraser"),
     Stage("transfer", {"from": 1}, train=["student", "ft.translator"]),
 ]
-FT = [kdkit.Edge("ft", weight=0.2), kdkit.Edge("ce", when={"from": 1})]
+FT = [kdkit.Edge("ft"), kdkit.Edge("ce", when={"from": 1})]
 
 
 def beside(stages, edges, epochs=2, nodes=None, **options):
@@ -270,7 +274,7 @@ def test_resume_in_the_stage_of_a_loss(tmp_path):
     [
         (["ce", kdkit.Edge("ft", weight={"share": 0.3})], "ft", "'ft', share 0.3: student rests .* give it a number"),
         ([kdkit.Edge("ft")], ["ft.paraphraser.decoder.norms"], "no part 'paraphraser.decoder.norms' with weights"),
-        (["ce", "kd"], "ce", "no trained model or loss is called 'ce'"),
+        (["ce", "kd"], "ce", "the loss 'ce' has no weights that could learn"),
         (["ce", kdkit.Edge("ft", when={"from": 1})], "ft", "the loss 'ft' has no part in this stage; what one stage"),
     ],
 )
@@ -294,6 +298,26 @@ def test_a_part_that_nothing_reaches_is_told():
         KdkitError, match=r"'Idle': sends no gradient to student\.stage1, nor to what a stage lets learn"
     ):
         beside([Stage("s", train="Idle.unused")], [Idle])
+
+
+def test_time_in_which_nothing_learns_is_told(caplog):
+    edges = [kdkit.Edge("ce", when={"to": 1}), kdkit.Edge("kd", when={"from": 2})]
+    trained([], edges, epochs=4)
+    trained([Stage("s", {"from": 3}, train="student.fc")], ["ce"], epochs=4)
+    assert [r.getMessage() for r in caplog.records if "nothing learns" in r.getMessage()] == [
+        "warning: from epoch 1 to 2 nothing learns: no loss reaches what may"
+    ]
+
+
+def test_a_head_that_two_losses_share_learns_where_one_of_them_does():
+    edges = [
+        kdkit.Edge("hint", taps="stage1", head={"conv1x1": {"share": "p"}}),
+        kdkit.Edge("mse", taps="stage1", head={"conv1x1": {"share": "p"}}, name="other"),
+        kdkit.Edge("vid", taps="stage1"),
+    ]
+    stages = [Stage("a", {"to": 1}, train=["vid"]), Stage("b", {"from": 1, "to": 2}, train=["hint.head"])]
+    _, (_, losses) = beside(stages, edges, epochs=3)
+    assert [any("head" in path for path in paths) for paths in losses] == [False, True, True]
 
 
 def test_a_stage_that_never_comes():
