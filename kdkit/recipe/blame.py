@@ -60,12 +60,14 @@ def _word(recipe: Recipe, loc: tuple[str, ...], text: str) -> tuple[str, ...]:
 
 
 def without_edge(text: str) -> str:
-    """A sentence about an edge without its beginning, for the words before it say which edge it is."""
-    return re.sub(r"^edge '[^']*': ", "", text)
+    """A sentence about an edge, or who learns in a stage, without its beginning: the words before it say which."""
+    return re.sub(r"^(edge '[^']*'|stage '[^']*': train): ", "", text)
 
 
 def _guess(recipe: Recipe, text: str) -> tuple[int | str, ...]:
-    """The edge that a sentence begins with, the one whose tap it quotes, or the model that it begins with."""
+    """The stage or edge that a sentence begins with, the edge whose tap it quotes, or the model that it begins with."""
+    if stage := re.match(r"stage '([^']*)': train: ", text):
+        return next((("stages", i, "train") for i, its in enumerate(recipe.stages) if its.name == stage[1]), ())
     named = dict(re.findall(r"^(edge|model) '([^']*)'", text))
     model = named.get("model", "")
     for i, edge in enumerate(recipe.losses):

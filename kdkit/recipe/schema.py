@@ -204,6 +204,9 @@ class Origin:
         if len(loc) > 1 and loc[0] == "losses" and edges is not None and isinstance(loc[1], int):
             steps[1] = edge_name(edges.value[loc[1]])
             steps = steps[:2] if loc[2:] == ("loss",) else steps
+        if len(loc) > 1 and loc[0] == "stages":
+            stage = self.tree.deepest(loc[:2]).value
+            steps[1] = str(stage["name"].value) if isinstance(stage, dict) and "name" in stage else steps[1]
         return ".".join(steps)
 
 

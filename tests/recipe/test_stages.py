@@ -5,6 +5,7 @@ import pytest
 from kdkit.recipe import content_key, fingerprint, json_schema, load, loads, resolved
 from kdkit.recipe.build import build
 from kdkit.recipe.errors import RecipeError
+from kdkit.runs.check import check
 
 BASE = """
 protocol: digits_20
@@ -85,6 +86,21 @@ def test_the_resolved_text_is_the_recipe():
 def test_wrong_stages(stages, problem):
     with pytest.raises(RecipeError, match=problem):
         loads(f"{BASE}stages: {stages}")
+
+
+@pytest.mark.parametrize(
+    ("train", "problem"),
+    [
+        ("studnt", "no trained model or loss is called 'studnt'; did you mean 'student'"),
+        ("kd", "the loss 'kd' has no weights that could learn"),
+        ("[student, hint.haed]", "'hint' has no part 'haed' with weights; did you mean 'head'"),
+    ],
+)
+def test_what_a_stage_trains_is_told_with_its_line(train, problem):
+    first = "{name: a, epochs: 2, losses: [hint: {head: conv_bn_relu}]}"
+    text = f"{BASE}stages: [{first},\n{{name: b, train: {train}, losses: [kd]}}]"
+    with pytest.raises(RecipeError, match=rf"^recipe:5: stages\.b\.train: {problem}"):
+        check(loads(text))
 
 
 def test_without_losses_and_without_stages():

@@ -86,6 +86,15 @@ def test_fitnets_two_steps():
     assert moved == [{"conv1", "bn1"}, ALL]
 
 
+def test_what_the_user_freezes_between_two_fits_stays_frozen():
+    made, _ = trained([Stage("top", {"to": 1}, train="student.fc")], ["ce"], epochs=2)
+    made.student.conv1.requires_grad_(False)
+    before = made.student.conv1.weight.clone()
+    fit(made, loader(), epochs=2)
+    assert torch.equal(made.student.conv1.weight, before)
+    assert not made.student.conv1.weight.requires_grad
+
+
 def test_everything_is_awake_after_a_crash():
     made = kdkit.Distiller(pair(), ["ce"], lr=0.05, stages=[Stage("top", train="student.fc")])
     made.on_train_epoch_end = lambda: 1 / 0
@@ -106,6 +115,7 @@ def test_resume_in_a_stage(tmp_path):
     fit(whole, loader(), epochs=4, callbacks=[Keep()])
     resumed = kdkit.Distiller(pair(), ["ce", "kd"], lr=0.05, stages=stages)
     trainer(4).fit(resumed, loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert resumed.watch.norms.since == whole.watch.norms.since == 1
     for name, value in whole.student.state_dict().items():
         assert torch.equal(resumed.student.state_dict()[name], value), name
 
