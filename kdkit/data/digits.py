@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.data.data_facts import DataFacts
-from kdkit.data.module import DeviceData
+from kdkit.data.device_data import DeviceData
 from kdkit.registry import KdkitError
 
 TEST = 360  # the last of the file; the file goes writer by writer, so these are other hands

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdkit import draws
 from kdkit.data.data_facts import DataFacts
-from kdkit.data.module import DeviceData
+from kdkit.data.device_data import DeviceData
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdkit.data.data_facts import DataFacts
+from kdkit.data.device_data import DeviceData
 from kdkit.data.download import FAILURES, fetch, may_download, told_missing
 from kdkit.data.files import data_root
-from kdkit.data.module import DeviceData
 from kdkit.registry import KdkitError
 
 

@@ -147,6 +147,15 @@ def dims(loss: str, shape: str, **tensors: Tensor) -> None:
             raise ValueError(f"{loss}: {name} must be {shape}, got shape {tuple(tensor.shape)}; {remedy}")
 
 
+def channels(loss: str, **maps: tuple[Tensor, int]) -> None:
+    """Raise `ValueError` unless each (B, C, …) has the channels that the loss was built with: `student=(maps, C)`."""
+    for name, (tensor, count) in maps.items():
+        if tensor.shape[1] != count:
+            raise ValueError(
+                f"{loss}: {name} must have {count} channels, got {tensor.shape[1]}; build the loss with this {name}_dim"
+            )
+
+
 def class_labels(loss: str, labels: Tensor, batch: int) -> None:
     """Raise `ValueError` unless `labels` are `batch` class numbers: an int64 tensor of shape (B,)."""
     whole_numbers(loss, "class", batch, "give one class number per sample", labels=labels)

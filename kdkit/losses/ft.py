@@ -92,13 +92,8 @@ class FTLoss(nn.Module):
         """Compare maps (B, C, H, W); see the class."""
         checks.dims("ft", "(B, C, H, W)", student=student, teacher=teacher)
         checks.same_batch("ft", student, teacher)
-        dims = (self.translator.inputs, self.paraphraser.encoder.inputs)
-        for name, maps, channels in zip(("student", "teacher"), (student, teacher), dims, strict=True):
-            if maps.shape[1] != channels:
-                raise ValueError(
-                    f"ft: {name} must have {channels} channels, got {maps.shape[1]}; build the loss with this "
-                    f"{name}_dim"
-                )
+        dims = self.translator.inputs, self.paraphraser.encoder.inputs
+        checks.channels("ft", student=(student, dims[0]), teacher=(teacher, dims[1]))
         teacher = teacher.detach()
         factor = self.paraphraser.encoder(teacher)
         ours, theirs = map(self._direction, equal_size(self.translator(student), factor.detach()))

@@ -76,12 +76,7 @@ class VIDLoss(nn.Module):
         """Predict maps (B, C, H, W); see the class."""
         checks.dims("vid", "(B, C, H, W)", student=student, teacher=teacher)
         checks.same_batch("vid", student, teacher)
-        for name, maps, channels in (("student", student, self.student_dim), ("teacher", teacher, len(self.alpha))):
-            if maps.shape[1] != channels:
-                raise ValueError(
-                    f"vid: {name} must have {channels} channels, got {maps.shape[1]}; build the loss with this "
-                    f"{name}_dim"
-                )
+        checks.channels("vid", student=(student, self.student_dim), teacher=(teacher, len(self.alpha)))
         s, t = map(_places, equal_size(student, teacher.detach()))
         error = (self._predict(s) - t).square().mean(0)
         variance = F.softplus(self.alpha.to(error.dtype)) + LEAST

@@ -209,7 +209,8 @@ def test_broken_folders_are_named(tmp_path, photos):
         torn = data.build("folder", root=tmp_path / "torn", holdout=0, image_size=24, num_workers=workers, batch_size=1)
         with pytest.raises(
             KdkitError,
-            match=r"^data: \S*torn/\S+ must be an image, got .*; mend or remove it \(`kdkit check RECIPE --i",
+            match=r"^data: \S*torn/\S+ must be an image, got .*; mend or remove it \(`kdkit check RECIPE "
+            r"--images` names all such files\)$",
         ) as caught:
             for _ in torn.train_dataloader():
                 pass
