@@ -14,6 +14,7 @@ from kdkit.fault import where as line_of
 from kdkit.graph import checks
 from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
+from kdkit.graph.calls import Call
 from kdkit.graph.closing import check_cuts
 from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
@@ -101,22 +102,23 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
         told = f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown}){line}"
         raise KdkitError(told) from error
     checks.check_terms({edge.name: value})
+    named = edge.name in graph.now.beside
+    if not edge.silent and not _reaches(value, graph.model(call.target), *[edge] * named):
+        raise KdkitError(f"edge {edge.name!r}: sends no gradient to {_unreached(graph, call, named)}")
+
+
+def _unreached(graph: Graph, call: Call, named: bool) -> str:
+    """What a value does not depend on, and what to do; `named`: a stage says what of the loss itself learns."""
     where = ", ".join(str(link.target) for link in call.links)
-    if edge.name in graph.now.beside and not _reaches(value, graph.model(call.target), edge):
-        raise KdkitError(
-            f"edge {edge.name!r}: sends no gradient to {where}, nor to what a stage lets learn of itself at epoch "
-            f"{graph.now.start:g}; name another part of it under `train`, or {call.target!r}"
-        )
-    if edge.name not in graph.now.beside and not edge.silent and not _reaches(value, graph.model(call.target)):
-        if (parts := graph.now.parts[call.target]) != ("",):
-            raise KdkitError(
-                f"edge {edge.name!r}: sends no gradient to what a stage lets learn of {call.target!r} at epoch "
-                f"{graph.now.start:g} ({', '.join(parts)}); let more of it learn, or leave the loss out of that stage"
-            )
-        raise KdkitError(
-            f"edge {edge.name!r}: sends no gradient to {where}: its value does not depend on any trained weight of "
-            f"{call.target!r} there; let the loss use the student's tensor without detach(), or set its weight to 0"
-        )
+    when, parts = f"at epoch {graph.now.start:g}", graph.now.parts[call.target]
+    if named:
+        told = f"{where}, nor to what a stage lets learn of itself {when}"
+        return f"{told}; name another part of it under `train`, or {call.target!r}"
+    if parts != ("",):
+        told = f"what a stage lets learn of {call.target!r} {when} ({', '.join(parts)})"
+        return f"{told}; let more of it learn, or leave the loss out of that stage"
+    told = f"{where}: its value does not depend on any trained weight of {call.target!r} there"
+    return f"{told}; let the loss use the student's tensor without detach(), or set its weight to 0"
 
 
 def _reaches(value: Tensor, *modules: nn.Module) -> bool:

@@ -115,9 +115,10 @@ def check_shares(phases: Sequence[Phase]) -> None:
         for edge in phase.edges:
             if edge.calibration is not None:
                 if not any(phase.parts.get(name) for name in edge.targets):
+                    whom = f"{' and '.join(sorted(edge.targets))} rest{'s' * (len(edge.targets) == 1)}"
                     raise KdkitError(
-                        f"edge {edge.name!r}, {edge.edge.weight}: {' and '.join(sorted(edge.targets))} rests at epoch "
-                        f"{phase.start:g}, so that there is no gradient to share out; give it a number"
+                        f"edge {edge.name!r}, {edge.edge.weight}: {whom} at epoch {phase.start:g}, so that there is no "
+                        "gradient to share out; give it a number"
                     )
                 _check(edge, [other for other in phase.edges if other.targets & edge.targets], edge.name in seen)
                 seen.add(edge.name)
