@@ -31,7 +31,7 @@ class Imagined:
 
 def test_dali_is_timed_beside_and_judged_by_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "Dali", Imagined)
-    picture = Image.effect_noise((64, 48), 50).convert("RGB")
+    picture = Image.fromarray(torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).numpy())
     (tmp_path / "photos").mkdir()
     for k in range(8):
         picture.save(tmp_path / "photos" / f"{k}.jpg")
@@ -51,6 +51,14 @@ def test_dali_is_timed_beside_and_judged_by_its_rows(tmp_path, monkeypatch):
         assert f"| 1e+03 |  | 2× | 0.9×, {ratio}× |" in page
         assert f"of kdkit's time {ratio}× at photos enlarged to 500 × 375, 224²." in page
         assert f"It is at least 1.3 times as fast at {worth}. It is no extra" in page
+
+
+def test_images_that_torchvision_makes_otherwise_are_not_timed():
+    """Resizing rounds twice: a resized crop of noise is two levels away now and then, never three."""
+    view = torch.full((3, 8, 8), 100, dtype=torch.uint8)
+    images.same(view, view + 2, "photos")
+    with pytest.raises(KdkitError, match="photos: torchvision makes other images, 3 levels away; not timed"):
+        images.same(view, view - 3, "photos")
 
 
 def test_enlarged_images_have_as_many_pixels_as_imagenets(tmp_path):
