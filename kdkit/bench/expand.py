@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.bench.items import as_item, as_model, slug, told
+from kdkit.bench.methods import Template, protocol, template
 from kdkit.bench.overrides import changes, check_overrides, concerns
-from kdkit.bench.suite import ALONE, TEACHER, Method, Pair, Read
+from kdkit.bench.suite import TEACHER, Method, Pair, Read
 from kdkit.recipe import Recipe, code_of, content_key, fingerprint, load, loads, of_tree, packaged, resolved, source
 from kdkit.recipe.errors import Mark, Problem, RecipeError
-from kdkit.recipe.find import find_protocol
-from kdkit.recipe.named import find_loss
 from kdkit.recipe.own_code import PAPERS
 from kdkit.recipe.schema import Origin
-from kdkit.recipe.syntax import Item, read
+from kdkit.recipe.syntax import Item
 from kdkit.recipe.tree import edge_name, normalise
-from kdkit.recipe.write import document
-from kdkit.registry import KdkitError, nearest, reads
-
-Template = tuple[list[Any], dict[str, Any], dict[str, Any]]  # losses, models and other words that are the method's
+from kdkit.registry import KdkitError
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Cell:
         node: the model that the table is about.
         needs: content of the teacher's run that comes first, if the suite trains it.
         changes: overrides of the suite that changed what it learns.
-        written: whether its losses are written out in the suite.
+        written: whether its losses are written out in the suite or beside it.
         told: more words for its row: those of a `trial` of `kdkit tune`, or of how it was `tuned`.
     """
 
@@ -135,28 +131,28 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
         made = make.recipe(f"{slug(teacher)}_{read_suite.suite.protocol}", {"net": teacher}, losses, teacher=True)
         weights = _published(made) or str(_written(made, teachers))
         teacher = Item({**teacher.value, "weights": Item(weights, item.mark)}, item.mark)
-    template: Template = (["ce", "kd"], {}, {})
-    plain = make.method(Method("kd", None, item.mark), template, teacher, student, 0)
+    usual = Template(as_item(["ce", "kd"], item.mark))
+    plain = make.method(Method("kd", item.mark), usual, teacher, student, 0)
     column, needs = fingerprint(plain), None
     ends = (told(teacher), told(student))
-    protocol = read_suite.suite.protocol, _protocol_epochs(read_suite), ends
+    under = read_suite.suite.protocol, _protocol_epochs(read_suite), ends
     if trains:
         made = source(plain, TEACHER)
         needs = content_key(made)
         told_of = changes(read_suite.suite.overrides, made)
-        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, *protocol, made.trained[0], changes=told_of)
+        yield Cell(pair.title, TEACHER, made.seed, made, needs, column, *under, made.trained[0], changes=told_of)
     wrong: list[Problem] = []
     for method in read_suite.methods:
         try:
-            recipe = make.method(method, _template(read_suite, method), teacher, student, read_suite.seeds[0])
+            recipe = make.method(method, template(read_suite, method), teacher, student, read_suite.seeds[0])
         except RecipeError as error:
             wrong += error.problems
             continue
         node = "student" if "student" in recipe.models else recipe.trained[0]
         uses = needs if any(name.startswith(TEACHER) for name in recipe.models) else None
         told_of = changes([*read_suite.suite.overrides, *pair.overrides], recipe)
-        written, key = method.losses is not None, content_key(recipe)
-        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, *protocol, node, uses, told_of, written)
+        written, key = method.own, content_key(recipe)
+        yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, *under, node, uses, told_of, written)
     if wrong:
         raise RecipeError(wrong)
 
@@ -169,46 +165,11 @@ class _Maker:
     pair: Pair
     mark: Mark
 
-    def method(self, method: Method, template: Template, teacher: Item, student: Item, seed: int) -> Recipe:
+    def method(self, method: Method, own: Template, teacher: Item, student: Item, seed: int) -> Recipe:
         """The recipe of one method: its losses, between this pair's models."""
-        listed, theirs, others = template
-        losses = method.losses or as_item(listed, method.mark)
-        models = self._models(theirs, losses, teacher, student)
-        return self.recipe(f"{self.pair.title}-{method.name}", models, losses, seed=seed, others=others)
-
-    def _models(self, theirs: dict[str, Any], losses: Item, teacher: Item, student: Item) -> dict[str, Item]:
-        if not theirs:
-            models = {"student": student}
-            return {"teacher": teacher, **models} if self._taught(losses) else models
-        usual = theirs.get("student", {}).get("arch")
-        made = {}
-        for name, words in theirs.items():
-            options = words.get("options", {})
-            if name.startswith(TEACHER):
-                made[name] = teacher
-            elif "backbone" in options:  # a net around another one
-                plain = student.plain
-                inner = {**options, "backbone": {"arch": plain["arch"], **plain.get("options", {})}}
-                if not plain.get("options"):
-                    inner["backbone"] = plain["arch"]
-                made[name] = as_item({**words, "options": inner}, self.mark)
-            else:
-                made[name] = (
-                    student if words.get("arch") in (usual, None) and "ema" not in words else as_item(words, self.mark)
-                )
-        return made
-
-    def _taught(self, losses: Item) -> bool:
-        """Whether a loss asks for a teacher."""
-        flat = normalise(Item({"losses": losses}, self.mark)).value["losses"]
-        for edge in flat.value:
-            try:
-                cls, _ = find_loss(str(edge.value["loss"].value), self.read_suite.folder)
-            except KdkitError as error:
-                raise RecipeError([Problem.at(edge.mark, "methods", str(error))]) from None
-            if any(word.startswith(TEACHER) for word in reads(cls)):
-                return True
-        return False
+        models = own.between(teacher, student, self.read_suite.folder, self.mark)
+        title = f"{self.pair.title}-{method.name}"
+        return self.recipe(title, models, own.losses, seed=seed, others=own.others)
 
     def recipe(
         self,
@@ -218,7 +179,7 @@ class _Maker:
         *,
         seed: int = 0,
         teacher: bool = False,
-        others: Mapping[str, Any] | None = None,
+        others: Mapping[str, Item] | None = None,
     ) -> Recipe:
         """A recipe of the suite's protocol, with those overrides that are about something it has."""
         words = {
@@ -226,8 +187,7 @@ class _Maker:
             "models": Item(models, self.mark),
             "losses": losses,
         }
-        words |= {word: as_item(value, self.mark) for word, value in (others or {}).items()}
-        words["seed"] = Item(seed, self.mark)
+        words |= {**(others or {}), "seed": Item(seed, self.mark)}
         root = Item(words, self.read_suite.tree.mark)
         given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
         titles = [edge_name(edge) for edge in normalise(root).value["losses"].value]
@@ -235,40 +195,8 @@ class _Maker:
         return of_tree(root, name=name, folder=self.read_suite.folder, overrides=kept, known=())
 
 
-def _template(read_suite: Read, method: Method) -> Template:
-    """Losses and models of the packaged recipe that a method's name means."""
-    if method.name == ALONE and method.losses is None:
-        return ["ce"], {"student": {}}, {}
-    if method.losses is not None:
-        return [], {}, {}
-    known = {info.name: info.path for info in packaged()}
-    data = _protocol(read_suite).value["data"].plain["name"]
-    wanted = (method.name, f"{method.name}_{data}", f"{method.name}_cifar100")
-    path = next((known[name] for name in wanted if name in known), None)
-    if path is None:
-        methods = list(dict.fromkeys(name.rpartition("_")[0] for name in known))
-        hint = nearest(method.name, methods) or "; `kdkit recipes` lists them"
-        message = (
-            f"no packaged recipe is called {wanted[1]!r}{hint}\n  or write its losses out: `{method.name}: [ce, …]`"
-        )
-        raise RecipeError([Problem.at(method.mark, f"methods.{method.name}", message)])
-    whole = document(load(path))
-    others: dict[str, Any] = {word: whole[word] for word in ("stages", "cohort") if word in whole}
-    if "update" in whole["trainer"]:
-        others["trainer"] = {"update": whole["trainer"]["update"]}
-    return whole["losses"], whole["models"], others
-
-
-def _protocol(read_suite: Read) -> Item:
-    word = read_suite.tree.value["protocol"]
-    path = find_protocol(str(word.value), read_suite.folder)
-    if path is None:  # told with its nearest names where the first recipe is made
-        raise RecipeError([Problem.at(word.mark, "protocol", f"no protocol is called {word.value!r}")])
-    return read(path)
-
-
 def _protocol_epochs(read_suite: Read) -> int:
-    return int(_protocol(read_suite).value["trainer"].plain["max_epochs"])
+    return int(protocol(read_suite).value["trainer"].plain["max_epochs"])
 
 
 def _published(recipe: Recipe) -> str | None:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.explain import problems
+from kdkit.recipe.find import is_file
 from kdkit.recipe.own_code import ELSEWHERE, strays, strays_of_override
 from kdkit.recipe.schema import Origin, Recipe
 from kdkit.recipe.syntax import Item, read
@@ -51,8 +52,8 @@ class Suite(Words):
     Attributes:
         protocol: what all runs share: data, optimiser, learning rate, epochs.
         pairs: of teachers and students.
-        methods: packaged recipes' losses by name (`crd`), or edges written out (`mine: [ce, …]`); `student` is the
-            student alone, which the others are compared with.
+        methods: packaged recipes by name (`crd`), recipes beside the suite (`mine.yaml`), or edges written out
+            (`mine: [ce, …]`); `student` is the student alone, which the others are compared with.
         seeds: how many, or which.
         overrides: `key=value` changes to every run, teachers' included; what is said of `models` and `losses` goes to
             the runs that have them.
@@ -71,13 +72,20 @@ class Method:
 
     Attributes:
         name: as tables call it.
-        losses: written out; `None` for the losses of a packaged recipe.
         mark: where it stands.
+        losses: written out.
+        file: a recipe beside the suite; without losses and without a file it is a packaged one.
     """
 
     name: str
-    losses: Item | None
     mark: Mark
+    losses: Item | None = None
+    file: Path | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the suite's own."""
+        return self.losses is not None or self.file is not None
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Read:
         suite = Suite.model_validate(tree.plain)
     except ValidationError as error:
         raise RecipeError(problems(error, origin)) from None
-    methods = _methods(tree.value["methods"])
+    methods = _methods(tree.value["methods"], path.parent)
     _named(suite.pairs, tree.value["pairs"])
     _distinct([(pair.title, item.mark) for pair, item in zip(suite.pairs, tree.value["pairs"].value, strict=True)])
     _distinct([(method.name, method.mark) for method in methods])
@@ -141,31 +149,43 @@ def _code_beside(suite: Suite, tree: Item, folder: Path) -> Iterator[Problem]:
             yield Problem.at(tree.mark, f"overrides: {text}", ELSEWHERE.format("suite", file))
 
 
-def _methods(listed: Item) -> tuple[Method, ...]:
-    made, wrong = [], []
+def _methods(listed: Item, folder: Path) -> tuple[Method, ...]:
+    made: list[Method] = []
+    wrong: list[Problem] = []
     for item in listed.value:
-        one = item.value if isinstance(item.value, dict) else {item.value: None}
-        name, losses = next(iter(one.items()), ("", None))
-        if len(one) != 1:
-            message = (
-                f"an entry must be one method, such as `crd` or `mine: [ce, …]`, got {', '.join(one) or 'nothing'}"
-            )
-            wrong.append(Problem.at(item.mark, "methods", message))
-        elif name == TEACHER:
-            message = "teachers are trained by themselves; leave it out"
-            wrong.append(Problem.at(item.mark, "methods", message))
-        elif name == ALONE and losses is not None:
-            message = f"`{ALONE}` is the student without a teacher; give these losses another name"
-            wrong.append(Problem.at(item.mark, "methods", message))
-        elif not NAME.fullmatch(name):
-            wrong.append(Problem.at(item.mark, "methods", f"a method's name must be a plain word, got {name!r}"))
-        elif losses is not None and not (isinstance(losses.value, list) and losses.value):
-            message = f"must be a list of losses, such as [ce, kd], got {losses.plain!r}"
-            wrong.append(Problem.at(losses.mark, f"methods.{name}", message))
-        made.append(Method(name, losses, item.mark))
+        try:
+            made.append(_method(item, folder))
+        except RecipeError as error:
+            wrong += error.problems
     if wrong:
         raise RecipeError(wrong)
     return tuple(made)
+
+
+def _method(item: Item, folder: Path) -> Method:
+    one = item.value if isinstance(item.value, dict) else {item.value: None}
+    said, losses = next(iter(one.items()), ("", None))
+    file = folder / said if losses is None and is_file(said) else None
+    name = said if file is None else file.stem
+    where, mark, message = "methods", item.mark, ""
+    if len(one) != 1:
+        message = f"an entry must be one method, such as `crd` or `mine: [ce, …]`, got {', '.join(one) or 'nothing'}"
+    elif name == TEACHER:
+        message = "teachers are trained by themselves; leave it out"
+    elif name == ALONE and (losses is not None or file is not None):
+        message = f"`{ALONE}` is the student without a teacher; give these losses another name"
+    elif file is not None and file.parent != folder:
+        message = f"a method's recipe must lie beside the suite, got {said}"
+    elif file is not None and not file.is_file():
+        message = f"no recipe {said} lies beside the suite"
+    elif not NAME.fullmatch(name):
+        message = f"a method's name must be a plain word, got {name!r}"
+    elif losses is not None and not (isinstance(losses.value, list) and losses.value):
+        where, mark = f"methods.{name}", losses.mark
+        message = f"must be a list of losses, such as [ce, kd], got {losses.plain!r}"
+    if message:
+        raise RecipeError([Problem.at(mark, where, message)])
+    return Method(name, item.mark, losses, file)
 
 
 def _unknown(item: Item, model: type[Words], under: tuple[str, ...]) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdkit.bench import expand as expanding
+from kdkit.bench import methods
 from kdkit.bench.expand import expand
 from kdkit.bench.suite import load_suite
 from kdkit.losses import RKDLoss
@@ -62,7 +62,7 @@ def test_what_else_is_the_methods_comes_along(tmp_path, monkeypatch):
         "trainer: {update: sequential}\n"
     )
     known = [*packaged(), RecipeInfo("two_cifar100", recipe, "two")]
-    monkeypatch.setattr(expanding, "packaged", lambda: known)
+    monkeypatch.setattr(methods, "packaged", lambda: known)
     by = {c.method: c.recipe for c in cells(tmp_path, TINY.replace("kd]", "two]"))}
     assert document(by["two"])["stages"] == document(load(recipe))["stages"]
     assert document(by["two"])["losses"] == document(load(recipe))["losses"]
@@ -70,10 +70,77 @@ def test_what_else_is_the_methods_comes_along(tmp_path, monkeypatch):
     assert by["two"].trainer.max_epochs == 2
 
 
+OWN = "from torch import nn\n\n\nclass Mine(nn.Module):\n    def forward(self, student): return student.mean()\n"
+MINE = """protocol: cifar100_240
+models:
+  teacher: {arch: resnet56, weights: random}
+  student: {arch: resnet20, when: {to: 0.9}}
+  peer: {arch: resnet20}
+  teacher_b: {arch: resnet32, weights: random}
+losses:
+  - ce
+  - {my_loss.py:Mine: {weight: 2}}
+  - hint: {name: both, from: teacher_b}
+  - hint
+stages: [{name: first, epochs: 0.5, train: [both.head]}, {name: second}]
+trainer: {update: sequential}
+"""
+
+
+def test_a_recipe_beside_the_suite_is_a_method(tmp_path):
+    """Between the pair's models; a model of another architecture, and how a model takes part, are the method's."""
+    (tmp_path / "my_loss.py").write_text(OWN)
+    (tmp_path / "mine.yaml").write_text(MINE)
+    text = TINY.replace("[student, kd]", "[student, kd, mine.yaml]")
+    by = {c.method: c for c in cells(tmp_path, text)}
+    cell, whole = by["mine"], document(by["mine"].recipe)
+    student = document(by["kd"].recipe)["models"]["student"]
+    assert list(whole["models"]) == ["teacher", "student", "peer", "teacher_b"]
+    assert whole["models"]["student"] == {"when": {"to": 0.9}, **student}
+    assert whole["models"]["peer"] == student
+    assert whole["models"]["teacher"] == document(by["kd"].recipe)["models"]["teacher"]
+    assert whole["models"]["teacher_b"] == {"arch": "resnet32", "weights": "random"}
+    assert whole["losses"] == document(load(tmp_path / "mine.yaml"))["losses"]
+    assert whole["stages"] == document(load(tmp_path / "mine.yaml"))["stages"]
+    assert whole["trainer"]["update"] == "sequential"
+    assert whole["trainer"]["max_epochs"] == 2
+    assert whole["data"] == document(by["kd"].recipe)["data"]
+    assert (cell.node, cell.needs, cell.written) == ("student", by["teacher"].content, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("cifar100_240\n", "cifar100_240\nlr: 0.1\n"), "mine.yaml:2: lr: is one for all methods of a suite"),
+        (("sequential}", "sequential, max_epochs: 3}"), "mine.yaml:13: trainer.max_epochs: is one for all methods"),
+        (("  student:", "  small:"), "a suite puts its pairs' students in place of the model `student`; there are"),
+        (("- hint\n", "- hnt\n"), "mine.yaml:11: losses.hnt: unknown loss 'hnt'"),
+        (("my_loss.py", "../my_loss.py"), "mine.yaml:9"),
+        (("epochs: 0.5", "epoch: 0.5"), "mine.yaml:12: stages.0.epoch: unknown key 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_what_a_methods_recipe_cannot_say_is_told_with_its_line(tmp_path, change, words):
+    (tmp_path / "my_loss.py").write_text(OWN)
+    (tmp_path / "mine.yaml").write_text(MINE.replace(*change))
+    refused(tmp_path, TINY.replace("[student, kd]", "[mine.yaml]"), words)
+
+
+def test_a_methods_losses_may_all_be_its_stages(tmp_path):
+    stages = "stages: [{epochs: 0.5, losses: [hint]}, {losses: [ce, kd]}]"
+    models = "{teacher: {arch: resnet56, weights: random}, student: {arch: resnet20}}"
+    (tmp_path / "mine.yaml").write_text(f"protocol: digits_20\nmodels: {models}\n{stages}\n")
+    (made,) = (c.recipe for c in cells(tmp_path, TINY.replace("[student, kd]", "[mine.yaml]")) if c.seed == 1)
+    assert document(made)["losses"] == document(load(tmp_path / "mine.yaml"))["losses"]
+
+
+def test_a_methods_recipe_lies_beside_the_suite(tmp_path):
+    refused(tmp_path, TINY.replace("kd]", "mine.yaml]"), "suite.yaml:3: methods: no recipe mine.yaml lies beside the")
+    refused(tmp_path, TINY.replace("kd]", "../mine.yaml]"), "suite.yaml:3: methods: a method's recipe must lie beside")
+    refused(tmp_path, TINY.replace("kd]", "student.yaml]"), "`student` is the student without a teacher")
+
+
 def test_losses_written_out(tmp_path):
-    (tmp_path / "my_loss.py").write_text(
-        "from torch import nn\n\n\nclass Mine(nn.Module):\n    def forward(self, student): return student.mean()\n"
-    )
+    (tmp_path / "my_loss.py").write_text(OWN)
     text = TINY.replace(
         "[student, kd]", "[{mine: [ce, {my_loss.py:Mine: {weight: 2}}]}, {taught: [ce, kd: {temperature: 2}]}]"
     )

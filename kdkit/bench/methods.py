@@ -1,0 +1,158 @@
+"""What a method of a suite is: losses, and the models, stages and other words that come with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdkit.bench.items import as_item
+from kdkit.bench.suite import ALONE, TEACHER, Method, Read
+from kdkit.recipe import load, packaged
+from kdkit.recipe.errors import Mark, Problem, RecipeError
+from kdkit.recipe.find import find_protocol
+from kdkit.recipe.named import find_loss
+from kdkit.recipe.syntax import Item, read
+from kdkit.recipe.tree import normalise
+from kdkit.recipe.write import document
+from kdkit.registry import KdkitError, nearest, reads
+
+OTHERS = ("stages", "cohort", "balance")
+MINE = {"losses", "models", "trainer", *OTHERS}  # words of a method's recipe that come along
+THEIRS = {"protocol", "seed"}  # words that the suite has of its own
+NET = {"arch", "weights", "tune", "num_classes", "options", "cache", "mean", "std", "image_size"}  # of a pair's model
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is a method's own, before a pair's models are put into it.
+
+    Attributes:
+        losses: as in a recipe.
+        models: of its recipe; none where the losses alone say which they need.
+        others: more words of a recipe.
+    """
+
+    losses: Item
+    models: dict[str, Item] = field(default_factory=dict)
+    others: dict[str, Item] = field(default_factory=dict)
+
+    def between(self, teacher: Item, student: Item, folder: Path, mark: Mark) -> dict[str, Item]:
+        """Its models, with a pair's teacher and student where it has its own.
+
+        Every model of the same architecture as its `student` is the pair's student, and likewise of `teacher`.
+
+        Args:
+            teacher: of the pair.
+            student: of the pair.
+            folder: where losses are looked up.
+            mark: where the pair stands.
+        """
+        if not self.models:
+            models = {"student": student}
+            return {"teacher": teacher, **models} if _taught(self.losses, folder, mark) else models
+        return {name: self._placed(name, words, teacher, student) for name, words in self.models.items()}
+
+    def _placed(self, name: str, words: Item, teacher: Item, student: Item) -> Item:
+        arch = words.plain.get("arch")
+        options = words.plain.get("options", {})
+        if name == TEACHER or (name.startswith(TEACHER) and arch == self._arch(TEACHER)):
+            return _instead(words, teacher)
+        if isinstance(options, dict) and "backbone" in options:  # a net around another one
+            inner: Any = student.plain["arch"]
+            if student.plain.get("options"):
+                inner = {"arch": inner, **student.plain["options"]}
+            return as_item({**words.plain, "options": {**options, "backbone": inner}}, words.mark)
+        return _instead(words, student) if arch is not None and arch == self._arch(ALONE) else words
+
+    def _arch(self, name: str) -> Any:
+        return self.models[name].plain.get("arch") if name in self.models else None
+
+
+def _instead(words: Item, model: Item) -> Item:
+    """A pair's model, with what a method says of how it takes part."""
+    return Item({**{key: part for key, part in words.value.items() if key not in NET}, **model.value}, model.mark)
+
+
+def template(read_suite: Read, method: Method) -> Template:
+    """What a method's name, its recipe or its losses in the suite mean.
+
+    Raises:
+        RecipeError: no such recipe, or one that is not a method's alone.
+    """
+    if method.losses is not None:
+        return Template(method.losses)
+    if method.file is not None:
+        return _of_file(method, method.file)
+    if method.name == ALONE:
+        return Template(as_item(["ce"], method.mark))
+    whole = document(load(_packaged(read_suite, method)))
+    return _of_words(as_item(whole, method.mark))
+
+
+def protocol(read_suite: Read) -> Item:
+    """The words of a suite's protocol."""
+    word = read_suite.tree.value["protocol"]
+    path = find_protocol(str(word.value), read_suite.folder)
+    if path is None:  # told with its nearest names where the first recipe is made
+        raise RecipeError([Problem.at(word.mark, "protocol", f"no protocol is called {word.value!r}")])
+    return read(path)
+
+
+def _of_words(whole: Item) -> Template:
+    others = {word: whole.value[word] for word in OTHERS if word in whole.value}
+    update = whole.value["trainer"].child("update") if "trainer" in whole.value else None
+    if update is not None:
+        others["trainer"] = Item({"update": update}, update.mark)
+    losses = whole.value.get("losses") or Item([], whole.mark)  # its stages may have them all
+    return Template(losses, dict(whole.value["models"].value), others)
+
+
+def _of_file(method: Method, file: Path) -> Template:
+    load(file)  # what is wrong with it by itself is told first
+    tree = read(file)
+    if found := list(_not_a_methods(tree)):
+        raise RecipeError(found)
+    return _of_words(tree)
+
+
+def _not_a_methods(tree: Item) -> Iterator[Problem]:
+    said = "is one for all methods of a suite, which its protocol and `overrides` say; leave it out here"
+    for word, item in tree.value.items():
+        if word not in MINE | THEIRS:
+            yield Problem.at(item.mark, word, said)
+    for word, item in tree.value["trainer"].value.items() if "trainer" in tree.value else ():
+        if word != "update":
+            yield Problem.at(item.mark, f"trainer.{word}", said)
+    models = tree.value["models"]
+    if ALONE not in models.value:
+        message = f"a suite puts its pairs' students in place of the model `{ALONE}`; there are"
+        yield Problem.at(models.mark, "models", f"{message} {', '.join(models.value)}")
+
+
+def _packaged(read_suite: Read, method: Method) -> Path:
+    known = {info.name: info.path for info in packaged()}
+    data = protocol(read_suite).value["data"].plain["name"]
+    wanted = (method.name, f"{method.name}_{data}", f"{method.name}_cifar100")
+    path = next((known[name] for name in wanted if name in known), None)
+    if path is None:
+        methods = list(dict.fromkeys(name.rpartition("_")[0] for name in known))
+        hint = nearest(method.name, methods) or "; `kdkit recipes` lists them"
+        message = (
+            f"no packaged recipe is called {wanted[1]!r}{hint}\n  or write its losses out: `{method.name}: [ce, …]`"
+        )
+        raise RecipeError([Problem.at(method.mark, f"methods.{method.name}", message)])
+    return path
+
+
+def _taught(losses: Item, folder: Path, mark: Mark) -> bool:
+    """Whether a loss asks for a teacher."""
+    for edge in normalise(Item({"losses": losses}, mark)).value["losses"].value:
+        try:
+            cls, _ = find_loss(str(edge.value["loss"].value), folder)
+        except KdkitError as error:
+            raise RecipeError([Problem.at(edge.mark, "methods", str(error))]) from None
+        if any(word.startswith(TEACHER) for word in reads(cls)):
+            return True
+    return False
