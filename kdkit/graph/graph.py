@@ -151,7 +151,7 @@ class Graph(nn.Module):
                 bound.double()
             self.edges[edge.name] = bound
         told = {edge.name: edge.parts_told() for edge in self.bound}
-        check_stages(self.stages, {name: self.models[name] for name in self.trained}, told)
+        check_stages(self.stages, self.nodes, {name: self.models[name] for name in self.trained}, told)
         checks.check_owners({name: self.parameters_of(name) for name in self.trained})
         again = self.edges.state_dict()
         if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -50,10 +50,15 @@ def with_weights(module: nn.Module) -> list[str]:
     return [path for path, part in module.named_modules() if next(part.parameters(), None) is not None]
 
 
-def check_stages(stages: Sequence[Stage], models: Mapping[str, nn.Module], losses: Mapping[str, Iterable[str]]) -> None:
+def check_stages(
+    stages: Sequence[Stage],
+    nodes: Collection[str],
+    trained: Mapping[str, nn.Module],
+    losses: Mapping[str, Iterable[str]],
+) -> None:
     """Raise `KdkitError` where a stage trains what cannot learn; of the losses the parts with weights are given."""
     known = {name: list(parts) for name, parts in losses.items()}
-    known |= {name: with_weights(model) for name, model in models.items()}
+    known |= {name: with_weights(model) for name, model in trained.items()}
     for stage in stages:
         for end in stage.train or ():
             name, _, path = end.partition(".")
@@ -62,6 +67,9 @@ def check_stages(stages: Sequence[Stage], models: Mapping[str, nn.Module], losse
                     f"stage {stage.name!r}: train: the loss {name!r} has no weights that could learn, for it has no "
                     "head; give it one (`head:`), or leave it out here"
                 )
+            if name not in known and name in nodes:
+                message = "is trained at no time: it is frozen, or a slow copy of another one; leave it out"
+                raise KdkitError(f"stage {stage.name!r}: train: the model {name!r} {message}")
             if name not in known:
                 learn = [name for name, parts in known.items() if parts]
                 told = nearest(name, learn) or f"; what learns: {', '.join(learn)}"

@@ -12,7 +12,7 @@ its time and who learns in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.syntax import Item
@@ -67,8 +67,20 @@ def unfold(root: Item, edges: Edges, name_of: Callable[[Item], str]) -> Item:
             names.add(named["name"].value if named else name)
             losses.append(Item({**edge.value, **named, "when": when}, edge.mark))
         kept.append(Item({"name": title, **words, "when": when}, stage.mark))
+    _distinct(kept)
     mark = above.mark if above is not None else stages.mark
     return Item({**root.value, "losses": Item(losses, mark), "stages": Item(kept, stages.mark)}, root.mark)
+
+
+def _distinct(stages: Sequence[Item]) -> None:
+    """Raise `RecipeError` where two are called the same."""
+    names = [stage.value["name"] for stage in stages if "name" in stage.value]
+    if twice := [
+        Problem.at(name.mark, "stages", f"{name.value!r} stands twice; give one of them another name")
+        for i, name in enumerate(names)
+        if name.value in [before.value for before in names[:i]]
+    ]:
+        raise RecipeError(twice)
 
 
 def of_stage(root: Item, loc: tuple[int | str, ...], text: str) -> Problem | None:

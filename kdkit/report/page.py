@@ -19,6 +19,7 @@ from kdkit.report.links import arrows, boxes, ends
 from kdkit.report.tables import number, table, tables
 from kdkit.runs.events import there
 from kdkit.runs.folder import RunFolder, write_text
+from kdkit.runs.moments import Moment, moments
 from kdkit.runs.papers import reading
 from kdkit.runs.teacher import own_run
 from kdkit.web import document
@@ -50,6 +51,8 @@ def page(told: Told) -> str:
         frozen = [box.name for box in found if box.kind == "frozen"]
         losses = [arrow.name for arrow in taught]
         again, epochs = _recipe(told), int(told.recipe["trainer"]["max_epochs"])
+        stages = [(str(stage["name"]), stage.get("when") or {}) for stage in told.recipe.get("stages") or ()]
+        marks = moments(told.events, stages, epochs)
     drawn = charts(told.rows, frozen, [box.name for box in found], losses)
     with reading(f"gradients.csv of {name}"):
         drawn += gradient_charts(told.gradients, sorted(told.rows), losses)
@@ -64,14 +67,14 @@ def page(told: Told) -> str:
     parts = (
         *top,
         _section("The recipe as a graph", f'<div class="scroll">{svg}</div>\n<p>{GRAPH}</p>'),
-        _section("Curves", _charts(drawn) + _numbers(told)),
+        _section("Curves", _charts(drawn, marks) + _numbers(told)),
         _section("Cohort", _cohort(told)),
         *(_section(*part) for part in tables(told)),
         _section("Figures", figures(told)),
         _section("How it is made again", again + end[0]),
         _section("Provenance", end[1]),
     )
-    data = {"epochs": sorted(told.rows), "charts": [asdict(chart) for chart in drawn]}
+    data = {"epochs": sorted(told.rows), "marks": marks, "charts": [asdict(chart) for chart in drawn]}
     numbers = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     body = "\n".join(filter(None, parts)) + f'\n<script type="application/json" id="numbers">{numbers}</script>'
     style = _file("uplot/uPlot.min.css") + _file("report.css")
@@ -84,6 +87,8 @@ GRAPH = (
     "Boxes are models, arrows are losses with their weights and the taps that they compare; knowledge flows along "
     "them. A weight that moved stands as the run had it last, with the recipe's below."
 )
+
+UPRIGHT = " Upright lines: a stage begins, a model comes, goes or is treated."
 
 
 def _weights(told: Told) -> dict[str, float]:
@@ -141,7 +146,7 @@ def _section(title: str, content: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
 
-def _charts(drawn: Sequence[Chart]) -> str:
+def _charts(drawn: Sequence[Chart], marks: Sequence[Moment]) -> str:
     parts = []
     for chart in drawn:
         values = [value for one in chart.series.values() for value in one if value is not None]
@@ -151,10 +156,8 @@ def _charts(drawn: Sequence[Chart]) -> str:
             f'<div class="chart"><div class="head">{head}</div><div class="plot"></div>'
             f"<p>{escape(chart.caption)}</p></div>"
         )
-    hint = (
-        "<p>Hover to read values; drag sideways to zoom, double-click to see all; a click on a name hides its line.</p>"
-    )
-    return f'<div class="charts">{"".join(parts)}</div>\n{hint}'
+    hint = "Hover to read values; drag sideways to zoom, double-click to see all; a click on a name hides its line."
+    return f'<div class="charts">{"".join(parts)}</div>\n<p>{hint}{UPRIGHT * bool(marks)}</p>'
 
 
 def _numbers(told: Told) -> str:

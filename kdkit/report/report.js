@@ -10,6 +10,33 @@ const shown = (value, unit) => {
 };
 const plots = [];
 
+// Upright lines: a stage begins, a model comes or goes.
+function mark(plot) {
+  const { ctx, bbox } = plot, dot = devicePixelRatio;
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
+  ctx.strokeStyle = ctx.fillStyle = css("--soft");
+  ctx.lineWidth = dot;
+  ctx.font = `${11 * dot}px system-ui`;
+  ctx.textAlign = "right";
+  for (const [epoch, what] of told.marks) {
+    const x = Math.round(plot.valToPos(epoch, "x", true));
+    ctx.setLineDash([2 * dot, 3 * dot]);
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.save();
+    ctx.translate(x - 5 * dot, bbox.top + 4 * dot);
+    ctx.rotate(-Math.PI / 2);
+    ctx.fillText(what.length > 40 ? what.slice(0, 39) + "…" : what, 0, 0);
+    ctx.restore();
+  }
+  ctx.restore();
+}
+
 function draw(chart, place) {
   const log = place.dataset.log === "1";
   const soft = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
@@ -40,6 +67,7 @@ function draw(chart, place) {
       { ...soft, size: 58, values: (_, ticks) => ticks.map(value => value == null ? "" : shown(value, "") + chart.unit) },
     ],
     legend: { live: true },
+    hooks: { drawAxes: [mark] },
     series: [{ label: "epoch", value: (_, value) => value == null ? "–" : value }, ...series],
   }, [told.epochs, ...Object.values(chart.series)], place);
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdkit.runs.events import Told, without_absent
+from kdkit.runs.moments import Moment
 from kdkit.storage import whole
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def draw_curves(
     title: str,
     frozen: Collection[str] = (),
     events: Sequence[Told] = (),
+    marks: Sequence[Moment] = (),
 ) -> None:
     """Save a PNG with the mean of each loss term (log scale) and top-1 by epoch.
 
@@ -30,7 +32,8 @@ def draw_curves(
         path: the PNG.
         title: what stands above it.
         frozen: nodes that do not change, whose accuracy is a level and no curve.
-        events: who came, went and was treated: upright lines; who is not there has no curve.
+        events: who came and went; who is not there has no curve.
+        marks: upright lines.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +60,7 @@ def draw_curves(
         axes.set(xlabel="epoch", xlim=(min(rows) - 0.5, max(rows) + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        _mark(axes, events)
+        _mark(axes, marks)
         if labels := axes.get_legend_handles_labels()[1]:
             columns = min(4, max(1, 55 // (max(map(len, labels)) + 8)))
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.5 / HIGH), "borderaxespad": 0.0}
@@ -85,15 +88,14 @@ def _lay_out(figure: Figure, title: str, lines: int) -> None:
     figure.suptitle(title, y=1 - 0.12 / tall)
 
 
-def _mark(axes: Any, events: Sequence[Told]) -> None:
+def _mark(axes: Any, marks: Sequence[Moment]) -> None:
     """One upright line for each moment at which something happened, with what it was."""
-    for epoch in sorted({event.epoch for event in events}):
-        told = ", ".join(f"{event.model} {event.what}" for event in events if event.epoch == epoch)
+    for epoch, told in marks:
         axes.axvline(epoch, linestyle=":", color="0.5", linewidth=1)
         place = axes.get_xaxis_transform()
         paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
         words = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 7, "color": "0.3", "bbox": paper}
-        axes.text(epoch, 0.98, told, transform=place, **words)
+        axes.text(epoch, 0.98, _short(told), transform=place, **words)
 
 
 def _columns(rows: Mapping[int, Mapping[str, float]], prefix: str, suffix: str) -> list[str]:

@@ -27,6 +27,7 @@ from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, wri
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
 from kdkit.runs.loggers import pass_on, show_pictures
+from kdkit.runs.moments import moments
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
 from kdkit.runs.provenance import provenance
@@ -126,7 +127,8 @@ def _fit(
                 models.save_weights(distiller.graph.model(name), folder.weights(name), metadata(experiment, name))
             with writing(folder):
                 happened = read_events(folder.cohort)
-                draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen, happened)
+                marks = moments(happened, [(s.name, s.when) for s in experiment.stages], trainer.max_epochs or 0)
+                draw_curves(rows.rows, folder.curves, experiment.name, distiller.graph.frozen, happened, marks)
                 cuts = {name: getattr(distiller.graph.model(name), "cuts", ()) for name in distiller.graph.models}
                 draw_depth(rows.rows, folder.beliefs, experiment.name, cuts)
                 show_pictures(trainer, folder)

@@ -78,6 +78,11 @@ def test_the_resolved_text_is_the_recipe():
         ("[{weights: 3, losses: [kd]}]", "unknown key 'weights'; known: name, epochs, losses, train$"),
         ("[{epochs: 50, losses: [kd]}, {losses: [ce]}]", "never comes"),
         (
+            "[{name: a, epochs: 2, losses: [kd]},\n{name: a, losses: [ce]}]",
+            r"^recipe:5: stages: 'a' stands twice; give one of them another name$",
+        ),
+        ("[{name: stage2, epochs: 2, losses: [kd]}, {losses: [ce]}]", "'stage2' stands twice"),
+        (
             "[{epochs: 50, losses: [kd]}, {name: b, losses: [ce, kd]}]",
             r"^recipe:\d+: stages\.b: epoch 50 never comes in a run of \d+ epochs; shorten the stages .*longer$",
         ),
@@ -92,6 +97,7 @@ def test_wrong_stages(stages, problem):
     ("train", "problem"),
     [
         ("studnt", "no trained model or loss is called 'studnt'; did you mean 'student'"),
+        ("teacher", "the model 'teacher' is trained at no time: it is frozen, or a slow copy of another one; leave"),
         ("kd", "the loss 'kd' has no weights that could learn"),
         ("[student, hint.haed]", "'hint' has no part 'haed' with weights; did you mean 'head'"),
     ],

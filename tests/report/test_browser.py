@@ -12,7 +12,7 @@ from kdkit.bench.page import page as suite_page
 from kdkit.bench.table import blocks
 from kdkit.report.page import write_report
 from tests.bench.test_table import grid
-from tests.report.making import EVIL, run
+from tests.report.making import EVIL, RICH, run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -48,7 +48,8 @@ def shown(browser, page):
 
 @pytest.mark.parametrize("word", ["nothing", EVIL], ids=["plain", "hostile"])
 def test_the_page_in_a_browser(browser, tmp_path, word):
-    found = shown(browser, write_report(run(tmp_path / "run", word=word)))
+    stages = f"stages: [{{name: first, when: {{to: 0.5}}}}, {{name: {json.dumps(word)}, when: {{from: 0.5}}}}]\n"
+    found = shown(browser, write_report(run(tmp_path / "run", recipe=RICH + stages, word=word)))
     assert found["zoomed"]
     for seen in found["seen"]:
         assert seen["charts"] == 6

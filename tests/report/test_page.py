@@ -186,6 +186,20 @@ def test_a_cohort_is_told(tmp_path):
         gather(folder)
 
 
+def test_stages_and_who_comes_are_marked_on_the_curves(tmp_path):
+    stages = f"stages: [{{name: first, when: {{to: 0.5}}}}, {{name: {json.dumps(EVIL)}, when: {{from: 0.5}}}}]\n"
+    folder = run(tmp_path / "r", recipe=RICH + stages, compare=False)
+    (folder / "cohort.csv").write_text("epoch,model,what,why\n12.5,peer,joins,planned\n")
+    made = page(gather(folder))
+    (numbers,) = read(made).texts["script"][:1]
+    assert "Upright lines: a stage begins" in made
+    assert json.loads(numbers)["marks"] == [[12.5, "peer joins"], [30, EVIL]]
+    for wrong in ("stages: [3]\n", "stages: [{name: a, when: {from: x}}]\n"):
+        (folder / "recipe.yaml").write_text(RICH + wrong)
+        with pytest.raises(KdkitError):
+            page(gather(folder))
+
+
 def test_an_unfinished_run_has_a_page_too(tmp_path):
     folder = run(tmp_path / "half", finished=False, compare=False, epochs=7)
     text = write_report(folder).read_text()

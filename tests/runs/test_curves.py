@@ -5,8 +5,10 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
+from kdkit.graph.span import Span
 from kdkit.runs.curves import draw_curves
 from kdkit.runs.events import Told, there, without_absent
+from kdkit.runs.moments import moments
 
 
 @pytest.fixture
@@ -21,11 +23,11 @@ def drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", keep)
 
-    def draw(epochs, nodes=("student",), loss=1.0, events=(), losses=("ce",)):
+    def draw(epochs, nodes=("student",), loss=1.0, events=(), losses=("ce",), stages=()):
         terms = {f"loss/{name}": loss for name in losses}
         rows = {e: {**terms, **{f"val/{n}/top1": 0.1 * e for n in nodes}} for e in range(1, epochs + 1)}
         rows[1]["val/teacher/top1"] = 0.9
-        draw_curves(rows, tmp_path / "curves.png", "r", ["teacher"], events)
+        draw_curves(rows, tmp_path / "curves.png", "r", ["teacher"], events, moments(events, stages, epochs))
         assert (tmp_path / "curves.png").stat().st_size > 0
         return figures[-1].axes
 
@@ -87,6 +89,19 @@ def test_who_is_not_there_has_no_curve_and_what_happened_is_marked(drawn):
     points = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label() in "abc"}
     assert points == {"a": [1, 2, 3, 4], "b": [2, 3, 4, 5, 6], "c": [1, 2, 3, 4, 5, 6]}
     assert there(events) == {"a": "epochs 0–4", "b": "epochs 1–"}
+
+
+def test_where_stages_begin_is_marked(drawn):
+    """After the epochs that are over by then: a share of the run, or epochs; the run's own beginning is none."""
+    stages = [("guided", {"to": 0.25}), ("told", Span(0.25, 0.5)), ("alone", {"from": 0.5})]
+    events = [Told(4, "b", "joins", "")]
+    for axes in drawn(8, ("a", "b"), events=events, stages=stages):
+        assert [text.get_text() for text in axes.texts] == ["told", "alone, b joins"]
+        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [2, 4]
+    assert moments((), [("late", {"from": 3})], 8) == [(3, "late")]
+    long = drawn(8, stages=[("a" * 60 + "z", {"from": 2})])[0].texts[0].get_text()
+    assert len(long) == 40
+    assert long.endswith("z")
 
 
 def test_who_came_back_was_away_between():

@@ -129,7 +129,7 @@ def test_a_checkpoint_knows_since_when_norms_are_compared():
     ("train", "problem"),
     [
         ("studnet", "did you mean 'student'"),
-        ("teacher", "no trained model or loss is called 'teacher'"),
+        ("teacher", "the model 'teacher' is trained at no time: it is frozen"),
         ("student.fcc", "did you mean 'fc'"),
         ("student.act1", "no part 'act1' with weights"),
         ("kd", "the loss 'kd' has no weights that could learn, for it has no head; give it one"),
