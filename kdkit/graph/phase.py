@@ -80,11 +80,19 @@ def phase_at(found: Sequence[Phase], t: float) -> Phase:
     return next(phase for phase in reversed(found) if phase.start <= t)
 
 
-def idle(found: Sequence[Phase], epochs: float) -> list[str]:
-    """Stretches of a run in which nothing learns, as a person is told of them."""
-    ends = [*(phase.start for phase in found[1:]), epochs]
-    spans = [(phase.start, end) for phase, end in zip(found, ends, strict=True) if not phase.updates]
-    return [f"from epoch {start:g} to {end:g} nothing learns: no loss reaches what may" for start, end in spans]
+def idle(graph: Graph) -> list[str]:
+    """Stretches of a run in which nothing learns, and losses that are never asked, as a person is told of them."""
+    ends = [*(phase.start for phase in graph.phases[1:]), graph.epochs]
+    spans = [(phase.start, end) for phase, end in zip(graph.phases, ends, strict=True) if not phase.updates]
+    asked = {edge.name for phase in graph.phases for edge in phase.edges}
+    return [
+        *(f"from epoch {start:g} to {end:g} nothing learns: no loss reaches what may" for start, end in spans),
+        *(
+            f"the loss {e.name!r} teaches nobody: all it reaches rests in its time"
+            for e in graph.bound
+            if e.name not in asked
+        ),
+    ]
 
 
 def _parts(node: str, stages: Sequence[Stage]) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str
         yield f"data: a batch of {data.batch_size} is more than the {there} images; an epoch is one batch of {there}"
     if accelerator in GPUS and not any(has() for has in GPUS[accelerator]):
         yield f"trainer: accelerator {accelerator} is not on this machine, where `kdkit fit` refuses it"
-    yield from (f"stages: {told}" for told in idle(graph.phases, graph.epochs))
+    yield from (f"stages: {told}" for told in idle(graph))
     for name, spec in recipe.models.items():
         if spec.source == "pretrained" and not fetched(str(spec.arch)):
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"

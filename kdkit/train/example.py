@@ -82,7 +82,7 @@ def check_last(trainer: pl.Trainer, graph: Graph, example: Batch) -> None:
 
 def tell_idle(graph: Graph) -> None:
     """Warn of stretches of the run in which nothing learns."""
-    for told in idle(graph.phases, graph.epochs):
+    for told in idle(graph):
         log.warning("warning: %s", told)
 
 

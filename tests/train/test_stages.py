@@ -324,6 +324,15 @@ def test_time_in_which_nothing_learns_is_told(caplog):
     ]
 
 
+def test_a_loss_whose_models_rest_in_its_time_is_told(caplog):
+    edges = ["ce", kdkit.Edge("hint", taps="stage1", head="conv1x1"), kdkit.Edge("kd", when={"to": 2})]
+    trained([Stage("s", {"to": 2}, train="hint.head")], edges, epochs=3)
+    trained([Stage("s", {"to": 1}, train="hint.head")], edges, epochs=3)
+    assert [r.getMessage() for r in caplog.records if "nobody" in r.getMessage()] == [
+        "warning: the loss 'kd' teaches nobody: all it reaches rests in its time"
+    ]
+
+
 def test_a_head_that_two_losses_share_learns_where_one_of_them_does():
     edges = [
         kdkit.Edge("hint", taps="stage1", head={"conv1x1": {"share": "p"}}),
