@@ -25,13 +25,14 @@ def refresh(bank: Tensor, index: Tensor, rows: Tensor, momentum: float | Tensor)
     Args:
         bank: (n, d).
         index: (B,) int64. Where a sample is met twice its last row counts, on every device alike.
-        rows: (B, d).
+        rows: (B, d). One that is not finite moves nothing: what is stored is met again.
         momentum: m, the share of the old row.
     """
     ordered, position = index.sort(stable=True)
     last = position[torch.searchsorted(ordered, index.contiguous(), right=True) - 1]
-    moved = unit(momentum * bank[index].to(rows.dtype) + (1 - momentum) * rows[last])
-    bank.index_copy_(0, index, moved.to(bank.dtype))
+    before = bank[index]
+    moved = unit(momentum * before.to(rows.dtype) + (1 - momentum) * rows[last])
+    bank.index_copy_(0, index, torch.where(moved.isfinite().all(1, keepdim=True), moved.to(bank.dtype), before))
 
 
 def of_all_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -76,7 +76,8 @@ class CRDLoss(nn.Module):
     The teacher's features are detached, the banks and Z are constants, and the gradient with respect to both embeddings
     is exact and written out, so that the banks may change within the call; to differentiate it again raises, and there
     is no forward-mode derivative.
-    In eval mode nothing is stored. Inside of `torch.utils.checkpoint` it would run, and move the banks, twice.
+    In eval mode nothing is stored, nor is ever an embedding that is not finite. Inside of `torch.utils.checkpoint` it
+    would run, and move the banks, twice.
 
     Ranks must hold batches of one size; each then keeps the same banks. DDP must not broadcast what `ddp_ignore` names.
 

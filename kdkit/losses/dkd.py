@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses import checks
+from kdkit.losses.ce import LEFT_OUT
 from kdkit.losses.kd import ends
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
@@ -43,7 +44,7 @@ class DKDLoss(nn.Module):
         standardise: logits to mean 0 and standard deviation 1 first, as in `kd`.
 
     `forward(student, teacher, labels)` takes logits (B, C) on both sides, the teacher's detached, and class numbers
-    (B,), int64.
+    (B,), int64. A sample whose label is −100 is left out, of the mean, too, as in `ce`.
 
     Returns:
         A scalar in nats, times T².
@@ -69,12 +70,14 @@ class DKDLoss(nn.Module):
         """Compare student logits (B, C) with the teacher's, knowing the labels (B,)."""
         student, teacher = ends("dkd", student, teacher, self.standardise)
         checks.class_labels("dkd", labels, student.shape[0])
-        own, s, t = labels[:, None], student / self.temperature, teacher / self.temperature
+        known = labels != LEFT_OUT
+        own, s, t = (labels * known)[:, None], student / self.temperature, teacher / self.temperature
         log_p, among_s = _apart(s, own)
         log_q, among_t = _apart(t, own)
         target = (log_q.exp() * (log_q - log_p)).sum(1)
         others = (among_t.exp().scatter(1, own, 0.0) * (among_t - among_s)).sum(1)
-        return self.temperature**2 * (self.alpha * target + self.beta * others).mean()
+        each = torch.where(known, self.alpha * target + self.beta * others, 0.0)
+        return self.temperature**2 * each.sum() / known.sum()
 
 
 def _apart(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

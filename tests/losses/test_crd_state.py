@@ -192,3 +192,18 @@ def test_two_ranks_are_one_process(tmp_path):
             torch.testing.assert_close(found["state"], alone["state"], rtol=1e-12, atol=1e-14)
         for name in ("student_bank", "teacher_bank", "log_z", "step"):
             assert torch.equal(ranks[0]["state"][name], ranks[1]["state"][name])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_is_seen_in_the_value_and_not_stored(bad):
+    """As by a step that a GradScaler leaves out: the banks would be NaN for ever, and with them every later value."""
+    loss = small()
+    loss(**batch(0))
+    spoilt, before = batch(1), loss.student_bank.clone()
+    spoilt["student"][2] = bad
+    assert not loss(**spoilt).isfinite()
+    kept = spoilt["index"][2]
+    assert torch.equal(loss.student_bank[kept], before[kept])
+    others = spoilt["index"][[0, 1, 3, 4, 5]]
+    assert not torch.equal(loss.student_bank[others], before[others])
+    assert loss(**batch(2)).isfinite()

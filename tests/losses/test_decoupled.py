@@ -36,6 +36,17 @@ def test_dkd(alpha, beta, temperature):
     assert DKDLoss(alpha, beta, temperature)(s, t, y).item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_dkd_leaves_out_a_sample_whose_label_is_minus_100_as_ce_does():
+    s, t, y = logits(6, 5), logits(6, 5), torch.tensor([3, -100, 0, 4, -100, 1])
+    known = y != -100
+    value = DKDLoss()(s, t, y)
+    assert value.item() == pytest.approx(DKDLoss()(s[known], t[known], y[known]).item(), rel=1e-12)
+    (gradient,) = torch.autograd.grad(value, s)
+    assert gradient[~known].eq(0).all()
+    assert gradient[known].ne(0).any(1).all()
+    assert DKDLoss()(s, t, torch.full_like(y, -100)).isnan(), "as torch's cross-entropy"
+
+
 def test_dkd_is_kd_when_the_others_count_for_what_the_teacher_leaves_them():
     """KD = TCKD + (1 − p_t[y])·NCKD, sample by sample: equation 7 of the paper."""
     for _ in range(5):
