@@ -149,7 +149,7 @@ def _column(read_suite: Read, i: int, pair: Pair, teachers: Path) -> Iterator[Ce
             wrong += error.problems
             continue
         node = "student" if "student" in recipe.models else recipe.trained[0]
-        uses = needs if any(name.startswith(TEACHER) for name in recipe.models) else None
+        uses = needs if any(spec.weights == plain.models[TEACHER].weights for spec in recipe.models.values()) else None
         told_of = changes([*read_suite.suite.overrides, *pair.overrides], recipe)
         written, key = method.own, content_key(recipe)
         yield Cell(pair.title, method.name, recipe.seed, recipe, key, column, *under, node, uses, told_of, written)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdkit.bench.items import as_item
 from kdkit.bench.suite import ALONE, TEACHER, Method, Read
-from kdkit.recipe import load, packaged
+from kdkit.recipe import Recipe, load, packaged
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
 from kdkit.recipe.named import find_loss
@@ -22,6 +22,7 @@ OTHERS = ("stages", "cohort", "balance")
 MINE = {"losses", "models", "trainer", *OTHERS}  # words of a method's recipe that come along
 THEIRS = {"protocol", "seed"}  # words that the suite has of its own
 NET = {"arch", "weights", "tune", "num_classes", "options", "cache", "mean", "std", "image_size"}  # of a pair's model
+PACE = ("optimizer", "lr")  # how a model learns, which is one for all methods
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Template:
     def between(self, teacher: Item, student: Item, folder: Path, mark: Mark) -> dict[str, Item]:
         """Its models, with a pair's teacher and student where it has its own.
 
-        Every model of the same architecture as its `student` is the pair's student, and likewise of `teacher`.
+        Every model that is the same net as its `student` and is trained is the pair's student, too; likewise every
+        frozen one that is the same as `teacher`.
 
         Args:
             teacher: of the pair.
@@ -55,24 +57,42 @@ class Template:
         return {name: self._placed(name, words, teacher, student) for name, words in self.models.items()}
 
     def _placed(self, name: str, words: Item, teacher: Item, student: Item) -> Item:
-        arch = words.plain.get("arch")
-        options = words.plain.get("options", {})
-        if name == TEACHER or (name.startswith(TEACHER) and arch == self._arch(TEACHER)):
+        if self._is(TEACHER, name):
             return _instead(words, teacher)
-        if isinstance(options, dict) and "backbone" in options:  # a net around another one
-            inner: Any = student.plain["arch"]
-            if student.plain.get("options"):
-                inner = {"arch": inner, **student.plain["options"]}
-            return as_item({**words.plain, "options": {**options, "backbone": inner}}, words.mark)
-        return _instead(words, student) if arch is not None and arch == self._arch(ALONE) else words
+        if not self._is(ALONE, name):
+            return words
+        options = words.plain.get("options", {})
+        return _around(words, student) if "backbone" in options else _instead(words, student)
 
-    def _arch(self, name: str) -> Any:
-        return self.models[name].plain.get("arch") if name in self.models else None
+    def _is(self, whose: str, name: str) -> bool:
+        """Whether a model is the one of that name, or said alike; a slow copy is of none but its source."""
+        if "arch" not in self.models[name].value or whose not in self.models:
+            return False
+        return name == whose or _net(name, self.models[name]) == _net(whose, self.models[whose])
+
+
+def _net(name: str, words: Item) -> tuple[dict[str, Any], bool]:
+    """Which net a model is, and whether it stays as it is."""
+    said = {key: part for key, part in words.plain.items() if key in NET and key != "cache"}
+    return said, bool(words.plain.get("frozen", name.startswith(TEACHER)))
 
 
 def _instead(words: Item, model: Item) -> Item:
     """A pair's model, with what a method says of how it takes part."""
     return Item({**{key: part for key, part in words.value.items() if key not in NET}, **model.value}, model.mark)
+
+
+def _around(words: Item, model: Item) -> Item:
+    """A net around another one, which is a pair's model."""
+    options = words.plain["options"]
+    if model.plain.get("weights", "random") != "random":
+        message = f"the student loses its weights inside {words.plain['arch']}; leave them out, or that method"
+        raise RecipeError([Problem.at(model.mark, "pairs", message)])
+    inner: Any = model.plain["arch"]
+    if model.plain.get("options"):
+        inner = {"arch": inner, **model.plain["options"]}
+    around = as_item({**options, "backbone": inner}, words.mark)
+    return Item({**_instead(words, model).value, "arch": words.value["arch"], "options": around}, words.mark)
 
 
 def template(read_suite: Read, method: Method) -> Template:
@@ -87,8 +107,10 @@ def template(read_suite: Read, method: Method) -> Template:
         return _of_file(method, method.file)
     if method.name == ALONE:
         return Template(as_item(["ce"], method.mark))
-    whole = document(load(_packaged(read_suite, method)))
-    return _of_words(as_item(whole, method.mark))
+    recipe = load(_packaged(read_suite, method))
+    if found := list(_without_student(recipe, method.mark)):
+        raise RecipeError(found)
+    return _of_words(as_item(document(recipe), method.mark))
 
 
 def protocol(read_suite: Read) -> Item:
@@ -110,14 +132,14 @@ def _of_words(whole: Item) -> Template:
 
 
 def _of_file(method: Method, file: Path) -> Template:
-    load(file)  # what is wrong with it by itself is told first
+    recipe = load(file)  # what is wrong with it by itself is told first
     tree = read(file)
-    if found := list(_not_a_methods(tree)):
+    if found := list(_not_a_methods(tree, recipe)):
         raise RecipeError(found)
     return _of_words(tree)
 
 
-def _not_a_methods(tree: Item) -> Iterator[Problem]:
+def _not_a_methods(tree: Item, recipe: Recipe) -> Iterator[Problem]:
     said = "is one for all methods of a suite, which its protocol and `overrides` say; leave it out here"
     for word, item in tree.value.items():
         if word not in MINE | THEIRS:
@@ -125,10 +147,32 @@ def _not_a_methods(tree: Item) -> Iterator[Problem]:
     for word, item in tree.value["trainer"].value.items() if "trainer" in tree.value else ():
         if word != "update":
             yield Problem.at(item.mark, f"trainer.{word}", said)
-    models = tree.value["models"]
-    if ALONE not in models.value:
-        message = f"a suite puts its pairs' students in place of the model `{ALONE}`; there are"
-        yield Problem.at(models.mark, "models", f"{message} {', '.join(models.value)}")
+    yield from _in_its_protocol(tree, recipe.origin.folder)
+    models = tree.child("models")
+    yield from _without_student(recipe, (models or tree).mark)
+    student = models and models.child(ALONE)
+    for word in PACE:
+        if student is not None and (item := student.child(word)) is not None:
+            yield Problem.at(item.mark, f"models.{ALONE}.{word}", said)
+
+
+def _in_its_protocol(tree: Item, folder: Path) -> Iterator[Problem]:
+    """What of a method a suite would not see, for it has a protocol of its own."""
+    word = tree.child("protocol")
+    path = find_protocol(str(word.value), folder) if word is not None and word.value is not None else None
+    under = dict(read(path).value) if path is not None else {}
+    if (update := under.pop("trainer", Item({}, tree.mark)).child("update")) is not None:
+        under["trainer.update"] = update
+    for word, item in under.items():
+        if word in {*MINE, "trainer.update"}:
+            message = "is a method's own, and a suite has a protocol of its own; say it in the method's recipe"
+            yield Problem.at(item.mark, word, message)
+
+
+def _without_student(recipe: Recipe, mark: Mark) -> Iterator[Problem]:
+    if ALONE not in recipe.trained:
+        message = f"a suite puts its pairs' students in place of the trained model `{ALONE}`, and {recipe.name} trains"
+        yield Problem.at(mark, "models", f"{message} {', '.join(recipe.trained)}")
 
 
 def _packaged(read_suite: Read, method: Method) -> Path:

@@ -85,6 +85,12 @@ losses:
 stages: [{name: first, epochs: 0.5, train: [both.head]}, {name: second}]
 trainer: {update: sequential}
 """
+PROTOCOL = """trainer: {max_epochs: 3, update: sequential}
+models: {peer: {arch: resnet20}}
+data: {name: digits, batch_size: 64}
+optimizer: {name: sgd}
+lr: 0.1
+"""
 
 
 def test_a_recipe_beside_the_suite_is_a_method(tmp_path):
@@ -112,8 +118,15 @@ def test_a_recipe_beside_the_suite_is_a_method(tmp_path):
     ("change", "words"),
     [
         (("cifar100_240\n", "cifar100_240\nlr: 0.1\n"), "mine.yaml:2: lr: is one for all methods of a suite"),
+        (("resnet20, when", "resnet20, lr: 0.1, when"), "mine.yaml:4: models.student.lr: is one for all methods of"),
+        (("cifar100_240\n", "own.yaml\n"), "own.yaml:2: models: is a method's own, and a suite has a protocol of its"),
+        (("cifar100_240\n", "own.yaml\n"), "own.yaml:1: trainer.update: is a method's own"),
+        (
+            ("student: {arch: resnet20, when: {to: 0.9}}", "student: {ema: peer}"),
+            "place of the trained model `student`, and",
+        ),
         (("sequential}", "sequential, max_epochs: 3}"), "mine.yaml:13: trainer.max_epochs: is one for all methods"),
-        (("  student:", "  small:"), "a suite puts its pairs' students in place of the model `student`; there are"),
+        (("  student:", "  small:"), "mine.yaml:2: models: a suite puts its pairs' students in place of the trained"),
         (("- hint\n", "- hnt\n"), "mine.yaml:11: losses.hnt: unknown loss 'hnt'"),
         (("my_loss.py", "../my_loss.py"), "mine.yaml:9"),
         (("epochs: 0.5", "epoch: 0.5"), "mine.yaml:12: stages.0.epoch: unknown key 'epoch'; did you mean 'epochs'"),
@@ -121,8 +134,59 @@ def test_a_recipe_beside_the_suite_is_a_method(tmp_path):
 )
 def test_what_a_methods_recipe_cannot_say_is_told_with_its_line(tmp_path, change, words):
     (tmp_path / "my_loss.py").write_text(OWN)
+    (tmp_path / "own.yaml").write_text(PROTOCOL)
     (tmp_path / "mine.yaml").write_text(MINE.replace(*change))
     refused(tmp_path, TINY.replace("[student, kd]", "[mine.yaml]"), words)
+
+
+OTHERS = """protocol: digits_20
+models:
+  teacher: {arch: resnet8, weights: random}
+  teacher_a: {arch: resnet8, weights: random}
+  teacher_b: {arch: resnet8, weights: teacher_digits, options: {widths: [8, 8, 8, 8]}}
+  teacher_c: {arch: resnet20, weights: random}
+  student: {arch: resnet20}
+  small: {arch: resnet20, options: {widths: [4, 4, 4, 4]}}
+losses: [ce, kd: {from: teacher_c, to: student}]
+"""
+
+
+def test_only_what_is_said_as_the_teacher_or_the_student_is_a_pairs_model(tmp_path):
+    """A teacher that was born of the student's architecture, or has weights or options of its own, keeps them."""
+    recipe = OTHERS.replace("teacher_digits", "small.yaml")
+    (tmp_path / "small.yaml").write_text(
+        "protocol: digits_20\nmodels: {net: {arch: resnet8, options: {widths: [8, 8, 8, 8]}}}\nlosses: [ce]\n"
+    )
+    (tmp_path / "mine.yaml").write_text(recipe)
+    by = {c.method: c.recipe for c in cells(tmp_path, TINY.replace("[student, kd]", "[kd, mine.yaml]"))}
+    own, made = document(load(tmp_path / "mine.yaml"))["models"], document(by["mine"])["models"]
+    pair = document(by["kd"])["models"]
+    assert made["teacher"] == made["teacher_a"] == pair["teacher"]
+    assert made["student"] == pair["student"]
+    assert [made[name] == own[name] for name in ("teacher_b", "teacher_c", "small")] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher_slow"])
+def test_a_teacher_may_be_a_slow_copy(tmp_path, name):
+    models = f"{{student: {{arch: resnet20}}, {name}: {{ema: student, decay: 0.9}}}}"
+    (tmp_path / "mine.yaml").write_text(f"protocol: digits_20\nmodels: {models}\nlosses: [ce, kd]\n")
+    by = {c.method: c for c in cells(tmp_path, TINY.replace("[student, kd]", "[kd, mine.yaml]"))}
+    assert document(by["mine"].recipe)["models"][name] == {"ema": "student", "decay": 0.9}
+    assert by["kd"].needs
+    assert by["mine"].needs is None  # nothing of it comes from the pair's teacher
+
+
+def test_a_net_around_the_pairs_student_learns_as_that_does(tmp_path):
+    text = TINY.replace("[student, kd]", "[sid, kd]").replace("arch: resnet8,", "lr: 0.3, arch: resnet8,")
+    by = {c.method: document(c.recipe)["models"].get("student") for c in cells(tmp_path, text)}
+    assert by["sid"]["lr"] == by["kd"]["lr"] == 0.3
+    net = "{arch: torchvision/resnet18, weights: pretrained}"
+    given = TINY.replace("{arch: resnet8, options: {widths: [4, 4, 8, 16]}}", net)
+    refused(tmp_path, given.replace("kd]", "sid]"), "suite.yaml:2: pairs: the student loses its weights inside sid")
+
+
+def test_a_packaged_recipe_without_a_student_is_no_method(tmp_path):
+    refused(tmp_path, TINY.replace("kd]", "dml_hetero]"), "suite.yaml:3", "and dml_hetero_cifar100 trains cnn, vit")
 
 
 def test_a_methods_losses_may_all_be_its_stages(tmp_path):
