@@ -295,6 +295,8 @@ def test_wrong_names(net: Net, x: Tensor, name: str, kind: type[Exception], text
 def test_a_model_that_cannot_run_on_the_example(net: Net) -> None:
     with pytest.raises(KdkitError, match=r"Net must run on an input of shape \(2, 5, 8, 8\), got RuntimeError"):
         Taps(net, ["logits"], torch.zeros(2, 5, 8, 8))
+    with pytest.raises(KdkitError, match=r"(?s)Net must run on the dict it was given, .* as a tuple, in their order"):
+        Taps(net, ["logits"], {"x": torch.zeros(2, 3, 8, 8)})  # type: ignore[arg-type]
     assert hooks(net) == 0
 
 

@@ -144,6 +144,8 @@ def dims(loss: str, shape: str, **tensors: Tensor) -> None:
             remedy = "give the edge a head (head: tokens_to_map)" if tokens else "choose another tap"
             if shape == "(B, C)" and tensor.ndim == 4:
                 remedy += ", or make every position a sample: movedim(1, -1).flatten(0, 2)"
+            if shape == "(B, C)" and tensor.ndim == 3:
+                remedy += ", or make every token a sample: flatten(0, 1), or [mask] where some are padding"
             raise ValueError(f"{loss}: {name} must be {shape}, got shape {tuple(tensor.shape)}; {remedy}")
 
 

@@ -163,8 +163,10 @@ def dry_run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     return _shared[key][2]
 
 
-def _other_type(model: nn.Module, given: tuple[Any, ...]) -> str:
-    """What to do about weights of another floating type than the inputs; nothing where they agree."""
+def _remedy(model: nn.Module, given: tuple[Any, ...]) -> str:
+    """What to do about weights of another floating type than the inputs, or a mapping of them; else nothing."""
+    if any(isinstance(v, Mapping) for v in given):
+        return "; where it takes arguments by name, give them as a tuple, in their order"
     tensors = [v for v in given if isinstance(v, Tensor)]
     if any(v.dtype == torch.uint8 for v in tensors):
         return "; its input is uint8: make floats of the images (x / 255)"
@@ -216,8 +218,9 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
         given = example if isinstance(example, tuple) else (example,)
         shapes = ", ".join(str(tuple(v.shape)) for v in given if isinstance(v, Tensor))
         line = f"\n  {where(error)}".rstrip()
-        told = f"model: {type(model).__name__} must run on an input of shape {shapes}, got {what(error)}"
-        raise KdkitError(f"{told}{_other_type(model, given)}{line}") from error
+        of = f"an input of shape {shapes}" if shapes else f"the {type(example).__name__} it was given"
+        told = f"model: {type(model).__name__} must run on {of}, got {what(error)}"
+        raise KdkitError(f"{told}{_remedy(model, given)}{line}") from error
     finally:
         for handle in handles:
             handle.remove()

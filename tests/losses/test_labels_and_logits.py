@@ -183,6 +183,8 @@ def test_wrong_shapes_say_what_to_do():
         match=r"kd: teacher must be .*got shape \(4, 5, 2, 2\); choose another tap, or make every position a sample",
     ):
         KDLoss()(torch.randn(4, 5), torch.randn(4, 5, 2, 2))
+    with pytest.raises(ValueError, match=r"kd: .*got shape \(4, 7, 5\); .*, or make every token a sample: .*\[mask\]"):
+        KDLoss()(torch.randn(4, 7, 5), torch.randn(4, 7, 5))
     with pytest.raises(ValueError, match=r"ce: labels must be int64 class numbers of shape \(4,\), got torch.float32"):
         CrossEntropyLoss()(torch.randn(4, 5), torch.randn(4))
     with pytest.raises(ValueError, match=r"ce: label_smoothing must lie in \[0, 1\], got 10; give it as a share"):
