@@ -54,6 +54,8 @@ def surroundings(tmp_path, monkeypatch):
     torch.save(models.build("resnet32", num_classes=100).state_dict(), tmp_path / "assistant.pth")
     own = next(text for text in (block.values[0] for block in blocks("python")) if text.startswith("# my_loss.py"))
     (tmp_path / "my_loss.py").write_text(own)
+    words = "{teacher: {arch: resnet56, weights: random}, student: {arch: resnet20}}"
+    (tmp_path / "staged.yaml").write_text(f"protocol: cifar100_240\nmodels: {words}\nlosses: [ce, kd]\n")
     photos(tmp_path / "photos")
     monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

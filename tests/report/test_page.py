@@ -188,11 +188,12 @@ def test_a_cohort_is_told(tmp_path):
 
 def test_stages_and_who_comes_are_marked_on_the_curves(tmp_path):
     stages = f"stages: [{{name: first, when: {{to: 0.5}}}}, {{name: {json.dumps(EVIL)}, when: {{from: 0.5}}}}]\n"
+    assert "goes or is treated" not in page(gather(run(tmp_path / "plain", compare=False)))
     folder = run(tmp_path / "r", recipe=RICH + stages, compare=False)
     (folder / "cohort.csv").write_text("epoch,model,what,why\n12.5,peer,joins,planned\n")
     made = page(gather(folder))
     (numbers,) = read(made).texts["script"][:1]
-    assert "Upright lines: a stage begins" in made
+    assert "goes or is treated" in made  # what the script says of itself is another sentence
     assert json.loads(numbers)["marks"] == [[12.5, "peer joins"], [30, EVIL]]
     for wrong in ("stages: [3]\n", "stages: [{name: a, when: {from: x}}]\n"):
         (folder / "recipe.yaml").write_text(RICH + wrong)
