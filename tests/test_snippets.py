@@ -50,12 +50,11 @@ def commands():
 
 @pytest.fixture
 def surroundings(tmp_path, monkeypatch):
-    """A folder with what the snippets take for granted: an assistant's weights, a loss of one's own, photos."""
+    """A folder with what the snippets take for granted: an assistant's weights, a loss and a method, photos."""
     torch.save(models.build("resnet32", num_classes=100).state_dict(), tmp_path / "assistant.pth")
-    own = next(text for text in (block.values[0] for block in blocks("python")) if text.startswith("# my_loss.py"))
-    (tmp_path / "my_loss.py").write_text(own)
-    words = "{teacher: {arch: resnet56, weights: random}, student: {arch: resnet20}}"
-    (tmp_path / "staged.yaml").write_text(f"protocol: cifar100_240\nmodels: {words}\nlosses: [ce, kd]\n")
+    for language, name in (("python", "my_loss.py"), ("yaml", "staged.yaml")):
+        own = next(text for text in (block.values[0] for block in blocks(language)) if text.startswith(f"# {name}"))
+        (tmp_path / name).write_text(own)
     photos(tmp_path / "photos")
     monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
