@@ -191,7 +191,7 @@ class _Maker:
         root = Item(words, self.read_suite.tree.mark)
         given = [*self.read_suite.suite.overrides, *([] if teacher else self.pair.overrides)]
         titles = [edge_name(edge) for edge in normalise(root).value["losses"].value]
-        kept = [text for text in given if concerns(text, list(models), titles)]
+        kept = [text for text in given if concerns(text, list(models), titles, list(others or ()))]
         return of_tree(root, name=name, folder=self.read_suite.folder, overrides=kept, known=())
 
 

@@ -155,12 +155,12 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     if size > usual and first["method"] != TEACHER:
         notes.append(f"its student has {size:,} parameters, alone {usual:,} ({100 * (size / usual - 1):+.1f} %)")
     own = [text for text in first.get("changes", []) if _of_method(text)]
-    written = theirs is not None and first.get("written")
+    written = first.get("written")
     if twin or own or written:
         suites = sorted({row["suite"] for row in rows})
         why = f"of suite {', '.join(suites)}; " if twin and whose else ""
         why += f"the suite overrides {', '.join(own)}; " if own else "written out in the suite; " if written else ""
-        notes.append(f"{why}losses: {_losses(first)}")
+        notes.append(f"{why}{_method(first)}")
     for fix in dict.fromkeys(fix for row in rows for fix in missing(row)):
         older = sum(fix in missing(row) for row in rows)
         notes.append(f"{older} of its {len(rows)} runs are older than a fix: {fix}")
@@ -271,12 +271,17 @@ def under(row: Row) -> str:
 
 
 def _of_method(override: str) -> bool:
-    return override.startswith("losses.")
+    path = override.partition("=")[0].split(".")
+    return path[0] in ("losses", "stages", "cohort") or (path[0] == "models" and path[1:2] not in ([ALONE], [TEACHER]))
 
 
-def _losses(row: Row) -> str:
-    edges = yaml.safe_load(row["recipe"])["losses"]
-    return str(edges).replace("'", "")
+def _method(row: Row) -> str:
+    """What a method is: its losses, and what else its recipe has beside those that all have."""
+    whole = yaml.safe_load(row["recipe"])
+    further = {name: words for name, words in whole.get("models", {}).items() if name not in (ALONE, TEACHER)}
+    told = {"losses": whole["losses"], "further models": further}
+    told |= {word: whole[word] for word in ("stages", "cohort", "balance") if word in whole}
+    return "; ".join(f"{word}: {said}" for word, said in told.items() if said).replace("'", "")
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

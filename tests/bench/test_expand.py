@@ -239,6 +239,21 @@ def test_overrides_go_where_they_belong(tmp_path):
     assert own["kd"].pair == "resnet8-resnet8"
 
 
+def test_overrides_of_stages_go_to_the_methods_that_have_them(tmp_path):
+    stages = "stages: [{name: a, epochs: 1, losses: [rkd]}, {losses: [ce, kd]}]"
+    models = "{teacher: {arch: resnet56, weights: random}, student: {arch: resnet20}}"
+    (tmp_path / "mine.yaml").write_text(f"protocol: digits_20\nmodels: {models}\n{stages}\n")
+    text = TINY.replace("[student, kd]", "[kd, mine.yaml]")
+    plain, made = ({c.method: c for c in cells(tmp_path, text, extra)} for extra in ((), ["stages.a.epochs=0.5"]))
+    assert made["mine"].recipe.losses[0].when == {"to": 0.5}
+    assert "stages.a.epochs=0.5" in made["mine"].changes
+    assert [made[name].content == plain[name].content for name in ("teacher", "kd", "mine")] == [True, True, False]
+    assert made["kd"].changes == plain["kd"].changes
+    for text, where in (("cohort.ramp=0", "cohort.ramp"), ("stages.a.epochs=0.5", "stages.a")):
+        with pytest.raises(RecipeError, match=rf"{where}: no run of the suite has it$"):
+            cells(tmp_path, TINY, [text])
+
+
 def test_a_packaged_teacher_is_used_where_it_is_the_same(tmp_path):
     text = "protocol: digits_20\npairs: [{teacher: resnet20, student: resnet8}]\nmethods: [kd]\nseeds: [3]\n"
     teacher, kd = cells(tmp_path, text)

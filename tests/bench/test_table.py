@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import yaml
 
 from kdkit.bench import packed
 from kdkit.bench.published import published
@@ -122,6 +123,25 @@ def test_a_longer_schedule_and_what_the_suite_changed_are_noted(monkeypatch):
     assert made.notes[1] == "the suite overrides the protocol: lr=0.01"
     why = "the suite overrides losses.kd.weight=3; losses: [ce, {kd: {weight: 3}}]"
     assert line(made, "kd").notes == ("published for 240 epochs, trained for 480 here", why)
+
+
+def test_what_a_method_of_ones_own_is_stands_below():
+    """Its losses, and whatever else of its recipe the others do not have, with the overrides that reached it."""
+    words = {
+        "models": {"teacher": {"arch": "a"}, "student": {"arch": "b"}, "peer": {"arch": "c"}},
+        "losses": ["ce", {"dml": {"among": ["student", "peer"]}}],
+        "stages": [{"name": "first", "when": {"to": 0.5}}],
+        "balance": "gradnorm",
+    }
+    changes = ["models.peer.lr=0.02", "stages.first.epochs=0.4", "trainer.max_epochs=3", "models.student.lr=0.1"]
+    mine = row("mine", 0, 0.7, written=True, recipe=yaml.safe_dump(words), changes=changes)
+    (made,) = blocks([*grid()[:2], mine])
+    (note,) = (note for note in line(made, "mine").notes if "losses" in note)
+    assert note.startswith("the suite overrides models.peer.lr=0.02, stages.first.epochs=0.4; losses: [ce, {dml:")
+    assert "further models: {peer: {arch: c}}; stages: [{name: first, when: {to: 0.5}}]; balance: gradnorm" in note
+    (plain,) = blocks([*grid()[:2], row("mine", 0, 0.7, written=True)])
+    assert "written out in the suite; losses: [ce]" in line(plain, "mine").notes
+    assert not any("losses:" in note for note in line(plain, "student").notes)
 
 
 def test_losses_written_out_under_a_published_name_are_shown():
