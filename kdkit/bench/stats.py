@@ -160,8 +160,9 @@ def transfer(student: Floats, alone: Floats, teacher: Floats) -> Transfer:
     low, high = np.percentile(lead[1:], [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
     if low <= 0 <= high or lead[0] <= 0:
         why = "too close to 0 to be divided by" if low <= 0 <= high else "it has none"
-        reason = f"the teacher's lead over the student alone is {100 * lead[0]:.2f} points, 95 % of draws between "
-        return Transfer(math.nan, reason=f"{reason}{100 * low:.2f} and {100 * high:.2f}: {why}")
+        own, low, high = (f"{100 * value:.2f}".replace("-", "−") for value in (lead[0], low, high))
+        reason = f"the teacher's lead over the student alone is {own} points, 95 % of draws between {low} and {high}"
+        return Transfer(math.nan, reason=f"{reason}: {why}")
     ratios = (student - alone) / np.where(lead > 0, lead, np.nan)
     low, high = np.nanpercentile(ratios[1:], [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
     return Transfer(float(ratios[0]), float(low), float(high))

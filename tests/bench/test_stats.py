@@ -115,7 +115,7 @@ def test_a_lead_that_is_none_divides_nothing():
     assert "too close to 0" in found.reason
     behind = stats.transfer(np.full(5, 0.7), np.full(5, 0.7), np.full(5, 0.6))
     assert math.isnan(behind.ratio)
-    assert "-10.00 points" in behind.reason
+    assert "−10.00 points" in behind.reason
     assert behind.reason.endswith("it has none")
 
 
