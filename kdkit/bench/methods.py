@@ -68,7 +68,7 @@ class Template:
         """Whether a model is the one of that name, or said alike; a slow copy is of none but its source."""
         if "arch" not in self.models[name].value or whose not in self.models:
             return False
-        return name == whose or _net(name, self.models[name]) == _net(whose, self.models[whose])
+        return _net(name, self.models[name]) == _net(whose, self.models[whose])
 
 
 def _net(name: str, words: Item) -> tuple[dict[str, Any], bool]:

@@ -147,7 +147,10 @@ models:
   teacher_c: {arch: resnet20, weights: random}
   student: {arch: resnet20}
   small: {arch: resnet20, options: {widths: [4, 4, 4, 4]}}
+  pupil: {arch: resnet8, weights: random}
 losses: [ce, kd: {from: teacher_c, to: student}]
+balance: uncertainty
+cohort: {ramp: 0.25}
 """
 
 
@@ -163,7 +166,9 @@ def test_only_what_is_said_as_the_teacher_or_the_student_is_a_pairs_model(tmp_pa
     pair = document(by["kd"])["models"]
     assert made["teacher"] == made["teacher_a"] == pair["teacher"]
     assert made["student"] == pair["student"]
-    assert [made[name] == own[name] for name in ("teacher_b", "teacher_c", "small")] == [True] * 3
+    assert all(made[name] == own[name] for name in ("teacher_b", "teacher_c", "small", "pupil"))
+    assert by["mine"].balance == "uncertainty"
+    assert document(by["mine"])["cohort"] == {"ramp": 0.25}
 
 
 @pytest.mark.parametrize("name", ["teacher", "teacher_slow"])
