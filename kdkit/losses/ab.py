@@ -12,7 +12,7 @@ from kdkit.losses import checks
 from kdkit.losses.precision import full_precision
 from kdkit.registry import register_loss
 
-CONNECTOR = "give the edge a head (head: {conv_bn_relu: {relu: false}})"
+CONNECTOR = checks.HEAD.format("{conv_bn_relu: {relu: false}}")
 
 
 def _example() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HEAD = "give the edge a head (head: {}), or in a loop of your own one by `kdkit.models.heads.build_head`"
+
 
 def positive(loss: str, **values: Any) -> None:
     """Raise `ValueError` unless every value is a finite number above 0: `positive("kd", temperature=temperature)`."""
@@ -84,7 +86,7 @@ def same_shape(loss: str, student: Tensor, teacher: Tensor, remedy: str = "", he
         _as_many(loss, student, teacher)
         if student.ndim == 4 and student.shape[:2] == teacher.shape[:2] and not head:
             remedy = remedy or "the head `identity` pools the larger maps; `taps: embedding` compares them all pooled"
-        remedy = remedy or f"give the edge a head (head: {_head(student, teacher, head or 'linear')})"
+        remedy = remedy or HEAD.format(_head(student, teacher, head or "linear"))
         raise ValueError(
             f"{loss}: student must be shaped like teacher, {tuple(teacher.shape)}, got {tuple(student.shape)}; {remedy}"
         )
@@ -141,7 +143,7 @@ def dims(loss: str, shape: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.ndim != shape.count(",") + 1:
             tokens = shape.count(",") == 3 and tensor.ndim == 3
-            remedy = "give the edge a head (head: tokens_to_map)" if tokens else "choose another tap"
+            remedy = HEAD.format("tokens_to_map") if tokens else "choose another tap"
             if shape == "(B, C)" and tensor.ndim == 4:
                 remedy += ", or make every position a sample: movedim(1, -1).flatten(0, 2)"
             if shape == "(B, C)" and tensor.ndim == 3:
