@@ -108,9 +108,10 @@ def _images(leaving: Leaving) -> str:
     """Which images the accuracy in training is about."""
     assert leaving.run is not None
     data = read_recipe(leaving.run.recipe, "data").plain["data"]
+    of = "its folder of images" if data["name"] == "folder" else f"`{data['name']}`"
     if part := data.get("val_split"):
-        return f"On images held out of the training set (`val_split: {part}` of `{data['name']}`), not on the test set."
-    return f"On the test set of `{data['name']}`."
+        return f"On images held out of the training set (`val_split: {part}` of {of}), not on the test set."
+    return f"On the test set of {of}."
 
 
 def _recipe(leaving: Leaving) -> str:

@@ -183,7 +183,9 @@ def test_a_photograph_is_fed_as_in_evaluation(make, tmp_path, monkeypatch):
     words = (run / "recipe.yaml").read_text()
     photos = "{name: folder, root: photos, holdout: all, image_size: 32, num_workers: 0}"
     (run / "recipe.yaml").write_text(words.replace("{name: digits, image_size: 32, batch_size: 32}", photos))
+    write_figures(RunFolder(run), {kind: {"student": {"top1": 0.5, "epoch": 1}} for kind in ("last", "best")})
     folder = export(run, "timm").folder.resolve()
+    assert "On the test set of its folder of images." in (folder / "README.md").read_text()
     data = module("folder", root=tmp_path / "photos", holdout="all", image_size=32)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     wanted = (data.transform(augment=False)(torch.from_numpy(pixels).movedim(-1, 0)) / 255 - mean) / std
