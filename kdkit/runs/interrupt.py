@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 
 from kdkit.runs.folder import RunFolder
 
@@ -45,7 +47,8 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
     # Lightning ignores the first from then on, and puts none of the others back where its own end fails.
     answers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
     try:
-        yield
+        with _heard():
+            yield
     except Interrupted:  # of a teacher, told already
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -59,3 +62,24 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
             for number, answer in answers.items():
                 if answer is not None:  # of C, which Python cannot put back
                     signal.signal(number, answer)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """A Ctrl-C that falls into a destructor, where Python drops every exception, is pressed once more."""
+    before = sys.unraisablehook
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who answers the first one alone takes it as answered
+        clock = Timer(0.1, interrupt_main)  # at once it would be dropped here, too
+        clock.daemon = True
+        clock.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
