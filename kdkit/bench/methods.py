@@ -183,6 +183,8 @@ def _packaged(read_suite: Read, method: Method) -> Path:
     if path is None:
         methods = list(dict.fromkeys(name.rpartition("_")[0] for name in known))
         hint = nearest(method.name, methods) or "; `kdkit recipes` lists them"
+        if (read_suite.folder / f"{method.name}.yaml").is_file():
+            hint = f"; did you mean {method.name}.yaml? A file is given with its ending"
         message = (
             f"no packaged recipe is called {wanted[1]!r}{hint}\n  or write its losses out: `{method.name}: [ce, …]`"
         )

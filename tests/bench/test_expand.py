@@ -280,6 +280,8 @@ def test_wrong_words_are_told_with_their_line(tmp_path):
         tmp_path, TINY.replace("digits_20", "digits_2"), "suite.yaml:1: protocol: no protocol is called", "'digits_20'"
     )
     refused(tmp_path, TINY.replace("kd]", "krd]"), "suite.yaml:3", "no packaged recipe is called 'krd_digits'", "'crd'")
+    (tmp_path / "krd.yaml").write_text("losses: [ce]\n")
+    refused(tmp_path, TINY.replace("kd]", "krd]"), "did you mean krd.yaml? A file is given with its ending")
     refused(tmp_path, TINY.replace("kd]", "{mine: [ce, kdd]}]"), "suite.yaml:3", "unknown loss 'kdd'", "'kd'")
     refused(tmp_path, TINY.replace("kd]", "{mine: 3}]"), "suite.yaml:3: methods.mine: must be a list of losses")
     refused(tmp_path, TINY.replace("kd]", "kd, kd]"), "suite.yaml:3: 'kd' stands twice")
