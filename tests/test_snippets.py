@@ -42,9 +42,9 @@ def blocks(language):
 
 
 def commands():
-    """Every command line of a console block, `kdkit a; kdkit b` as two, without the comment."""
+    """Every command line of a console block, `kdkit a; kdkit b` as two, without the comment and the file it fills."""
     text = "".join(block.values[0] for block in blocks("console")).replace("\\\n", " ")
-    lines = [re.sub(r"\s#.*", "", line) for line in re.findall(r"^\$ (.*)", text, re.MULTILINE)]
+    lines = [re.sub(r"\s[#>] ?.*", "", line) for line in re.findall(r"^\$ (.*)", text, re.MULTILINE)]
     return sorted({command.strip() for line in lines for command in line.split(";")})
 
 

@@ -63,7 +63,7 @@ def cells(line: Line) -> list[str]:
         _number(line.delta, "+.2f"),
         _number(gain and 100 * gain.mean, "+.2f"),
         "< 0.001" if line.p < 0.001 else _number(line.p, ".3f"),
-        _number(gain and 100 * gain.detectable),
+        _number(100 * gain.detectable if gain and gain.detectable <= 1 else None),
         f"{_number(ratio.ratio)} [{_number(ratio.low)}, {_number(ratio.high)}]"
         if ratio and not math.isnan(ratio.ratio)
         else "–",

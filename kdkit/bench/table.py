@@ -159,7 +159,7 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     if twin or own or written:
         suites = sorted({row["suite"] for row in rows})
         why = f"of suite {', '.join(suites)}; " if twin and whose else ""
-        why += f"the suite overrides {', '.join(own)}; " if own else "written out in the suite; " if written else ""
+        why += f"the suite overrides {', '.join(own)}; " if own else "a method of the suite's own; " if written else ""
         notes.append(f"{why}{_method(first)}")
     for fix in dict.fromkeys(fix for row in rows for fix in missing(row)):
         older = sum(fix in missing(row) for row in rows)

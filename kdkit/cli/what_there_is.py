@@ -52,16 +52,24 @@ def models(
     typer.echo("\n".join(name for name, _ in found))
 
 
-@app.command(epilog="Example: kdkit recipes")
-def recipes() -> None:
-    """List the packaged recipes.
+@app.command(epilog="Example: kdkit recipes crd_cifar100 > mine.yaml")
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this recipe or protocol, to begin one's own with.")
+    ] = None,
+) -> None:
+    """List the packaged recipes, or print one.
 
     `kdkit fit NAME` runs one; what stands in brackets is the paper and its number, in percent.
     """
     from kdkit.console import show, table
-    from kdkit.recipe import packaged
+    from kdkit.recipe.find import packaged, packaged_text, protocol_names
 
+    if name is not None:
+        typer.echo(packaged_text(name), nl=False)
+        return
     show(table(("recipe", "what it is"), [(info.name, info.title) for info in packaged()]), sys.stdout)
+    typer.echo(f"\nprotocols: {', '.join(protocol_names())}\nkdkit recipes NAME prints one: a file to begin with")
 
 
 @app.command(

@@ -93,6 +93,20 @@ def protocol_names() -> list[str]:
     return sorted(path.stem for path in (home() / PROTOCOLS).glob("*.yaml"))
 
 
+def packaged_text(name: str) -> str:
+    """What the file of a packaged recipe or protocol says.
+
+    Raises:
+        RecipeError: none has that name; the nearest ones are offered.
+    """
+    protocols = {its: home() / PROTOCOLS / f"{its}.yaml" for its in protocol_names()}
+    known = {**protocols, **packaged_files()}
+    if name not in known:
+        hint = nearest(name, list(known)) or "; `kdkit recipes` lists them"
+        raise RecipeError([Problem(name, None, "", f"no packaged recipe or protocol has this name{hint}")])
+    return known[name].read_text(encoding="utf-8")
+
+
 def _title(path: Path) -> str:
     first = path.read_text(encoding="utf-8").split("\n", 1)[0]
     if not first.startswith("# "):

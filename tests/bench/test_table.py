@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 
-from kdkit.bench import packed
+from kdkit.bench import packed, stats
 from kdkit.bench.published import published
 from kdkit.bench.render import FORMS, cells, render
 from kdkit.bench.table import blocks
@@ -125,6 +126,12 @@ def test_a_longer_schedule_and_what_the_suite_changed_are_noted(monkeypatch):
     assert line(made, "kd").notes == ("published for 240 epochs, trained for 480 here", why)
 
 
+def test_no_more_than_100_points_can_be_detected():
+    (made,) = blocks(grid())
+    found = [replace(line(made, "kd"), gain=stats.Difference(0.01, 0.5, 0.9, least, 2)) for least in (0.5, 1.96)]
+    assert [cells(one)[8] for one in found] == ["50.00", "–"]
+
+
 def test_what_a_method_of_ones_own_is_stands_below():
     """Its losses, and whatever else of its recipe the others do not have, with the overrides that reached it."""
     words = {
@@ -140,13 +147,13 @@ def test_what_a_method_of_ones_own_is_stands_below():
     assert note.startswith("the suite overrides models.peer.lr=0.02, stages.first.epochs=0.4; losses: [ce, {dml:")
     assert "further models: {peer: {arch: c}}; stages: [{name: first, when: {to: 0.5}}]; balance: gradnorm" in note
     (plain,) = blocks([*grid()[:2], row("mine", 0, 0.7, written=True)])
-    assert "written out in the suite; losses: [ce]" in line(plain, "mine").notes
+    assert "a method of the suite's own; losses: [ce]" in line(plain, "mine").notes
     assert not any("losses:" in note for note in line(plain, "student").notes)
 
 
 def test_losses_written_out_under_a_published_name_are_shown():
     (made,) = blocks([*grid()[:2], row("kd", 0, 0.7, written=True, recipe="losses: [ce, kd: {weight: 5}]\n")])
-    assert "written out in the suite; losses: [ce, {kd: {weight: 5}}]" in line(made, "kd").notes
+    assert "a method of the suite's own; losses: [ce, {kd: {weight: 5}}]" in line(made, "kd").notes
 
 
 def test_rows_from_before_a_fix_say_so(monkeypatch):

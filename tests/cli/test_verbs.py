@@ -17,7 +17,7 @@ import kdkit.losses
 from kdkit import cli
 from kdkit.catalogue import losses_table
 from kdkit.models import MODELS
-from kdkit.recipe import load, packaged
+from kdkit.recipe import content_key, load, packaged
 from kdkit.registry import LOSSES
 from kdkit.runs import fit as runs_fit
 from tests.cli.command import RECIPE, kdkit, refused
@@ -115,6 +115,19 @@ def test_models():
     assert set(MODELS) <= set(kdkit("models").out.split())
     assert kdkit("models", "wrn_40").out.split() == ["wrn_40_1", "wrn_40_2", "wrn_40_4"]
     assert "timm/vit_tiny_patch16_224" in kdkit("models", "timm/vit_tiny*").out.split()
+
+
+def test_a_packaged_recipe_or_protocol_is_printed_as_a_file_to_begin_with(tmp_path):
+    (tmp_path / "mine.yaml").write_text(kdkit("recipes", "crd_cifar100").out)
+    assert content_key(load(tmp_path / "mine.yaml")) == content_key(load("crd_cifar100"))
+    (tmp_path / "own.yaml").write_text(kdkit("recipes", "cifar100_240").out)
+    (tmp_path / "mine.yaml").write_text(
+        (tmp_path / "mine.yaml").read_text().replace("protocol: cifar100_240", "protocol: own.yaml")
+    )
+    assert content_key(load(tmp_path / "mine.yaml")) == content_key(load("crd_cifar100"))
+    assert "no packaged recipe or protocol has this name; did you mean 'cifar100_240'" in refused(
+        "recipes", "cifar100_24"
+    )
 
 
 def test_recipes_lists_them_all():
