@@ -66,9 +66,9 @@ class Plan:
         for (pair, method), group in lines.items():
             done = [c for c in group if c.key in self.rows]
             rest = [c for c in group if c.key not in self.rows]
-            cells.append((pair, method, str(len(group)), str(len(done)), self._time(rest)))
+            cells.append((pair, method, _epochs(group[0]), str(len(group)), str(len(done)), self._time(rest)))
         title = f"{len(self.cells)} runs, {len(self.cells) - len(self.left)} done; {self.estimate(processes)}"
-        return table(("pair", "method", ">runs", ">done", ">time left"), cells, title)
+        return table(("pair", "method", ">epochs", ">runs", ">done", ">time left"), cells, title)
 
     def estimate(self, processes: int) -> str:
         """The time of all that is left."""
@@ -86,3 +86,9 @@ class Plan:
         if not cells:
             return "done"
         return "?" if None in times else duration(sum(t for t in times if t is not None))
+
+
+def _epochs(cell: Cell) -> str:
+    """Its length, beside that of the protocol where the suite has another one, as for its teacher."""
+    length, usual = cell.recipe.trainer.max_epochs, cell.protocol_epochs
+    return str(length) if length == usual else f"{length} of {usual}"

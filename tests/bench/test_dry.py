@@ -125,6 +125,18 @@ def test_a_plan_that_cannot_run_is_refused(tmp_path):
     assert kdkit("bench", "suite.yaml", "--plan").code == 0
 
 
+def test_a_plan_tells_epochs_beside_the_protocols(tmp_path):
+    """The teacher's, too: what shortens all runs shortens it."""
+
+    def lines(text):
+        shown = kdkit("bench", write(tmp_path, text), "--plan").out.splitlines()
+        return {line.split()[1]: line for line in shown if line.startswith("tiny")}
+
+    short = lines(TINY)
+    assert all(" 2 of 20 " in short[method] for method in ("teacher", "student", "kd"))
+    assert lines(TINY.replace("trainer.max_epochs=2, ", ""))["kd"].split()[2:4] == ["20", "2"]
+
+
 def test_what_is_trained_is_not_tried(tmp_path):
     """A disk may be full when only a row is missing."""
     text = TINY.replace("[student, kd]", "[student]").replace("seeds: 2", "seeds: 1")
