@@ -11,6 +11,7 @@ from typing import Any
 
 from kdkit.recipe.blame import without_edge
 from kdkit.recipe.errors import Problem, RecipeError
+from kdkit.recipe.find import packaged_files
 from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.options import check_options
 from kdkit.recipe.schema import ModelSpec, Recipe
@@ -104,7 +105,9 @@ def _arch(recipe: Recipe, name: str, spec: ModelSpec) -> Found:
     try:
         builtin(arch)
     except KdkitError as error:
-        yield recipe.origin.problem(("models", name, "arch"), str(error))
+        known = f"{arch} is a recipe; say which net it trains, and it as the weights: {{arch: …, weights: {arch}}}"
+        message = known if arch in packaged_files() else str(error)
+        yield recipe.origin.problem(("models", name, "arch"), message)
         return
     if spec.source == "pretrained":
         message = f"there are no published weights of {arch} to fetch; give a file or a recipe"

@@ -49,6 +49,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("arch: resnet8", "arhc: resnet8", 4, "models.student.arhc: unknown key 'arhc'; did you mean 'arch'?"),
         ("- ce", "- cee", 6, "losses.cee: unknown loss 'cee'; did you mean 'ce'"),
         ("- ce", "- ce: {loss: 1}", 6, "losses.ce: unknown key 'loss'; the loss is the word before the colon"),
+        ("resnet8", "teacher_digits", 4, "models.student.arch: teacher_digits is a recipe; say which net it trains, and it as the"),
         ("resnet8", "resnet9", 4, "models.student.arch: unknown model 'resnet9'; did you mean 'resnet8'"),
         ("trainer: {max_epochs: 10}", "trainer: {epochs: 10}", 12, "trainer.epochs: unknown key 'epochs'; did you mean 'max_epochs'?"),
         ("name: sgd", "name: SGD", 10, "optimizer.name: unknown optimizer 'SGD'; did you mean 'sgd' or 'asgd'?"),
