@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.bench.items import as_item
-from kdkit.bench.suite import ALONE, TEACHER, Method, Read
+from kdkit.bench.suite import ALONE, OTHERS, TEACHER, Method, Read
 from kdkit.recipe import Recipe, load, packaged
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
@@ -18,7 +18,6 @@ from kdkit.recipe.tree import normalise
 from kdkit.recipe.write import document
 from kdkit.registry import KdkitError, nearest, reads
 
-OTHERS = ("stages", "cohort", "balance")
 MINE = {"losses", "models", "trainer", *OTHERS}  # words of a method's recipe that come along
 THEIRS = {"protocol", "seed"}  # words that the suite has of its own
 NET = {"arch", "weights", "tune", "num_classes", "options", "cache", "mean", "std", "image_size"}  # of a pair's model

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from kdkit.bench.suite import Read
+from kdkit.bench.suite import OTHERS, Read
 from kdkit.recipe import Recipe
 from kdkit.recipe.errors import Problem, RecipeError
 from kdkit.recipe.tree import split
 from kdkit.registry import nearest
 from kdkit.runs.resume import FREE
 
-METHODS = ("stages", "cohort")  # words that some methods have
 UNTOLD = {*FREE, "trainer.max_epochs"}  # of the machine; and the length, which tables tell by themselves
 
 
 def concerns(text: str, models: Sequence[str], losses: Sequence[str], others: Collection[str]) -> bool:
     """Whether a run with these models, losses and other words of a method has what an override is about."""
     path, _ = split(text)
-    if path[0] in METHODS and len(path) > 1:
+    if path[0] in OTHERS and len(path) > 1:
         return path[0] in others
     named = {"models": models, "losses": losses}.get(path[0])
     return named is None or (len(path) > 1 and path[1] in named)
 
 
 def _concerns(text: str, recipe: Recipe) -> bool:
-    others = [word for word in METHODS if getattr(recipe, word)]
+    others = [word for word in OTHERS if getattr(recipe, word)]
     return concerns(text, list(recipe.models), [edge.title for edge in recipe.losses], others)
 
 

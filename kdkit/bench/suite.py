@@ -21,6 +21,7 @@ from kdkit.recipe.words import Options, Positive, Word, Words
 from kdkit.registry import nearest
 
 ALONE, TEACHER = "student", "teacher"  # the baseline, and the runs that make teachers
+OTHERS = ("stages", "cohort", "balance")  # words of a recipe, beside losses and models, that are a method's own
 NAME = re.compile(r"[\w.+-]+")
 TITLE = re.compile(r"\w[\w.+ -]*")
 

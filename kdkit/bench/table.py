@@ -14,7 +14,7 @@ from kdkit.bench import packed, stats
 from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
 from kdkit.bench.rows import Row
-from kdkit.bench.suite import ALONE, TEACHER
+from kdkit.bench.suite import ALONE, OTHERS, TEACHER
 from kdkit.runs.fixes import missing
 
 FEW = 3
@@ -272,7 +272,7 @@ def under(row: Row) -> str:
 
 def _of_method(override: str) -> bool:
     path = override.partition("=")[0].split(".")
-    return path[0] in ("losses", "stages", "cohort") or (path[0] == "models" and path[1:2] not in ([ALONE], [TEACHER]))
+    return path[0] in ("losses", *OTHERS) or (path[0] == "models" and path[1:2] not in ([ALONE], [TEACHER]))
 
 
 def _method(row: Row) -> str:
@@ -280,7 +280,7 @@ def _method(row: Row) -> str:
     whole = yaml.safe_load(row["recipe"])
     further = {name: words for name, words in whole.get("models", {}).items() if name not in (ALONE, TEACHER)}
     told = {"losses": whole["losses"], "further models": further}
-    told |= {word: whole[word] for word in ("stages", "cohort", "balance") if word in whole}
+    told |= {word: whole[word] for word in OTHERS if word in whole}
     return "; ".join(f"{word}: {said}" for word, said in told.items() if said).replace("'", "")
 
 
