@@ -207,3 +207,12 @@ def test_a_row_that_is_not_finite_is_seen_in_the_value_and_not_stored(bad):
     others = spoilt["index"][[0, 1, 3, 4, 5]]
     assert not torch.equal(loss.student_bank[others], before[others])
     assert loss(**batch(2)).isfinite()
+
+
+def test_one_number_that_is_not_finite_keeps_the_whole_row():
+    bank = torch.nn.functional.normalize(torch.randn(3, 4))
+    before, rows = bank.clone(), torch.ones(2, 4)
+    rows[0, 1] = float("inf")
+    refresh(bank, torch.tensor([2, 0]), rows, 0.5)
+    assert torch.equal(bank[2], before[2])
+    assert not torch.equal(bank[0], before[0])
