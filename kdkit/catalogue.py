@@ -9,7 +9,9 @@ from rich.console import Group
 
 import kdkit.losses  # noqa: F401  fills the registry
 from kdkit.console import table
-from kdkit.registry import LOSSES, LossInfo, constructor
+from kdkit.graph.edge import Edge
+from kdkit.recipe.named import find_loss
+from kdkit.registry import FILLED_WORDS, LOSSES, constructor, reads
 
 
 def losses_table() -> Group:
@@ -19,20 +21,32 @@ def losses_table() -> Group:
     return table(("loss", "tap", ">weight", "what it is"), rows)
 
 
-def explained(info: LossInfo) -> str:
-    """A loss's docstring, with what the registry knows of it."""
-    own = {name: p.default for name, p in constructor(info.cls).items() if name not in info.filled}
+def explained(word: str) -> str:
+    """A loss's docstring, with what the registry knows of it, or with what a class of one's own says of itself.
+
+    Args:
+        word: as in a recipe: a registered name, `file.py:Class` or `package.module:Class`.
+
+    Raises:
+        KdkitError: no such loss, file or class, or a class that breaks the contract.
+    """
+    cls, info = find_loss(word)
+    edge = Edge(cls)
+    own = {name: p.default for name, p in constructor(cls).items() if name not in FILLED_WORDS}
     options = ", ".join(
         name if default is inspect.Parameter.empty else f"{name}={default!r}" for name, default in own.items()
     )
+    weight = info.weight if info else 1.0
     facts = {
-        "in a recipe": f"- {info.name}: {{weight: {info.weight:g}}}",
-        "in Python": f"from kdkit.losses import {info.cls.__name__}",
+        "in a recipe": f"- {word}: {{weight: {weight:g}}}",
+        "in Python": f"from kdkit.losses import {cls.__name__}" if info else f"kdkit.Edge({cls.__name__})",
         "options": fill(options or "none", 100, subsequent_indent=" " * 13, break_on_hyphens=False),
-        "reads": f"{', '.join(info.reads)} at {' and '.join(info.taps)}",
-        "weight": f"{info.weight:g} ({info.weight_source})",
-        "head": info.head or "none",
-        "paper": info.paper,
+        "reads": f"{', '.join(reads(cls))} at {' and '.join(edge.natural_taps)}",
     }
-    lines = [f"{word:<11}  {fact}" for word, fact in facts.items()]
-    return "\n".join([info.name, "", inspect.getdoc(info.cls) or "", "", *lines])
+    if info:
+        facts |= {"weight": f"{weight:g} ({info.weight_source})", "head": info.head or "none", "paper": info.paper}
+    elif edge.min_batch > 1:
+        facts["samples"] = f"{edge.min_batch} of a batch at least"
+    lines = [f"{fact:<11}  {what}" for fact, what in facts.items()]
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    return "\n".join([word, "", *([doc, ""] if doc else []), *lines])

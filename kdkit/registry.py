@@ -143,11 +143,6 @@ class LossInfo:
         """The words that `forward` asks for."""
         return reads(self.cls)
 
-    @property
-    def filled(self) -> tuple[str, ...]:
-        """The constructor's words that the graph fills in."""
-        return tuple(p for p in constructor(self.cls) if p in FILLED_WORDS)
-
 
 LOSSES: Registry[LossInfo] = Registry("loss")
 

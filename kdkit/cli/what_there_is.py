@@ -17,16 +17,15 @@ from kdkit.registry import KdkitError
 @app.command(epilog="Example: kdkit losses crd")
 def losses(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Explain this one: formula, options, paper.")
+        str | None, typer.Argument(metavar="NAME", help="Explain this one, or one of yours: my_loss.py:MyLoss.")
     ] = None,
 ) -> None:
     """List the losses, or explain one."""
     from kdkit.catalogue import explained, losses_table
     from kdkit.console import show
-    from kdkit.registry import LOSSES
 
     if name is not None:
-        typer.echo(explained(LOSSES[name]))
+        typer.echo(explained(name))
         return
     show(losses_table(), sys.stdout)
     typer.echo("\nkdkit losses NAME explains one: formula, options, paper")

@@ -24,7 +24,7 @@ from kdkit.bench.table import blocks
 from kdkit.bench.tune import HELD_OUT, ledger_of, tune
 from kdkit.data.digits import Digits
 from kdkit.recipe import loads
-from kdkit.registry import LOSSES, KdkitError
+from kdkit.registry import FILLED_WORDS, LOSSES, KdkitError, constructor
 from tests.bench.grid import TINY, write
 from tests.cli.command import kdkit, refused
 
@@ -90,7 +90,7 @@ def test_every_loss_takes_the_ends_of_its_space(name):
     options, words = info.example()
     for pick in (min, max):
         loss = info.cls(**{**options, **{word: pick(ends) for word, ends in info.space.items()}})
-        if not info.filled:
+        if not FILLED_WORDS & constructor(info.cls).keys():
             assert math.isfinite(float(loss(**words)))
 
 

@@ -111,6 +111,38 @@ def test_losses_explains_one(name):
     assert {"kd": "temperature=4.0", "at": "p=2.0, mode='code'"}[name] in said
 
 
+OWN = """from torch import nn
+
+class Gap(nn.Module):
+    {doc}
+    tap = "embedding"
+    min_batch = 3
+
+    def __init__(self, student_dim, gamma=2.0):
+        super().__init__()
+
+    def forward(self, student, teacher):
+        return (student - teacher).square().mean()
+"""
+
+
+def test_losses_explains_one_of_your_own(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN.format(doc='"""How far apart."""'))
+    name, _, doc, _, *facts = kdkit("losses", f"{mine}:Gap").out.splitlines()
+    assert (name, doc) == (f"{mine}:Gap", "How far apart.")
+    assert [fact.split(maxsplit=1)[0] for fact in facts[2:]] == ["options", "reads", "samples"]
+    told = " ".join(" ".join(facts).split())
+    assert f"- {mine}:Gap: {{weight: 1}}" in told
+    assert "kdkit.Edge(Gap) options gamma=2.0 reads student, teacher at embedding samples 3 of a batch" in told
+
+
+def test_a_loss_without_a_docstring_is_not_explained_by_that_of_torch(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN.format(doc=""))
+    assert kdkit("losses", f"{mine}:Gap").out.splitlines()[2].startswith("in a recipe")
+
+
 def test_models():
     assert set(MODELS) <= set(kdkit("models").out.split())
     assert kdkit("models", "wrn_40").out.split() == ["wrn_40_1", "wrn_40_2", "wrn_40_4"]
