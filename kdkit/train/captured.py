@@ -155,6 +155,7 @@ class Compiled:
     Dynamo counts recompilations by code object, over all objects of a process, and gives up after eight: each phase of
     each graph therefore has a code object of its own. Inductor must not write into what was saved for the gradient: it
     takes no notice of a view that was saved beside it, a diagonal say, and reads that afterwards (torch 2.11 to 2.15).
+    Gradients are computed in the types of what was computed, as by `backward`, where torch would autocast them again.
     """
 
     def __init__(self, method: Any, phase: Callable[[], float]) -> None:
@@ -167,7 +168,7 @@ class Compiled:
             plain = self.method.__func__
             own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, closure=plain.__closure__)
             self.made[phase] = torch.compile(MethodType(own, self.method.__self__), dynamic=False)
-        with torch._functorch.config.patch(donated_buffer=False):
+        with torch._functorch.config.patch(donated_buffer=False, backward_pass_autocast="off"):
             return self.made[phase](*args)
 
 

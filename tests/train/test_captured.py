@@ -328,6 +328,21 @@ def test_gradients_of_full_precision_losses_are_not_autocast():
     torch.testing.assert_close(x.grad, exact, rtol=1e-5, atol=1e-8)
 
 
+def test_nor_are_they_where_the_losses_are_compiled(monkeypatch):
+    class Lesson:
+        def lesson(self, x, t):
+            return PKTLoss()(x, t)
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager", **options))
+    x, t = torch.randn(32, 64, requires_grad=True), torch.randn(32, 64)
+    exact = torch.autograd.grad(PKTLoss()(x, t), x)[0]
+    compiled = recording.Compiled(Lesson().lesson, lambda: 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        recording.backward(compiled(x, t))
+    torch.testing.assert_close(x.grad, exact, rtol=1e-5, atol=1e-8)
+
+
 def test_auto_is_off_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     made, _ = trained(["ce", "kd"], "auto", epochs=1)
