@@ -97,7 +97,9 @@ def frozen(module: nn.Module, **options: Any) -> Node:
 
 
 def ema(of: str, decay: Spec = 0.999, **options: Any) -> Node:
-    """A slow copy of the node `of`: θ ← decay·θ + (1 − decay)·θ_of after every step; it is in the checkpoint.
+    """A slow copy of the node `of`: θ ← decay·θ + (1 − decay)·θ_of after every step.
+
+    Its buffers (running statistics) are copies of the other's; it is in the checkpoint.
 
     Args:
         of: name of the node.

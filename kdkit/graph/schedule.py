@@ -1,7 +1,8 @@
 """A schedule: a number, or one word that says how a number moves over the run.
 
-Times are epochs, or fractions of the run where they are below 1, so that a shorter run stays in proportion. A schedule
-is checked when it is bound to a run's length, never while it runs.
+Times are epochs, or fractions of the run where they are below 1, so that a shorter run stays in proportion. `by: epoch`
+beside a word's arguments lets it move once an epoch, `by: step` at every step; left out, `exp` moves by the epoch and
+the others by the step. A schedule is checked when it is bound to a run's length, never while it runs.
 """
 
 from __future__ import annotations

@@ -141,6 +141,15 @@ def test_an_ensemble_is_the_mean_of_probabilities_or_of_logits():
         torch.testing.assert_close(run(graph)["kd"], want)
 
 
+@pytest.mark.parametrize("loss", ["mse", "kd", "dist"])
+@pytest.mark.parametrize("ensemble", ["arithmetic", "geometric"])
+def test_teachers_that_agree_are_one_teacher_also_for_losses_of_the_logits_themselves(loss, ensemble):
+    nodes = {"t1": frozen(net(12, seed=1)), "t2": frozen(net(12, seed=1)), "student": net(8, seed=2)}
+    graph = bound(nodes, [Edge(loss, source=["t1", "t2"], ensemble=ensemble), Edge(loss, source="t1", name="one")])
+    said = run(graph)
+    torch.testing.assert_close(said[loss], said["one"])
+
+
 def test_an_inactive_edge_runs_nothing_and_gives_no_gradient():
     hint = Edge("hint", taps="stage1", head="conv1x1", when={"from": 5})
     graph = bound(pair(), ["ce", hint])
