@@ -181,12 +181,17 @@ def _method(item: Item, folder: Path) -> Method:
         message = f"no recipe {said} lies beside the suite"
     elif not NAME.fullmatch(name):
         message = f"a method's name must be a plain word, got {name!r}"
+        message += f"; rename the file, such as {_plain(name)}{file.suffix}" if file is not None else ""
     elif losses is not None and not (isinstance(losses.value, list) and losses.value):
         where, mark = f"methods.{name}", losses.mark
         message = f"must be a list of losses, such as [ce, kd], got {losses.plain!r}"
     if message:
         raise RecipeError([Problem.at(mark, where, message)])
     return Method(name, item.mark, losses, file)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
 
 
 def _unknown(item: Item, model: type[Words], under: tuple[str, ...]) -> Iterator[Problem]:

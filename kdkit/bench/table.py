@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
 
-import numpy as np
 import yaml
 
-from kdkit.bench import packed, stats
+from kdkit.bench import stats
+from kdkit.bench.compare import compared
 from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
 from kdkit.bench.rows import Row
@@ -18,6 +19,10 @@ from kdkit.bench.suite import ALONE, OTHERS, TEACHER
 from kdkit.runs.fixes import missing
 
 FEW = 3
+SEVERAL = {
+    TEACHER: "transfer ratios are of the first",
+    ALONE: "the others are compared with the first, and count among the tests",
+}
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,24 @@ def _block(rows: list[Row], others: list[str]) -> Block:
         notes.append("no row of the student alone: nothing is compared with it")
     elif not any(row["method"] == TEACHER for row in rows):
         notes.append("no row of the teacher: no transfer ratio")
-    lines = _tested(lines, groups)
+    notes += [*_several(groups), *_test_sets(rows)]
+    lines = compared(lines, groups)
     title = f"{first['pair']} on {first['data']}, {_epochs(first)}"
     return Block(title, _facts(rows), lines, notes)
+
+
+def _several(groups: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """Methods of which there are several recipes, as of a suite whose file has changed between its runs."""
+    for method, count in Counter(rows[0]["method"] for rows in groups.values()).items():
+        if count > 1:
+            told = SEVERAL.get(method, "each counts among the tests")
+            yield f"{count} recipes were called {method}, in the order of their first rows: {told}"
+
+
+def _test_sets(rows: Sequence[Row]) -> Iterator[str]:
+    sizes = sorted({row["predictions"]["images"] for row in rows if row.get("predictions")})
+    if len(sizes) > 1:
+        yield f"scored on test sets of {' and of '.join(map(str, sizes))} images: nothing is compared with anything"
 
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -142,7 +162,8 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose: bool) -> Line:
     first, node = rows[0], rows[0]["node"]
     notes = []
-    theirs = published(first["data"], first["teacher"], first["student"], first["method"])
+    written = first.get("written")
+    theirs = None if written else published(first["data"], first["teacher"], first["student"], first["method"])
     last, best = ([row[word][node]["top1"] for row in rows] for word in ("last", "best"))
     delta = None
     if theirs is not None and theirs.epochs == first["epochs"]:
@@ -155,7 +176,6 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     if size > usual and first["method"] != TEACHER:
         notes.append(f"its student has {size:,} parameters, alone {usual:,} ({100 * (size / usual - 1):+.1f} %)")
     own = [text for text in first.get("changes", []) if _of_method(text)]
-    written = first.get("written")
     if twin or own or written:
         suites = sorted({row["suite"] for row in rows})
         why = f"of suite {', '.join(suites)}; " if twin and whose else ""
@@ -185,57 +205,6 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
         tuple(notes),
         tuple(row["curve"] for row in rows),
     )
-
-
-def _tested(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
-    """With what the kept predictions say of each method beside the student alone and the teacher."""
-    runs = [(name, row) for name, group in groups.items() for row in group if row.get("predictions")]
-    alone = next((name for name, group in groups.items() if group[0]["method"] == ALONE), None)
-    tuned = next((name for name, g in groups.items() if g[0].get("tuned", {}).get("of") == ALONE), None)
-    if alone is None or len({row["predictions"]["images"] for _, row in runs}) != 1:
-        return lines
-    bases = {alone, tuned, *(name for name, group in groups.items() if group[0]["method"] == TEACHER)}
-    if all(line.method in bases for line in lines):
-        return lines  # nothing to compare
-    right = np.stack([packed.right(row["predictions"]) for _, row in runs]).astype(np.float64)
-    whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
-    columns = {(name, row["seed"]): i for i, (name, row) in enumerate(runs)}
-    teacher = next((i for i, (name, row) in enumerate(runs) if row["method"] == TEACHER), None)
-    made = []
-    for line in lines:
-        beside = tuned if tuned and "tuned" in groups[line.method][0] else alone
-        seeds = [seed for name, seed in columns if name == line.method and (beside, seed) in columns]
-        if line.method in bases or not seeds:
-            made.append(line)
-            continue
-        mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, beside))
-        weights = stats.seed_draws(len(seeds))
-        every = np.concatenate([np.full((1, len(seeds)), 1 / len(seeds)), weights])
-        gain = stats.difference((mine - base)[0], (mine - base)[1:], weights)
-        ratio = None
-        if teacher is not None:
-            ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
-        notes = [
-            *line.notes,
-            *(["Δ, p and transfer ratio are beside the tuned student alone"] if beside == tuned else []),
-        ]
-        notes += [f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []
-        notes += _anew(groups, [(line.method, mine[0]), (beside, base[0])], seeds)
-        if len(seeds) < line.n:
-            notes.append(f"compared with the student alone on the {len(seeds)} seeds that both have")
-        made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))
-    corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
-    return [replace(line, p=p) for line, p in zip(made, corrected, strict=True)]
-
-
-def _anew(
-    groups: dict[str, list[Row]], kept: Sequence[tuple[str, stats.Floats]], seeds: Sequence[int]
-) -> Iterator[str]:
-    """Kept predictions that are not those of the last epoch, as of rows that had looked again in another precision."""
-    last = {(name, row["seed"]): row["last"][row["node"]]["top1"] for name, _ in kept for row in groups[name]}
-    if any(abs(last[name, s] - r) > 1e-6 for name, right in kept for s, r in zip(seeds, right, strict=True)):
-        found = " and ".join(f"{100 * right.mean():.2f} % ({name})" for name, right in kept)
-        yield f"Δ, p and transfer ratio are of predictions that were made anew after training: {found}"
 
 
 def _facts(rows: Sequence[Row]) -> str:

@@ -206,6 +206,9 @@ def test_a_methods_recipe_lies_beside_the_suite(tmp_path):
     refused(tmp_path, TINY.replace("kd]", "mine.yaml]"), "suite.yaml:3: methods: no recipe mine.yaml lies beside the")
     refused(tmp_path, TINY.replace("kd]", "../mine.yaml]"), "suite.yaml:3: methods: a method's recipe must lie beside")
     refused(tmp_path, TINY.replace("kd]", "student.yaml]"), "`student` is the student without a teacher")
+    (tmp_path / "my method.yaml").write_text("losses: [ce]\n")
+    named = TINY.replace("kd]", "my method.yaml]")
+    refused(tmp_path, named, "must be a plain word, got 'my method'; rename the file, such as my_method.yaml")
 
 
 def test_losses_written_out(tmp_path):

@@ -153,7 +153,9 @@ def test_what_a_method_of_ones_own_is_stands_below():
 
 def test_losses_written_out_under_a_published_name_are_shown():
     (made,) = blocks([*grid()[:2], row("kd", 0, 0.7, written=True, recipe="losses: [ce, kd: {weight: 5}]\n")])
-    assert "a method of the suite's own; losses: [ce, {kd: {weight: 5}}]" in line(made, "kd").notes
+    kd = line(made, "kd")
+    assert "a method of the suite's own; losses: [ce, {kd: {weight: 5}}]" in kd.notes
+    assert (kd.published, kd.delta) == (None, None)  # which are of other losses
 
 
 def test_rows_from_before_a_fix_say_so(monkeypatch):
@@ -177,6 +179,16 @@ def test_seeds_that_the_baseline_lacks_are_told():
     assert kd.notes == ("compared with the student alone on the 3 seeds that both have",)
     (made,) = blocks(grid()[1:])
     assert made.notes == ["no row of the teacher: no transfer ratio"]
+    (made,) = blocks([*grid()[:3], row("kd", 1, 0.7), row("at", 7, 0.7)])
+    assert "compared with the student alone on the 1 seed that both have" in line(made, "kd").notes
+    assert "not compared: it has no seed in common with the student alone" in line(made, "at").notes
+
+
+def test_rows_of_two_test_sets_are_told():
+    """As of a folder in which there are more images now."""
+    more = packed.pack(np.zeros(9, int), np.ones(9, bool))
+    (made,) = blocks([*grid()[:-1], {**grid()[-1], "predictions": more}])
+    assert made.notes == ["scored on test sets of 9 and of 2000 images: nothing is compared with anything"]
 
 
 def test_a_lead_too_small_is_not_divided_by():
@@ -201,6 +213,14 @@ def test_two_weights_of_a_loss_are_two_lines():
     assert [one.method for one in made.lines] == ["teacher", "student", "kd", "kd (2)"]
     assert line(made, "kd").notes == ("losses: [ce]",)
     assert line(made, "kd (2)").notes == ("losses: [{ce: {weight: 3}}]",)
+    told = "2 recipes were called {}, in the order of their first rows: {}"
+    assert made.notes == [told.format("kd", "each counts among the tests")]
+    assert line(made, "kd").p == pytest.approx(2 * line(made, "kd").gain.p)
+    (of_the_bases,) = blocks([*grid(), row("teacher", 0, 0.9, variant="o"), row("student", 0, 0.6, variant="o")])
+    assert of_the_bases.notes == [
+        told.format("teacher", "transfer ratios are of the first"),
+        told.format("student", "the others are compared with the first, and count among the tests"),
+    ]
     (made,) = blocks([*grid(), *({**its, "suite": "theirs"} for its in other)])
     assert line(made, "kd").notes == ("of suite s; losses: [ce]",)
     assert line(made, "kd (2)").notes == ("of suite theirs; losses: [{ce: {weight: 3}}]",)

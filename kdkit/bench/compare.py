@@ -1,0 +1,78 @@
+"""Methods beside the student alone and the teacher, image by image: differences, tests, transfer ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdkit.bench import packed, stats
+from kdkit.bench.rows import Row
+from kdkit.bench.suite import ALONE, TEACHER
+
+if TYPE_CHECKING:
+    from kdkit.bench.table import Line
+
+
+def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
+    """Lines with what the kept predictions say of each method beside the student alone and the teacher.
+
+    Args:
+        lines: of a table.
+        groups: the rows of each line, by its name.
+    """
+    runs = [(name, row) for name, group in groups.items() for row in group if row.get("predictions")]
+    alone = next((name for name, group in groups.items() if group[0]["method"] == ALONE), None)
+    tuned = next((name for name, g in groups.items() if g[0].get("tuned", {}).get("of") == ALONE), None)
+    if alone is None or len({row["predictions"]["images"] for _, row in runs}) != 1:
+        return lines
+    bases = {alone, tuned, *(name for name, group in groups.items() if group[0]["method"] == TEACHER)}
+    if all(line.method in bases for line in lines):
+        return lines  # nothing to compare
+    right = np.stack([packed.right(row["predictions"]) for _, row in runs]).astype(np.float64)
+    whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
+    columns = {(name, row["seed"]): i for i, (name, row) in enumerate(runs)}
+    teacher = next((i for i, (name, row) in enumerate(runs) if row["method"] == TEACHER), None)
+    made = []
+    for line in lines:
+        beside = tuned if tuned and "tuned" in groups[line.method][0] else alone
+        seeds = [seed for name, seed in columns if name == line.method and (beside, seed) in columns]
+        if line.method in bases:
+            made.append(line)
+            continue
+        if not seeds:
+            note = "not compared: it has no seed in common with the student alone"
+            made.append(replace(line, notes=(*line.notes, note)))
+            continue
+        mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, beside))
+        weights = stats.seed_draws(len(seeds))
+        every = np.concatenate([np.full((1, len(seeds)), 1 / len(seeds)), weights])
+        gain = stats.difference((mine - base)[0], (mine - base)[1:], weights)
+        ratio = None
+        if teacher is not None:
+            ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
+        notes = [
+            *line.notes,
+            *(["Δ, p and transfer ratio are beside the tuned student alone"] if beside == tuned else []),
+        ]
+        notes += [f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []
+        notes += _anew(groups, [(line.method, mine[0]), (beside, base[0])], seeds)
+        if len(seeds) < line.n:
+            both = f"{len(seeds)} seed{'s' * (len(seeds) > 1)} that both have"
+            notes.append(f"compared with the student alone on the {both}")
+        made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))
+    corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
+    return [replace(line, p=p) for line, p in zip(made, corrected, strict=True)]
+
+
+def _anew(
+    groups: dict[str, list[Row]], kept: Sequence[tuple[str, stats.Floats]], seeds: Sequence[int]
+) -> Iterator[str]:
+    """Kept predictions that are not those of the last epoch, as of rows that had looked again in another precision."""
+    last = {(name, row["seed"]): row["last"][row["node"]]["top1"] for name, _ in kept for row in groups[name]}
+    if any(abs(last[name, s] - r) > 1e-6 for name, right in kept for s, r in zip(seeds, right, strict=True)):
+        found = " and ".join(f"{100 * right.mean():.2f} % ({name})" for name, right in kept)
+        yield f"Δ, p and transfer ratio are of predictions that were made anew after training: {found}"
