@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdkit.graph.span import Span
 from kdkit.recipe import Recipe
 from kdkit.recipe.named import find_loss
 from kdkit.registry import KdkitError, constructor
@@ -38,14 +39,14 @@ class Dimension:
 
 
 def space(recipe: Recipe) -> list[Dimension]:
-    """Weights of all losses but the first, which is the scale, and what each loss says of its own numbers.
+    """Weights of all losses but those that are the scale, and what each loss says of its own numbers.
 
     Schedules, shares and weights of 0 stay as they are.
     """
-    found = []
-    for i, edge in enumerate(recipe.losses):
+    found, scales = [], _scales(recipe)
+    for edge in recipe.losses:
         cls, info = find_loss(edge.loss, recipe.origin.folder)
-        if i and isinstance(edge.weight, (int, float)) and edge.weight > 0:
+        if edge.title not in scales and isinstance(edge.weight, (int, float)) and edge.weight > 0:
             weight = float(edge.weight)
             found.append(Dimension(f"losses.{edge.title}.weight", weight / TIMES, weight * TIMES, weight))
         own = info.space if info else getattr(cls, "space", {})
@@ -56,6 +57,13 @@ def space(recipe: Recipe) -> list[Dimension]:
                 least, most = float(min(low, usual)), float(max(high, usual))
                 found.append(Dimension(f"losses.{edge.title}.{word}", least, most, float(usual)))
     return found
+
+
+def _scales(recipe: Recipe) -> set[str]:
+    """The first of all losses that are active together, in every stage: to move all of them is to move the rate."""
+    spans = [(edge.title, Span.parse(edge.when).bind(recipe.trainer.max_epochs)) for edge in recipe.losses]
+    begun = {start for _, (start, _) in spans}
+    return {next(title for title, (start, end) in spans if start <= time < end) for time in begun}
 
 
 def _ends(edge: str, word: str, ends: Any, words: Mapping[str, Any]) -> tuple[float, float]:

@@ -84,6 +84,18 @@ def test_what_is_moved():
     assert [d.word for d in space(still)] == ["losses.ce.label_smoothing", "losses.at.p"]
 
 
+def test_every_stage_has_a_scale_of_its_own():
+    """The first of its losses, whose weight beside the others' would be one more learning rate."""
+    first, second = "{name: hints, epochs: 0.5, losses: [nst, at]}", "{name: labels, losses: [ce, sp]}"
+    weights = [d.word for d in space(recipe(f"[]\nstages: [{first}, {second}]")) if d.word.endswith(".weight")]
+    assert weights == ["losses.at.weight", "losses.sp.weight"]
+    whole = recipe(f"[ce]\nstages: [{first}, {{name: labels, losses: [sp]}}]")
+    moved = [d.word for d in space(whole) if d.word.endswith(".weight")]
+    assert moved == ["losses.nst.weight", "losses.at.weight", "losses.sp.weight"]
+    in_turn = recipe("[{ce: {when: {from: 0.125}}}, {fsp: {when: {to: 0.125}}}]")
+    assert not [d for d in space(in_turn) if d.word.endswith(".weight")]
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_takes_the_ends_of_its_space(name):
     info = LOSSES[name]
