@@ -23,6 +23,8 @@ Values = Mapping[str, Tensor]
 READ = 1 << 16
 """Rows that are read at once."""
 ROWS = "rows.bin"
+MOST = 1 << 16
+"""Classes that a word can number."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,13 @@ class Layout:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise KdkitError(f"cache: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        classes = prod(self.shapes.get("logits", (0,)))
-        if self.top_k is not None and not 1 <= self.top_k < min(classes, 2**15):
+        if self.top_k is None:
+            return
+        if "logits" not in self.shapes:
+            raise KdkitError("cache: top_k is of logits, and no loss reads this model's; leave it out")
+        if (classes := prod(self.shapes["logits"])) > MOST:
+            raise KdkitError(f"cache: top_k takes at most {MOST} classes, got {classes}; leave it out")
+        if not 1 <= self.top_k < classes:
             raise KdkitError(f"cache: top_k must lie in [1, {classes}), the number of classes, got {self.top_k}")
 
     def words(self, tap: str) -> int:
@@ -83,7 +90,7 @@ class Layout:
             return words.view(kept).float().view(-1, *self.shapes[tap])
         best, classes = words[:, : -self.top_k].contiguous().view(kept).float(), self.shapes[tap][0]
         rest = (1 - best.exp().sum(1, keepdim=True)).clamp_min(1e-7) / (classes - self.top_k)
-        return rest.log().repeat(1, classes).scatter(1, words[:, -self.top_k :].long(), best)
+        return rest.log().repeat(1, classes).scatter(1, words[:, -self.top_k :].long() % MOST, best)
 
 
 class TeacherCache:

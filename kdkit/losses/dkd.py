@@ -64,6 +64,7 @@ class DKDLoss(nn.Module):
         checks.not_negative("dkd", alpha=alpha, beta=beta)
         checks.positive("dkd", temperature=temperature)
         self.alpha, self.beta, self.temperature, self.standardise = alpha, beta, temperature, standardise
+        self.of_probabilities = not standardise
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

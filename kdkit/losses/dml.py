@@ -50,6 +50,8 @@ class DMLLoss(nn.Module):
         Zhang, Xiang, Hospedales, Lu. Deep Mutual Learning. CVPR 2018, arXiv 1706.00384.
     """
 
+    of_probabilities = True
+
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         checks.positive("dml", temperature=temperature)

@@ -51,6 +51,8 @@ class HardLoss(nn.Module):
         through attention. ICML 2021, arXiv 2012.12877.
     """
 
+    of_probabilities = True
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         checks.share("hard", label_smoothing=label_smoothing)

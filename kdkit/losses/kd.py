@@ -80,7 +80,7 @@ class KDLoss(nn.Module):
     def __init__(self, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
         checks.positive("kd", temperature=temperature)
-        self.temperature, self.standardise = temperature, standardise
+        self.temperature, self.standardise, self.of_probabilities = temperature, standardise, not standardise
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class CacheWords:
             serves every method under any augmentation; filled by the first run, each rank its own part, and looked up
             on the host.
         dtype: `float16` or `float32`; see `Layout`.
-        top_k: keep this many logits and spread the rest of the mass, for losses of temperature 1.
+        top_k: keep this many logits and spread the rest of the mass, for losses that say `of_probabilities`, at
+            temperature 1.
         folder: where caches lie; left out: `KDKIT_HOME`.
     """
 
@@ -112,7 +113,7 @@ class CachePlan:
         taps = graph.whole[name]
         layout = Layout({tap: taps.shapes[tap] for tap in taps.names}, words.dtype, words.top_k)
         if words.top_k is not None:
-            _check_temperatures(graph, name)
+            _check_readers(graph, name)
         groups = int(datamodule.num_views) if words.by == "views" else math.ceil(graph.epochs)
         folder = home() / "caches" if words.folder is None else Path(words.folder)
         return cls(name, folder, words.by, int(datamodule.num_samples), groups, layout)
@@ -252,13 +253,21 @@ def _fingerprint(model: nn.Module) -> str:
     return made.hexdigest()
 
 
-def _check_temperatures(graph: Graph, name: str) -> None:
-    """Mass that is spread evenly is wrong at any temperature but 1."""
+def _check_readers(graph: Graph, name: str) -> None:
+    """Of probabilities with their rest spread evenly no logits can be made, and none of another temperature."""
     for edge in graph.bound:
         moving = {word for _, word, _ in edge.curves}
         for call, loss in zip(edge.calls, edge.losses, strict=True):
-            read = any(End(name, "logits") in link.sources for link in call.links)
-            if read and ("temperature" in moving or float(getattr(loss, "temperature", 1.0)) != 1.0):
+            sources = [source for link in call.links for source in link.sources if source.node == name]
+            beside = bool(sources) and "teacher_logits" in edge.reads
+            if not beside and End(name, "logits") not in sources:
+                continue
+            if beside or not getattr(loss, "of_probabilities", False):
+                raise KdkitError(
+                    f"cache of {name!r}: top_k keeps probabilities, and {edge.name} reads the logits themselves; leave "
+                    "top_k out"
+                )
+            if "temperature" in moving or float(getattr(loss, "temperature", 1.0)) != 1.0:
                 raise KdkitError(
                     f"cache of {name!r}: top_k spreads the rest of the mass as it is at temperature 1, and "
                     f"{edge.name} reads it at another; say losses.{edge.name}.temperature=1, or leave top_k out"

@@ -159,6 +159,19 @@ def test_top_k_keeps_the_best_and_spreads_the_rest(tmp_path):
     torch.testing.assert_close(rest[~rest.isnan()].view(4, 7), expected[:, :7], rtol=1e-5, atol=1e-6)
 
 
+def test_top_k_of_many_classes():
+    layout = Layout({"logits": (50000,)}, top_k=2)
+    live = torch.zeros(1, 50000)
+    live[0, [7, 49999]] = torch.tensor([20.0, 21.0])
+    found = layout.decode(layout.encode({"logits": live}))["logits"]
+    assert found[0].topk(2).indices.tolist() == [49999, 7]
+
+
+def test_more_classes_than_a_row_can_name():
+    with pytest.raises(KdkitError, match="top_k takes at most 65536 classes, got 70000"):
+        Layout({"logits": (70000,)}, top_k=2)
+
+
 @pytest.mark.parametrize("top_k", [0, 10])
 def test_top_k_within_the_classes(top_k):
     with pytest.raises(KdkitError, match=r"top_k must lie in \[1, 10\)"):

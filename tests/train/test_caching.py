@@ -124,6 +124,41 @@ def test_mass_is_spread_at_temperature_one_alone(tmp_path):
     trained(cache, losses=[kdkit.Edge("kd", temperature=1)])
 
 
+class OfEmbeddings(nn.Module):
+    """Reads logits, though its taps are others."""
+
+    tap = "embedding"
+
+    def forward(self, student, teacher, teacher_logits):
+        return (student - teacher).square().mean() * teacher_logits.square().mean()
+
+
+OF_LOGITS = {
+    "mse": kdkit.Edge("mse", taps="logits"),
+    "pkt": kdkit.Edge("pkt", taps="logits"),
+    "kd": kdkit.Edge("kd", temperature=1, standardise=True),
+    "dkd": kdkit.Edge("dkd", temperature=1, standardise=True),
+    "OfEmbeddings": kdkit.Edge(OfEmbeddings),
+}
+
+
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_probabilities_do_not_serve_who_reads_logits(tmp_path, name):
+    with pytest.raises(KdkitError, match=f"top_k keeps probabilities, and {name} reads the logits themselves"):
+        trained({"top_k": 3, "folder": str(tmp_path)}, losses=["ce", OF_LOGITS[name]])
+
+
+@pytest.mark.parametrize("name", ["dist", "dkd", "dml", "hard"])
+def test_probabilities_serve_who_reads_them(tmp_path, name):
+    words = {} if name == "hard" else {"temperature": 1}
+    trained({"top_k": 3, "folder": str(tmp_path)}, epochs=1, losses=["ce", kdkit.Edge(name, **words)])
+
+
+def test_top_k_without_logits(tmp_path):
+    with pytest.raises(KdkitError, match="top_k is of logits, and no loss reads this model's; leave it out"):
+        trained({"top_k": 3, "folder": str(tmp_path)}, losses=["ce", "cosine"])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_without_views(tmp_path, workers):
     from PIL import Image
