@@ -60,8 +60,10 @@ class AdaptiveCalibrationError(Metric):
         self.right.append(right)
 
     def compute(self) -> Tensor:
-        """The error, in [0, 1]."""
+        """The error, in [0, 1]; NaN of an empty batch."""
         confidence, right = dim_zero_cat(self.confidence), dim_zero_cat(self.right)
+        if not len(confidence):
+            return confidence.new_tensor(math.nan)
         ranks = torch.arange(1, self.bins, device=confidence.device) * len(confidence) // self.bins
         return reliability(confidence, right, confidence.sort().values[ranks]).error
 

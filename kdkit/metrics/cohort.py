@@ -101,6 +101,13 @@ class KAR(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("epoch", torch.zeros((), dtype=torch.long), dist_reduce_fx="max")
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Of this batch; what KAR counts from is the value of an epoch, not of its first batch."""
+        start = self.start
+        found = super().forward(*args, **kwargs)
+        self.start = start
+        return found
+
     def update(self, logits: Tensor, labels: Tensor, epoch: int) -> None:
         """Count one batch after so many epochs."""
         self.right += (logits.argmax(-1) == labels).sum()

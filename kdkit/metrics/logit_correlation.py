@@ -18,43 +18,41 @@ class LogitCorrelation(Metric):
     """
 
     full_state_update = False
-    count: Tensor
-    mean: Tensor
-    products: Tensor
+    moments: Tensor
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Every rank has its own, merged in `compute`: sums of squares about a mean that is far off would lose digits.
-        self.add_state("count", torch.zeros(()), dist_reduce_fx=None)
-        self.add_state("mean", torch.zeros(num_classes), dist_reduce_fx=None)
-        self.add_state("products", torch.zeros(num_classes, num_classes), dist_reduce_fx=None)
+        # One state of count, mean and centred products, (C + 2, C), for they merge together alone: of ranks, and of
+        # batches in `forward`. Sums of squares about a mean that is far off would lose digits.
+        self.add_state("moments", torch.zeros(num_classes + 2, num_classes), dist_reduce_fx=_merged)
 
     def update(self, logits: Tensor) -> None:
         """Take in one batch."""
-        z = logits.detach().to(torch.promote_types(logits.dtype, self.mean.dtype))
+        z = logits.detach().to(torch.promote_types(logits.dtype, self.moments.dtype))
+        if not len(z):
+            return
         mean = z.mean(0)
-        batch = (torch.tensor(float(len(z)), device=z.device), mean, (z - mean).T @ (z - mean))
-        merged = _merge((self.count, self.mean, self.products), batch)
-        self.count, self.mean, self.products = (part.to(self.mean) for part in merged)
+        batch = torch.vstack([torch.full_like(mean, len(z)), mean, (z - mean).T @ (z - mean)])
+        self.moments = _merge(self.moments, batch).to(self.moments)
 
     def compute(self) -> Tensor:
         """(C, C) in [−1, 1]."""
-        whole: Moments = (self.count, self.mean, self.products)
-        if self.count.ndim:
-            whole = reduce(_merge, zip(*whole, strict=True))
-        deviation = whole[2].diagonal().sqrt()
-        found = whole[2] / torch.where(deviation > 0, deviation, torch.nan).outer(deviation)
+        products = self.moments[2:]
+        deviation = products.diagonal().sqrt()
+        found = products / torch.where(deviation > 0, deviation, torch.nan).outer(deviation)
         return found.clamp(-1, 1)
 
 
-Moments = tuple[Tensor, Tensor, Tensor]
-
-
-def _merge(a: Moments, b: Moments) -> Moments:
-    """Counts, means and centred products of two sets as one (Chan, Golub, LeVeque 1979)."""
+def _merge(a: Tensor, b: Tensor) -> Tensor:
+    """Moments of two sets as one (Chan, Golub, LeVeque 1979)."""
     n = a[0] + b[0]
     gap, share = b[1] - a[1], b[0] / n.clamp(min=1)
-    return n, a[1] + share * gap, a[2] + b[2] + a[0] * share * gap.outer(gap)
+    return torch.vstack([n, a[1] + share * gap, a[2:] + b[2:] + (a[0] * share)[:, None] * gap.outer(gap)])
+
+
+def _merged(sets: Tensor) -> Tensor:
+    """Of any number of them, stacked."""
+    return reduce(_merge, sets.unbind())
 
 
 def correlation_difference(teacher: Tensor, student: Tensor) -> dict[str, float]:
