@@ -36,7 +36,7 @@ def key(row: Row) -> tuple[str, str]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of a file; a last line without its end, which a power cut leaves, is none.
+    """Every row of a file; what a power cut left of a last one is none.
 
     Raises:
         KdkitError: no such file, or a line that is no row of `kdkit bench`, or not as it was written.
@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[Row]:
         where = f"its rows are in {path / 'results.jsonl'}" if there else "name a file of rows"
         raise KdkitError(f"{path} is a folder; {where}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _ended(path.read_bytes()).decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KdkitError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = []
@@ -81,11 +81,17 @@ def append(path: Path, row: Row) -> None:
     with one_at_a_time(path), path.open("a+b") as file:
         file.seek(0)
         before = file.read()
-        if before and not before.endswith(b"\n"):
-            file.truncate(before.rfind(b"\n") + 1)
-        file.write(line)
+        if before != (whole := _ended(before)):
+            file.truncate(min(len(before), len(whole)))
+        file.write(whole[len(before) :] + line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ended(text: bytes) -> bytes:
+    """Without what is left of a last line that was torn; one that lacks its end alone, as editors leave it, gets it."""
+    last = text[text.rfind(b"\n") + 1 :]
+    return text + b"\n" if _as_written(last.decode(errors="replace")) else text[: len(text) - len(last)]
 
 
 def _as_written(line: str) -> bool:

@@ -42,6 +42,21 @@ def test_rows_are_appended_and_a_torn_one_is_cut_off(tmp_path):
     assert path.read_bytes().startswith(whole)
 
 
+def test_a_row_may_be_torn_in_the_middle_of_a_letter(tmp_path):
+    """Or lack its end alone, as editors leave it: then it is whole."""
+    path = tmp_path / "rows.jsonl"
+    append(path, {**ROW, "seed": 1})
+    first = path.read_bytes()
+    append(path, {**ROW, "seed": 2, "method": "méthode"})
+    whole = path.read_bytes()
+    for left in range(len(first), len(whole) + 1):
+        path.write_bytes(whole[:left])
+        kept = [1, 2][: 1 + (left >= len(whole) - 1)]
+        assert [row["seed"] for row in read_rows(path)] == kept
+        append(path, {**ROW, "seed": 3})
+        assert [row["seed"] for row in read_rows(path)] == [*kept, 3]
+
+
 def test_a_row_that_is_not_as_it_was_written_is_told(tmp_path):
     path = tmp_path / "rows.jsonl"
     append(path, {**ROW, "seed": 1})
