@@ -16,7 +16,7 @@ from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import ENDING
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.papers import read_recipe
-from kdkit.runs.told import read, refuse_code
+from kdkit.runs.told import BUILDING, read, refuse_code
 
 CLASSES, SIDE = 100, 32  # of kdkit's own nets, which have no width and no size of their own
 
@@ -62,11 +62,14 @@ def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subj
     if path.is_dir():
         return _of_run(path, image_size)
     if path.suffix == ENDING:
-        told = read(path)
+        own = _listed(path)
+        told = {**read(path), **own}
         if "arch" not in told:
             raise KdkitError(f"{path} does not say what model it is of; give a run's folder, or the model's name")
-        refuse_code(path, told)
-        return [_made(path.stem, told, _shape(told, told.get("data"), image_size), told.get("num_classes"), None)]
+        if not own:
+            refuse_code(path, told)
+        shape, base = _shape(told, told.get("data"), image_size), path.parent if own else None
+        return [_made(path.stem, told, shape, told.get("num_classes"), base)]
     net = models.build(word, num_classes=num_classes or (None if "/" in word or ":" in word else CLASSES))
     return [Subject(word, word, net, _published_shape(net, image_size))]
 
@@ -75,10 +78,7 @@ def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
     recipe = RunFolder(folder).recipe
     if not recipe.is_file():
         raise KdkitError(f"{folder} is not a run's folder; give one that `kdkit fit` wrote, or a model's name")
-    said = read_recipe(recipe, "models", "data")
-    if found := list(strays(said, folder, known_of(recipe))):
-        raise RecipeError(found)
-    words = said.plain
+    words = _said(recipe)
     told = words["data"]
     width = None
     if any(not spec.get("num_classes") for spec in words["models"].values()):
@@ -89,6 +89,22 @@ def _of_run(folder: Path, image_size: int | None) -> list[Subject]:
         for name, spec in words["models"].items()
         if "arch" in spec  # a slow copy costs what its model costs
     ]
+
+
+def _listed(file: Path) -> dict[str, Any]:
+    """What the recipe beside a weights file says of its model: words that may name code, as a file's own may not."""
+    recipe = RunFolder(file.parent).recipe
+    models = _said(recipe)["models"] if recipe.is_file() else {}
+    spec = models.get(file.stem, {})
+    return {word: value for word, value in {**models.get(spec.get("ema"), {}), **spec}.items() if word in BUILDING}
+
+
+def _said(recipe: Path) -> dict[str, Any]:
+    """A run's recipe, which names no code from elsewhere."""
+    said = read_recipe(recipe, "models", "data")
+    if found := list(strays(said, recipe.parent, known_of(recipe))):
+        raise RecipeError(found)
+    return said.plain  # type: ignore[no-any-return]
 
 
 def _made(name: str, spec: Mapping[str, Any], shape: Any, width: int | None, base: Path | None) -> Subject:

@@ -342,3 +342,19 @@ def test_the_gpu_that_is_named_is_the_one_that_ran(capsys):
         model, row = ModelRow("n", "N", 1, 1, (1, 1, 4), 3), TimeRow.of("n", "eager", 1, [1.0], None)
         show(LatencyReport(device, machine, "2", (model,), [row], []), sys.stdout)
         assert f"on {device}: {name}, 1 thread," in capsys.readouterr().out
+
+
+def test_a_weights_file_beside_its_recipe_is_built_by_code_that_the_recipe_names(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\ndef net(num_classes, wide):\n    return nn.Identity()\n")
+    student = "{arch: 'net.py:net', options: {wide: 3}}"
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{arch: resnet8}", f"{student}\n  slow: {{ema: student}}"))
+    told = {"arch": "net.py:net", "options": '{"wide": 3}', "num_classes": "5", "data": '{"name": "digits"}'}
+    for name in ("student", "slow", "stranger"):
+        models.save_weights(nn.Identity(), tmp_path / f"{name}.safetensors", told)
+    found = subjects([str(tmp_path / f"{name}.safetensors") for name in ("student", "slow")])
+    assert [(its.name, type(its.net)) for its in found] == [("student", nn.Identity), ("slow", nn.Identity)]
+    with pytest.raises(KdkitError, match=r"stranger\.safetensors is of your own code"):
+        subjects([str(tmp_path / "stranger.safetensors")])
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("arch: resnet8", f"arch: '{tmp_path.parent}/net.py:net'"))
+    with pytest.raises(KdkitError, match="must lie beside the recipe"):
+        subjects([str(tmp_path / "student.safetensors")])
