@@ -58,7 +58,10 @@ def choice(loss: str, options: Sequence[str], **values: Any) -> None:
 
 
 def numbers(loss: str, **tensors: Tensor) -> None:
-    """Raise `ValueError` unless every value is a tensor of a floating type, and no model's whole output."""
+    """Raise `ValueError` unless every value is a tensor of a floating type, no model's whole output, and not empty.
+
+    The mean over no samples is NaN.
+    """
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise ValueError(
@@ -67,6 +70,8 @@ def numbers(loss: str, **tensors: Tensor) -> None:
             )
         if not value.is_floating_point():
             raise ValueError(f"{loss}: {name} must be of a floating type, got {value.dtype}; turn it with .float()")
+        if value.ndim:
+            several(loss, value, 1, "leave the loss out where there is none")
 
 
 def layers(loss: str, **given: Sequence[Tensor]) -> None:
@@ -114,7 +119,8 @@ def _as_many(loss: str, student: Tensor, teacher: Tensor) -> None:
 def several(loss: str, student: Tensor, least: int, remedy: str = "fewer have no relations") -> None:
     """Raise `ValueError` unless a batch has enough samples, to be compared with each other or as `remedy` says."""
     if len(student) < least:
-        raise ValueError(f"{loss}: batch must hold at least {least} samples, got {len(student)}; {remedy}")
+        what = "sample" if least == 1 else "samples"
+        raise ValueError(f"{loss}: batch must hold at least {least} {what}, got {len(student)}; {remedy}")
 
 
 def logits(

@@ -78,6 +78,8 @@ class VIDLoss(nn.Module):
         checks.same_batch("vid", student, teacher)
         checks.channels("vid", student=(student, self.student_dim), teacher=(teacher, len(self.alpha)))
         s, t = map(_places, equal_size(student, teacher.detach()))
+        if self.training and isinstance(self.norms[0], nn.BatchNorm1d):
+            checks.several("vid", s, 2, "BatchNorm cannot take fewer places")
         error = (self._predict(s) - t).square().mean(0)
         variance = F.softplus(self.alpha.to(error.dtype)) + LEAST
         return (error / variance + variance.log()).mean() / 2

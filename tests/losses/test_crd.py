@@ -317,7 +317,7 @@ def test_wrong_values(options, text):
         ({"labels": [0, 1]}, "labels must be int64 class numbers of shape .* got list"),
         ({"labels": torch.tensor([0, -1])}, r"labels must lie in \[0, 5\), got -1; give the classes"),
         ({"labels": torch.tensor([0, 5])}, r"labels must lie in \[0, 5\), got 5; give the classes"),
-        ({"student": torch.randn(0, S), "teacher": torch.randn(0, T)}, "batch must hold at least 1 samples, got 0"),
+        ({"student": torch.randn(0, S), "teacher": torch.randn(0, T)}, "batch must hold at least 1 sample, got 0"),
         ({"teacher": torch.randn(2)}, r"teacher must be \(B, …\), got shape \(2,\)"),
         ({"teacher": torch.randn(3, T)}, "hold teacher's 3 samples"),
         ({"student": torch.randn(2, S + 1)}, "7 numbers"),

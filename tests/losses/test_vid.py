@@ -101,3 +101,5 @@ def test_refusals():
         VIDLoss(3, 5)(torch.zeros(4, 3, 2, 2), torch.zeros(4, 6, 2, 2))
     with pytest.raises(ValueError, match=r"vid: student must hold teacher's 5 samples, got 4"):
         VIDLoss(3, 5)(torch.zeros(4, 3, 2, 2), torch.zeros(5, 5, 2, 2))
+    with pytest.raises(ValueError, match=r"vid: batch must hold at least 2 samples, got 1; BatchNorm cannot"):
+        VIDLoss(3, 5, norm="batch")(torch.zeros(1, 3, 1, 1), torch.zeros(1, 5, 1, 1))
