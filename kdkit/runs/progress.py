@@ -24,9 +24,9 @@ def progress_callback(file: TextIO | None = None) -> pl.Callback:
     """The callback that shows a run's progress: a line for every epoch and, on a terminal, a bar that moves within it.
 
     A line such as `epoch 3/240  ce 2.31  crd 14.2  student 41.2 %  1,210 img/s  3 m left` has the epoch's mean of every
-    loss term, unweighted; top-1 of the last validation; training images per second over all ranks; and the time to the
-    end of the run, validation included. Sums stay on the device and are read when something is shown, at most four
-    times a second.
+    loss term, unweighted; top-1 of the last validation; training images per second over all ranks, after the run's
+    first step; and the time to the end of the run, validation included. Sums stay on the device and are read when
+    something is shown, at most four times a second.
 
     Give the Trainer `enable_progress_bar=False` beside it.
 
@@ -53,7 +53,7 @@ class _Progress(pl.Callback):
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         # After a finished epoch its batches are still counted.
         self.done = self.first = trainer.current_epoch + (batches / self.steps if batches < self.steps else 0.0)
-        self.began = time.monotonic()
+        self.began, self.warm = time.monotonic(), False
         self._new_epoch(trainer.current_epoch)
         if trainer.is_global_zero and self.out.is_terminal:
             text = TextColumn(
@@ -75,7 +75,10 @@ class _Progress(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images; move the bar when it is due."""
-        self.images += _size(batch) * trainer.world_size
+        if self.warm or self.steps == 1:
+            self.images += _size(batch) * trainer.world_size
+        else:  # the run's first step compiles
+            self.since, self.warm = time.monotonic(), True
         self.done = self.epoch + (batch_idx + 1) / self.steps
         if self.bar is not None and time.monotonic() - self.looked >= INTERVAL:
             self._move(self._line(trainer, pl_module))
@@ -127,7 +130,8 @@ class _Progress(pl.Callback):
             if name not in self.told:
                 parts.append(f"{name} {100 * value:.1f} %")
         now = time.monotonic()
-        parts.append(f"{self.images / max(now - self.since - self.validating, 1e-9):,.0f} img/s")
+        if self.images:
+            parts.append(f"{self.images / max(now - self.since - self.validating, 1e-9):,.0f} img/s")
         if self.done > self.first and not math.isinf(self.total):
             left = (now - self.began) * (self.total - self.done) / (self.done - self.first)
             parts.append(f"{duration(left)} left")
