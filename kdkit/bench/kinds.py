@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdkit.registry import KdkitError
@@ -67,7 +68,7 @@ def whole_rows(files: Sequence[Path], rows: Sequence[Mapping[str, Any]]) -> Iter
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, yaml.YAMLError) as error:
         from kdkit.fault import what  # torch, which a table need not wait for
 
         odd = next((f"row {i} has {found}" for i, row in enumerate(rows, 1) if (found := wrong(row))), what(error))

@@ -328,5 +328,7 @@ def test_the_verb(tmp_path, monkeypatch):
     told = refused("table", "rows.jsonl", "--with", "shipped")
     assert "your rows: resnet56 → resnet20 under cifar100_240, 1 epoch, data.subset=9\n" in told
     assert "--with must be `shipped`, got 'all'" in refused("table", "rows.jsonl", "--with", "all")
+    path.write_text(json.dumps(row("mine", 0, 0.7, written=True, recipe="losses: [")) + "\n")
+    assert "rows.jsonl: damaged, for no table can be made of it: " in refused("table", "rows.jsonl")
     path.write_text("")
     assert "no rows in rows.jsonl" in refused("table", "rows.jsonl")
