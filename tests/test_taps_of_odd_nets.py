@@ -163,6 +163,14 @@ def test_an_output_that_does_not_say_which_are_its_logits_is_refused(of, words):
         Taps(net, ["logits"], x)
 
 
+def test_maps_of_several_stages_are_no_logits():
+    net, x = timm.create_model("test_resnet", features_only=True), torch.randn(2, 3, 32, 32)
+    with pytest.raises(KdkitError, match="its output is a list of 5 maps, not its logits; wrap"):
+        Taps(net, ["logits"], x)
+    stages = [f"stage{i}" for i in range(1, 5)]
+    assert all(map(torch.equal, Taps(net.eval(), stages, x)(x).values(), net(x)[1:]))
+
+
 def test_places_inside_a_net_of_any_output_are_read():
     net, x = Returns(lambda f, z: {"features": f, "prediction": z}), torch.randn(2, 6)
     torch.testing.assert_close(Taps(net, ["body"], x)(x)["body"], net.body(x))

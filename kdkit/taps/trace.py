@@ -120,6 +120,8 @@ def logits_of(output: Any) -> Tensor:
         raise NoLogitsError(f"model: its output holds {', '.join(map(str, output))} and no `logits`; {WRAP}")
     if isinstance(parts[0], (tuple, list)) and getattr(parts[0], "logits", None) is None:
         raise NoLogitsError(f"model: its output starts with a list of {len(parts[0])}, not with its logits; {WRAP}")
+    if isinstance(output, list) and all(isinstance(part, Tensor) and part.ndim > 3 for part in parts):
+        raise NoLogitsError(f"model: its output is a list of {len(parts)} maps, not its logits; {WRAP}")
     return logits_of(parts[0])
 
 
