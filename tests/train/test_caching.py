@@ -68,6 +68,17 @@ def test_the_student_is_the_live_teachers(tmp_path, by):
     assert_alike(trained(cache), live)
 
 
+def test_where_a_function_lies_in_memory_is_nothing_that_a_model_says(tmp_path, monkeypatch):
+    cache, made = {"folder": str(tmp_path)}, []  # held, so that no two lie at one place
+    monkeypatch.setattr(
+        Scaled, "extra_repr", lambda self: made.append(lambda: None) or f"act={made[-1]}", raising=False
+    )
+    for _ in range(2):
+        trained(cache, epochs=1)
+    assert len({str(f) for f in made}) > 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_second_run_asks_the_teacher_nothing(tmp_path):
     cache = {"by": "epochs", "folder": str(tmp_path)}
     first = trained(cache)
