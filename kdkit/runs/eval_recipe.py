@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kdkit.console import tell
-from kdkit.data import DATA, data_root
+from kdkit.data import DATA, data_root, facts
 from kdkit.recipe import Recipe, of_tree
 from kdkit.recipe.errors import Mark
 from kdkit.recipe.own_code import known_of
@@ -55,7 +56,12 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
         data = _said(told[name].get("data", {"name": "folder"}), first)
         if not changed.keys() - {"trainer.accelerator"} and data.plain.get("name") == "folder":
             raise KdkitError(f"{first} was trained on a folder of images; give it one with --data FOLDER")
-    words = {**_said({**_part(data.plain, changed, split), **(PLAIN if split == "train" else {})}, first).value}
+    part = _part(data.plain, changed, split)
+    if isinstance(changed.get("data"), dict):  # which says all of the data anew
+        part |= _sized(data.plain, told[name], changed)
+        left_out = part.keys() - changed["data"].keys() - {key.removeprefix("data.") for key in changed}
+        overrides = [*overrides, *(f"data.{word}={json.dumps(part[word])}" for word in sorted(left_out))]
+    words = {**_said({**part, **(PLAIN if split == "train" else {})}, first).value}
     own = {word: value for word, value in data.value.items() if word != "two_views"}  # which are training's
     data = Item({**own, **words}, data.mark)
     root = Item({**_said(RUNNING, first).value, "models": Item(models, run.mark), "data": data}, run.mark)
@@ -83,7 +89,11 @@ def _model(run: Item, name: str, file: Path, told: Mapping[str, Any]) -> Item:
 
 def _part(own: Mapping[str, Any], changed: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Which images of another folder of class folders are scored: all, or those of its `val`."""
-    root, name = changed.get("data.root"), changed.get("data.name", own.get("name"))
+    whole = changed["data"] if isinstance(changed.get("data"), dict) else {}
+    root, name = (
+        changed.get("data.root", whole.get("root")),
+        changed.get("data.name", whole.get("name", own.get("name"))),
+    )
     if not isinstance(root, str) or name not in DATA or "holdout" not in constructor(DATA[name]):
         return {}
     folder = data_root(root)
@@ -91,11 +101,29 @@ def _part(own: Mapping[str, Any], changed: Mapping[str, Any], split: str) -> dic
         return {"holdout": None}
     mine = own.get("root")
     same = isinstance(mine, str) and data_root(mine).resolve() == folder.resolve()
-    if same or split == "train" or "data.holdout" in changed:
+    if same or split == "train" or "data.holdout" in changed or "holdout" in whole:
         return {}
     if own.get("holdout"):
         tell(f"every image of {root} is scored; data.holdout={own['holdout']} scores its held-out part", sys.stderr)
     return {"holdout": "all"}
+
+
+def side_of(own: Mapping[str, Any], told: Mapping[str, Any]) -> int | None:
+    """Of the images that a model was trained on, by the words of its data and its header; `None`: nothing says it."""
+    if told.get("image_size"):
+        return int(told["image_size"])
+    with suppress(KdkitError, TypeError, ValueError):
+        takes = constructor(DATA[own["name"]]) if own.get("name") in DATA else {}
+        usual = takes["image_size"].default if "image_size" in takes else None
+        return int(own.get("image_size") or usual or facts(**own).input_shape[1])
+    return None
+
+
+def _sized(own: Mapping[str, Any], told: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Other data come as large as those of the training, where they are given without a size."""
+    name = changed.get("data.name", changed["data"].get("name"))
+    side = side_of(own, told) if name in DATA and "image_size" in constructor(DATA[name]) else None
+    return {"image_size": side} if side else {}
 
 
 def _said(words: Mapping[str, Any], file: Path) -> Item:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +19,7 @@ from kdkit.graph.batch import Adapter, Facts
 from kdkit.recipe import build, content_key
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
-from kdkit.runs.eval_recipe import eval_recipe
+from kdkit.runs.eval_recipe import eval_recipe, side_of
 from kdkit.runs.evaluate import batches, weights_files
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.papers import read_recipe
@@ -160,14 +159,10 @@ def _words(on: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
 
 def _side(path: Path, told: dict[str, Any]) -> int:
     """Of the images that a model was trained on."""
-    if told.get("image_size"):
-        return int(told["image_size"])
     recipe = RunFolder(path.parent).recipe
     words = told.get("data") or (read_recipe(recipe, "data").plain["data"] if recipe.is_file() else {})
-    with suppress(KdkitError, TypeError, ValueError):
-        takes = constructor(data.DATA[words["name"]]) if words.get("name") in data.DATA else {}
-        usual = takes["image_size"].default if "image_size" in takes else None
-        return int(words.get("image_size") or usual or data.facts(**words).input_shape[1])
+    if side := side_of(words, told):
+        return side
     raise KdkitError(f"{path} does not say how large its images were; give --image-size, their side in pixels")
 
 

@@ -59,8 +59,8 @@ def plain(run, root, place=(0, 1, 2), name="student", **options):
     """Mean NLL by a plain loop."""
     net = models.build("resnet8", num_classes=3, **OPTIONS)
     models.load_weights(net, run / f"{name}.safetensors")
-    own = {"means": (0.4, 0.5, 0.6), "stds": (0.2, 0.2, 0.2), "image_size": 8, "num_workers": 0}
-    module = data.build("folder", root=root, **own, **{"holdout": "all", **options})
+    own = {"means": (0.4, 0.5, 0.6), "stds": (0.2, 0.2, 0.2), "image_size": 8, "num_workers": 0, "holdout": "all"}
+    module = data.build("folder", root=root, **{**own, **options})
     batches = list(module.test_dataloader())
     x, y = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
     return len(y), pytest.approx(F.cross_entropy(net.eval()(x), torch.tensor(place)[y]).item(), abs=2e-4)
@@ -169,3 +169,12 @@ def test_images_without_classes_score_nothing(run, tmp_path, split):
     words = [f"data.root={flat}", "data.labels=false", "data.classes=3"]
     with pytest.raises(KdkitError, match=r"^data: folder has no labels here; models are evaluated on labelled images"):
         evaluate(run, words, split=split)
+
+
+def test_other_data_given_as_a_whole_come_as_large_as_in_training_and_every_image_is_scored(run, tmp_path):
+    other = photos(tmp_path / "other", "ant", "bee", "cat", count=4)
+    count, nll = plain(run, other)
+    assert count == 12
+    assert evaluate(run, [f"data={{name: folder, root: '{other}', num_workers: 0}}"])["student"]["nll"] == nll
+    larger = evaluate(run, [f"data={{name: folder, root: '{other}', image_size: 16, holdout: 0.3, num_workers: 0}}"])
+    assert larger["student"]["nll"] == plain(run, other, image_size=16, holdout=0.3)[1] != nll
