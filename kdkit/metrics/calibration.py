@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -19,7 +18,7 @@ class NLL(SampleMean):
 
     def values(self, logits: Tensor, labels: Tensor) -> Tensor:
         """−log p(label)."""
-        return F.cross_entropy(exact(logits), labels, reduction="none")
+        return -exact(logits).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
 
 
 class Brier(SampleMean):

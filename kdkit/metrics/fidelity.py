@@ -27,6 +27,7 @@ class Agreement(SampleMean):
 
     def values(self, student: Tensor, teacher: Tensor) -> Tensor:
         """1 where the teacher's class is among them."""
+        _check(self, student, teacher)
         if student.shape[-1] < self.top_k:
             raise ValueError(f"top_k = {self.top_k} needs as many classes, got {student.shape[-1]}")
         named = student.topk(self.top_k, dim=-1).indices == teacher.argmax(-1, keepdim=True)
@@ -44,6 +45,7 @@ class KLDivergence(SampleMean):
 
     def values(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Σ_c p_t (log p_t − log p_s)."""
+        _check(self, student, teacher)
         s, t = _log_p(student, self.temperature), _log_p(teacher, self.temperature)
         return _kl(t, s)
 
@@ -53,9 +55,17 @@ class JSDivergence(KLDivergence):
 
     def values(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean KL of both to their mixture."""
+        _check(self, student, teacher)
         s, t = _log_p(student, self.temperature), _log_p(teacher, self.temperature)
         mixture = torch.logaddexp(s, t) - torch.log(torch.tensor(2.0, dtype=s.dtype, device=s.device))
         return (_kl(s, mixture) + _kl(t, mixture)) / 2
+
+
+def _check(metric: SampleMean, student: Tensor, teacher: Tensor) -> None:
+    """One row would else be compared with all of the other's."""
+    if student.shape != teacher.shape:
+        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"{type(metric).__name__}: needs logits of one shape (B, C), got {shapes}")
 
 
 def _log_p(logits: Tensor, temperature: float) -> Tensor:

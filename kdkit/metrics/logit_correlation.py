@@ -58,6 +58,8 @@ def _merged(sets: Tensor) -> Tensor:
 def correlation_difference(teacher: Tensor, student: Tensor) -> dict[str, float]:
     """Mean |Δ| over pairs of different classes, Frobenius norm of Δ, and classes left out for they never move.
 
+    Both are NaN where fewer than two classes are left.
+
     Args:
         teacher: (C, C), of `LogitCorrelation`.
         student: likewise.
@@ -67,4 +69,5 @@ def correlation_difference(teacher: Tensor, student: Tensor) -> dict[str, float]
     gap = gap[~missing][:, ~missing]
     pairs = len(gap) * (len(gap) - 1)
     mean = float(gap.fill_diagonal_(0).abs().sum() / pairs) if pairs else float("nan")
-    return {"mean": mean, "frobenius": float(torch.linalg.matrix_norm(gap)), "left_out": int(missing.sum())}
+    norm = float(torch.linalg.matrix_norm(gap)) if pairs else float("nan")
+    return {"mean": mean, "frobenius": norm, "left_out": int(missing.sum())}

@@ -52,3 +52,24 @@ def test_kar_called_on_batches_counts_from_an_epoch():
     kar.reset()
     kar(right, torch.arange(4), 2)
     assert float(kar.compute()) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("metric", [metrics.Agreement(), metrics.KLDivergence(), metrics.JSDivergence()])
+@pytest.mark.parametrize("other", [(1, 6), (4, 8), (6,)])
+def test_logits_of_two_shapes_are_refused(metric, other):
+    with pytest.raises(
+        ValueError, match=r"(Divergence|Agreement): needs logits of one shape \(B, C\), got \(4, 6\) and"
+    ):
+        metric.update(torch.zeros(4, 6), torch.zeros(other))
+
+
+@pytest.mark.parametrize("metric", [metrics.NLL(), metrics.Brier()])
+def test_a_label_that_is_no_class_is_no_sample_without_a_loss(metric):
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        metric.update(torch.zeros(4, 6), torch.tensor([0, 1, 2, -100]))
+
+
+def test_classes_that_never_move_leave_no_distance_of_nought():
+    told = metrics.correlation_difference(torch.full((3, 3), torch.nan), torch.eye(3))
+    assert told["left_out"] == 3
+    assert torch.tensor([told["mean"], told["frobenius"]]).isnan().all()
