@@ -34,7 +34,8 @@ class Edge:
             takes the word itself. `none` is no head.
         when: `{from: …, to: …}`, the time in which it is active.
         gather: gather both ends over all ranks before the loss (in-batch losses under DDP).
-        clip: the largest norm of the gradient that this edge may send into the student's tap, a number or a schedule.
+        clip: the largest norm of the gradient that this edge may send from one source into the student's tap, a number
+            or a schedule.
         ensemble: several sources as one teacher: `arithmetic` mean (of probabilities, where logits are read) or
             `geometric` (of logits); with `among`, all the others are one (DML_e of Zhang et al. 2018).
         coordinate: `True` or `{scale: …, ema: …}`: peers teach in proportion to how well they do on held-out training
