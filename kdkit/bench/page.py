@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 
 from kdkit.bench import plots
 from kdkit.bench.render import HEADS, LEGEND, cells, noted
-from kdkit.bench.rows import read_rows
+from kdkit.bench.rows import key, read_rows
 from kdkit.bench.table import Block
 from kdkit.bench.table import blocks as make_blocks
 from kdkit.runs.folder import write_text
@@ -40,15 +40,17 @@ def page(blocks: Sequence[Block]) -> str:
     return document(title, whole, STYLE, SCRIPT)
 
 
-def write_report(suite: str, results: Path, path: Path) -> Path | None:
+def write_report(suite: str, results: Path, path: Path, wanted: Collection[tuple[str, str]] = ()) -> Path | None:
     """Write the page of a suite's rows; `None` where there are none yet.
 
     Args:
         suite: its name, for a file of rows may have those of several.
         results: the file of rows.
         path: the page's.
+        wanted: keys of its runs, some of which may have stood already, under another suite's name.
     """
-    rows = [row for row in read_rows(results) if row["suite"] == suite] if results.exists() else []
+    rows = read_rows(results) if results.exists() else []
+    rows = [row for row in rows if row["suite"] == suite or key(row) in wanted]
     if not rows:
         return None
     write_text(path, page(make_blocks(rows)))
@@ -66,14 +68,14 @@ def _section(block: Block, i: int) -> str:
         ),
     ]
     shown = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>\n" for svg, text in figures)
-    key = "".join(
+    names = "".join(
         f'<label><input type="checkbox" checked value="{j}"><i style="background:{plots.colour(j)}"></i>'
         f"<span>{escape(line.method)}</span></label>"
         for j, line in enumerate(block.lines)
     )
     return (
         f"<section>\n<h2>{escape(block.title)}</h2>\n{_table(block)}\n"
-        f'<div class="key">{key}</div>\n<div class="figures">\n{shown}</div>\n</section>'
+        f'<div class="key">{names}</div>\n<div class="figures">\n{shown}</div>\n</section>'
     )
 
 

@@ -117,6 +117,9 @@ def test_a_suites_page_has_its_own_rows(tmp_path):
     text = path.read_text()
     assert ">kd<" in text
     assert ">other<" not in text
+    assert write_report("t", rows, path, {("kd1", "f")}) == path  # which stood already when it wanted it
+    assert ">kd<" in path.read_text()
+    assert ">student<" not in path.read_text()
     assert write_report("u", rows, tmp_path / "none.html") is None
     assert not (tmp_path / "none.html").exists()
 

@@ -15,6 +15,9 @@ def test_bench_plans_runs_and_plans_again(tmp_path):
     assert "rows are in mine.jsonl; next: kdkit table mine.jsonl" in said.out
     said = kdkit("bench", "suite.yaml", "--out", "here", "--results", "mine.jsonl", "--plan")
     assert "3 runs, 3 done; nothing is left" in said.out
+    write(tmp_path, TINY.replace("seeds: 2", "seeds: 1"), "copy")
+    said = kdkit("bench", "copy.yaml", "--results", "mine.jsonl")
+    assert "next: kdkit table mine.jsonl, or look at runs/copy/report.html" in said.out
     other = kdkit("bench", "suite.yaml", "--results", "mine.jsonl", "--plan", "losses.kd.weight=0.5").out
     assert "3 runs, 2 done; 1 left" in other
 
