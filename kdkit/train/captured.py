@@ -9,7 +9,6 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -225,7 +224,8 @@ def _against(distiller: Any) -> str:
     """Why a distiller's steps cannot be recorded; empty where they can."""
     trainer, graph = distiller.trainer, distiller.graph
     fixed = [name for name, o in distiller.optimizers().optimizer.of.items() if not can_be_recorded(o)]
-    watching = [type(c).__name__ for c in trainer.callbacks if c is not distiller.borrow and _looks_inside(c)]
+    watchers = [distiller, *(c for c in trainer.callbacks if c is not distiller.borrow)]
+    watching = [type(watcher).__name__ for watcher in watchers if _looks_inside(watcher)]
     reasons = {
         "there are several ranks": trainer.world_size > 1,
         "fp16 looks at every gradient (bf16-mixed does not)": getattr(trainer.precision_plugin, "scaler", None),
@@ -242,6 +242,8 @@ def _against(distiller: Any) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _looks_inside(callback: pl.Callback) -> bool:
+def _looks_inside(watcher: object) -> bool:
+    """Whether a callback, or a distiller of one's own, has a hook that Lightning and kdkit leave empty."""
     hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
-    return any(getattr(type(callback), hook) is not getattr(pl.Callback, hook) for hook in hooks)
+    plain = ("pytorch_lightning.callbacks.callback", "pytorch_lightning.core.hooks", "kdkit.train.distiller")
+    return any(getattr(type(watcher), hook).__module__ not in plain for hook in hooks)

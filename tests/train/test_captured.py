@@ -312,6 +312,21 @@ def test_a_callback_that_looks_at_gradients_sees_them(recorded, monkeypatch):
     assert "Gradients looks at gradients" in told[0]
 
 
+def test_a_distiller_of_your_own_that_looks_at_gradients_sees_them(recorded, monkeypatch):
+    class Watchful(kdkit.Distiller):
+        seen = 0
+
+        def on_after_backward(self):
+            self.seen += self.student.fc.weight.grad is not None
+
+    told = []
+    monkeypatch.setattr(recording, "note", told.append)
+    made = Watchful(pair(), ["ce", "kd"], lr=0.05, compile="auto")
+    fit(made, loader(), epochs=1)
+    assert "Watchful looks at gradients" in told[0]
+    assert not recorded
+
+
 def test_sums_of_a_checkpoint_move_with_the_terms():
     sums = TermSums()
     sums.load_state_dict({"sums": {"ce": torch.tensor(2.0)}, "counts": {"ce": 1}}, torch.device("cpu"))
