@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -96,6 +98,28 @@ def find_unlabelled(folder: Path) -> FileList:
     if not names:
         raise KdkitError(f"data: {folder} must hold images ({' '.join(SUFFIXES)}), got none")
     return FileList(folder, names, torch.full((len(names),), -1), [])
+
+
+def listing(folder: Path) -> str:
+    """A digest of the names and sizes of all images below `folder`, the same wherever it lies; "" where there is none.
+
+    A process looks again where the folder, or one of two levels below it, has been written since.
+    """
+    if not os.path.isdir(folder):
+        return ""
+    classes = _folders(folder)
+    folders = [str(folder), *classes, *(below for name in classes for below in _folders(name))]
+    return _digest(folder, tuple((name, os.stat(name).st_mtime_ns) for name in folders))
+
+
+def _folders(folder: str | Path) -> list[str]:
+    return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
+
+
+@lru_cache(maxsize=16)
+def _digest(folder: Path, _: tuple[tuple[str, int], ...]) -> str:
+    told = [(name.replace(os.sep, "/"), (folder / name).stat().st_size) for name in _images(folder)]
+    return blake2b(repr(told).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() if told else ""
 
 
 def printable(name: str | Path) -> str:

@@ -12,6 +12,7 @@ import yaml
 from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
+from kdkit.registry import KdkitError
 
 # Where and how fast a recipe runs, and what becomes of a run that would fail: no part of what comes out.
 MACHINE: tuple[str, ...] = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile")
@@ -56,8 +57,9 @@ def dump(content: dict[str, Any]) -> str:
 def fingerprint(recipe: Recipe) -> str:
     """A hash of everything but the method: recipes that differ in losses, heads, stages and cohort alone share it.
 
-    Machine and folders are left out as in `content_key`, for they change nothing, and so is where a teacher's answers
-    are read from, unless as some of their logits alone. What `float16` rounds is no more than another machine changes.
+    The machine and where things lie are left out as in `content_key`, for they change nothing, and so is where a
+    teacher's answers are read from, unless as some of their logits alone. What `float16` rounds is no more than another
+    machine changes.
     """
     whole = {k: v for k, v in _content(recipe).items() if k not in ("losses", "stages", "cohort", "balance")}
     for spec in whole["models"].values():
@@ -67,7 +69,10 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def content_key(recipe: Recipe) -> str:
-    """A hash of everything that determines the result: files by what is in them, recipes by their key."""
+    """A hash of everything that determines the result: files by what is in them, recipes by their key.
+
+    Images of a folder count by their names and sizes, wherever they lie.
+    """
     return _hash(_content(recipe))
 
 
@@ -83,7 +88,10 @@ def _content(recipe: Recipe) -> dict[str, Any]:
         if "arch" in spec:
             spec["arch"] = _code(spec["arch"])
     whole["losses"] = [{_code(loss): words for loss, words in edge.items()} for edge in whole["losses"]]
-    whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
+    data, root = whole["data"], whole["data"].get("root")
+    whole["data"] = {k: v for k, v in data.items() if k not in READING}
+    if data["name"] == "folder" and root and not data.get("fake"):  # any other name says which images they are
+        whole["data"]["images"] = _images(root)
     whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in MACHINE}
     return whole
 
@@ -99,6 +107,15 @@ def _code(word: str) -> str:
     """One's own code by its text."""
     file, colon, name = word.rpartition(":")
     return f"{_file(file)}:{name}" if colon and file.endswith(".py") else word
+
+
+def _images(root: str) -> str:
+    from kdkit.data.files import listing
+
+    try:
+        return listing(Path(root))
+    except (OSError, KdkitError):  # told where they are read
+        return ""
 
 
 def _file(path: str) -> str:

@@ -31,7 +31,8 @@ def check_same(recipe: Recipe, folder: RunFolder) -> None:
         return
     old, new = _words(normalise(read(folder.recipe))), _words(normalise(parse(resolved(recipe), recipe.name)))
     found = list(_differences(old, new, ""))
-    what = ", ".join(found) or "a file that it names (weights, code, a teacher's recipe) has other content by now"
+    named = "what it names (a file of weights or code, a teacher's recipe, a folder of images)"
+    what = ", ".join(found) or f"{named} has other content by now"
     longer = any(line.startswith("trainer.max_epochs ") for line in found)
     why = (
         ". Schedules are shares of the run: in a longer or shorter one the epochs behind it would have had other rates"

@@ -71,6 +71,31 @@ def test_a_folder_of_data_is_found_from_anywhere_and_changes_no_key(tmp_path: Pa
     assert (content_key(other), fingerprint(other)) == (content_key(recipe), fingerprint(recipe))
 
 
+def photographs(folder: Path, size: int) -> Path:
+    for name in ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/2.jpg", "val/dog/2.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(size))
+    return folder
+
+
+def test_a_folder_of_images_is_known_by_them_and_not_by_where_it_lies(tmp_path: Path):
+    def keys(folder: Path, *more: str) -> tuple[str, str]:
+        recipe = changed("data.name=folder", f"data.root={folder}", *more)
+        return content_key(recipe), fingerprint(recipe)
+
+    first = photographs(tmp_path / "first", 5)
+    same, other = (photographs(tmp_path / name, size) for name, size in (("moved", 5), ("other", 6)))
+    found = keys(first)
+    assert keys(same) == found
+    assert not set(keys(other)) & set(found)
+    assert keys(other, "data.fake=true") == keys(first, "data.fake=true")
+    assert not set(keys(tmp_path / "gone")) & set(found)
+    (first / "notes.txt").write_text("no image")
+    assert keys(first) == found
+    (first / "train" / "dog" / "more.jpg").write_bytes(b"")
+    assert not set(keys(first)) & set(found)
+
+
 def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
