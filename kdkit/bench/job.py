@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -104,8 +105,7 @@ def run(job: Job) -> dict[str, Any]:
     from kdkit.train.meters import NonFiniteLossError
 
     torch.set_num_threads(job.threads)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     folder = job.folder
     if job.cell.method != TEACHER:  # who asks for a teacher waits anyway
         with only_here(folder, waiting=lambda who: print(f"waiting for another process that trains it ({who})")):
@@ -126,8 +126,19 @@ def run(job: Job) -> dict[str, Any]:
     return make_row(job.cell, job.suite, folder, extra, hidden)
 
 
+def forget_peak() -> None:
+    """From here on `peak_gigabytes` counts; of a process only where the system can forget, which Linux can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_gigabytes() -> float | None:
-    """Largest memory so far: the accelerator's where there is one, else of this process."""
+    """Largest memory since `forget_peak`: the accelerator's where there is one, else of this process."""
     import torch
 
     if torch.cuda.is_available():
