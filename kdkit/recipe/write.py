@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from kdkit.recipe.code_text import digest_of_code
 from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
@@ -85,8 +86,9 @@ def _content(recipe: Recipe) -> dict[str, Any]:
             spec["weights"] = content_key(source(recipe, name))
         elif recipe.models[name].source == "file":
             spec["weights"] = _file(spec["weights"])
-        if "arch" in spec:
-            spec["arch"] = _code(spec["arch"])
+        for word in ("arch", "options"):
+            if word in spec:
+                spec[word] = _code(spec[word])
     whole["losses"] = [{_code(loss): words for loss, words in edge.items()} for edge in whole["losses"]]
     data, root = whole["data"], whole["data"].get("root")
     whole["data"] = {k: v for k, v in data.items() if k not in READING}
@@ -103,10 +105,19 @@ def _edge(edge: EdgeSpec) -> dict[str, Any]:
     return {words.pop("loss"): words}
 
 
-def _code(word: str) -> str:
-    """One's own code by its text."""
-    file, colon, name = word.rpartition(":")
-    return f"{_file(file)}:{name}" if colon and file.endswith(".py") else word
+def _code(value: Any) -> Any:
+    """One's own code by its text, also that of a net inside another."""
+    if isinstance(value, dict):
+        return {word: _code(part) for word, part in value.items()}
+    if not isinstance(value, str):
+        return value
+    file, colon, name = value.rpartition(":")
+    if not (colon and file.endswith(".py")):
+        return value
+    try:
+        return f"{digest_of_code(Path(file))}:{name}"
+    except OSError:
+        return value
 
 
 def _images(root: str) -> str:

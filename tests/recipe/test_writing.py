@@ -126,6 +126,40 @@ def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypat
     )  # and where it lies does not
 
 
+HELPERS = {
+    "net.py": "import helper\nfrom parts.first import one\ndef make(num_classes): return None\n",
+    "helper.py": "import net, json\n",
+    "parts/__init__.py": "",
+    "parts/first.py": "from . import second\none = 1\n",
+    "parts/second.py": "two = 2\n",
+    "other.py": "three = 3\n",
+}
+
+
+def written(folder: Path) -> Path:
+    for name, text in HELPERS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "student", ["arch: net.py:make", "arch: simkd, options: {backbone: net.py:make, width: 64}, classifier: teacher"]
+)
+def test_what_code_of_your_own_imports_from_beside_it_counts(tmp_path: Path, student: str):
+    def key(folder: Path) -> str:
+        (folder / "r.yaml").write_text(TEXT.replace("arch: resnet8", student))
+        return content_key(load(folder / "r.yaml"))
+
+    first = written(tmp_path / "first")
+    known = {key(first), key(written(tmp_path / "second"))}
+    assert len(known) == 1
+    for count, name in enumerate(HELPERS, 1):
+        (first / name).write_text(HELPERS[name] + "# changed\n")
+        known.add(key(first))
+        assert len(known) == 1 + min(count, 5), name  # nobody imports the last
+
+
 def test_a_file_beside_the_recipe_goes_before_one_in_the_working_directory(tmp_path: Path, monkeypatch):
     for folder in ("beside", "here"):
         (tmp_path / folder).mkdir()
