@@ -78,7 +78,10 @@ def _spread(value: tuple[float, float]) -> str:
 
 
 def _number(value: Any, form: str = ".2f") -> str:
-    return "–" if value is None or math.isnan(value) else format(value, form).replace("-", "−")
+    if value is None or math.isnan(value):
+        return "–"
+    text = format(value, form)
+    return (text if float(text) else format(0.0, form)).replace("-", "−")  # zero has no minus
 
 
 def noted(block: Block) -> tuple[list[list[int]], list[str]]:

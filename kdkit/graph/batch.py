@@ -106,7 +106,7 @@ class Adapter(nn.Module):
             if mine[0].shape != data[0].shape:
                 raise KdkitError(
                     f"a model's mean and std have {len(mine[0])} channels, the data {len(data[0])}; give one number "
-                    "for each channel of the data"
+                    f"for each channel of the data, or the data as many channels (digits: data.channels={len(mine[0])})"
                 )
             if not (torch.equal(mine[0], data[0]) and torch.equal(mine[1], data[1])):
                 scale, shift = data[1] / mine[1], (data[0] - mine[0]) / mine[1]

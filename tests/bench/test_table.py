@@ -250,6 +250,11 @@ def test_numbers_below_zero_have_one_sign():
     assert "-" not in ratio
 
 
+def test_zero_has_no_minus():
+    (made,) = blocks([row("student", 0, 0.7), row("kd", 0, 0.70659)])  # 0.7066 was published
+    assert cells(line(made, "kd"))[5] == "+0.00"
+
+
 def test_rows_that_come_with_kdkit_join_those_of_the_same_protocol():
     mine = [row("mine", seed, 0.71) for seed in range(3)]
     (made,) = blocks(mine, [*grid(), *grid(fingerprint="g")])
