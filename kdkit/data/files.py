@@ -103,22 +103,22 @@ def find_unlabelled(folder: Path) -> FileList:
 def listing(folder: Path) -> str:
     """A digest of the names and sizes of all images below `folder`, the same wherever it lies; "" where there is none.
 
-    A process looks again where the folder, or one of two levels below it, has been written since.
+    A process looks again where the folder, or that of a class, has been written since.
     """
     if not os.path.isdir(folder):
         return ""
-    classes = _folders(folder)
-    folders = [str(folder), *classes, *(below for name in classes for below in _folders(name))]
+    parts = [part for part in ("train", "val") if os.path.isdir(folder / part)]
+    folders = [str(folder), *_folders(folder), *(name for part in parts for name in _folders(folder / part))]
     return _digest(folder, tuple((name, os.stat(name).st_mtime_ns) for name in folders))
 
 
-def _folders(folder: str | Path) -> list[str]:
+def _folders(folder: Path) -> list[str]:
     return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
 
 
 @lru_cache(maxsize=16)
 def _digest(folder: Path, _: tuple[tuple[str, int], ...]) -> str:
-    told = [(name.replace(os.sep, "/"), (folder / name).stat().st_size) for name in _images(folder)]
+    told = [(name.replace(os.sep, "/"), os.stat(os.path.join(folder, name)).st_size) for name in _images(folder)]
     return blake2b(repr(told).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() if told else ""
 
 
