@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -100,26 +100,44 @@ def find_unlabelled(folder: Path) -> FileList:
     return FileList(folder, names, torch.full((len(names),), -1), [])
 
 
-def listing(folder: Path) -> str:
-    """A digest of the names and sizes of all images below `folder`, the same wherever it lies; "" where there is none.
+def listing(folder: Path, *, labels: bool = True) -> str:
+    """A digest of the names and sizes of the images that `data.folder` reads there, the same wherever the folder lies.
 
-    A process looks again where the folder, or that of a class, has been written since.
+    A process looks again where one of the folders in which it found them has been written since.
+
+    Args:
+        folder: has class folders, or `train`, `val` or both with such.
+        labels: whether images count in class folders alone.
+
+    Raises:
+        KdkitError: of `find_images` and `find_unlabelled`.
     """
-    if not os.path.isdir(folder):
-        return ""
-    parts = [part for part in ("train", "val") if os.path.isdir(folder / part)]
-    folders = [str(folder), *_folders(folder), *(name for part in parts for name in _folders(folder / part))]
-    return _digest(folder, tuple((name, os.stat(name).st_mtime_ns) for name in folders))
+    written, digest = _listed.get((folder, labels), ({}, ""))
+    if not written or written != _written(written):
+        halves = [half for half in (folder / "train", folder / "val") if half.is_dir()] or [folder]
+        find, start = find_images if labels else find_unlabelled, len(str(folder)) + 1
+        paths = [path for half in halves for path in find(half).paths()]
+        told = sorted((path[start:].replace(os.sep, "/"), _size(path)) for path in paths)
+        digest = blake2b(repr(told).encode(), digest_size=8).hexdigest()
+        holding = [Path(name) for name in {os.path.dirname(path) for path in paths}]
+        above = {str(way) for name in holding for way in (name, *name.parents) if way.is_relative_to(folder)}
+        _listed[folder, labels] = _written(above), digest
+    return digest
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
+_listed: dict[tuple[Path, bool], tuple[dict[str, int], str]] = {}
 
 
-@lru_cache(maxsize=16)
-def _digest(folder: Path, _: tuple[tuple[str, int], ...]) -> str:
-    told = [(name.replace(os.sep, "/"), os.stat(os.path.join(folder, name)).st_size) for name in _images(folder)]
-    return blake2b(repr(told).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() if told else ""
+def _written(folders: Iterable[str]) -> dict[str, int]:
+    """When each of those that are there was."""
+    return {name: os.stat(name).st_mtime_ns for name in folders if os.path.isdir(name)}
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nothing, which is told where it is read
+        return -1
 
 
 def printable(name: str | Path) -> str:

@@ -93,7 +93,7 @@ def _content(recipe: Recipe) -> dict[str, Any]:
     data, root = whole["data"], whole["data"].get("root")
     whole["data"] = {k: v for k, v in data.items() if k not in READING}
     if data["name"] == "folder" and root and not data.get("fake"):  # any other name says which images they are
-        whole["data"]["images"] = _images(root)
+        whole["data"]["images"] = _images(Path(root), data.get("labels", True))
     whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in MACHINE}
     return whole
 
@@ -120,11 +120,11 @@ def _code(value: Any) -> Any:
         return value
 
 
-def _images(root: str) -> str:
+def _images(folder: Path, labels: bool) -> str:
     from kdkit.data.files import listing
 
     try:
-        return listing(Path(root))
+        return listing(folder, labels=labels)
     except (OSError, KdkitError):  # told where they are read
         return ""
 

@@ -1,11 +1,13 @@
 """Resolved recipes, their hashes, and the JSON Schema."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kdkit.data import files
 from kdkit.data.folder import POLICIES
 from kdkit.recipe import Recipe, content_key, fingerprint, json_schema, load, loads, resolved, source, tuning
 from kdkit.runs.portable import portable
@@ -94,6 +96,42 @@ def test_a_folder_of_images_is_known_by_them_and_not_by_where_it_lies(tmp_path: 
     assert keys(first) == found
     (first / "train" / "dog" / "more.jpg").write_bytes(b"")
     assert not set(keys(first)) & set(found)
+
+
+@pytest.mark.parametrize("labels", ["true", "false"])
+def test_what_is_not_read_beside_the_images_of_a_folder_is_no_part_of_it(tmp_path: Path, labels):
+    def keys(folder: Path) -> tuple[str, str]:
+        recipe = changed("data.name=folder", f"data.root={folder}", f"data.labels={labels}")
+        return content_key(recipe), fingerprint(recipe)
+
+    first, other = (photographs(tmp_path / name, size) for name, size in (("first", 5), ("other", 6)))
+    found = keys(first)
+    for folder in (first, other):
+        (folder / "runs" / "mine").mkdir(parents=True)
+        (folder / "runs" / "mine" / "curves.png").write_bytes(b"of a run")
+        (folder / "test").symlink_to("val")
+    assert keys(first) == found
+    assert not set(keys(other)) & set(found)
+    for folder in (first, other):
+        (folder / "train" / "cat" / "lost.jpg").symlink_to("nowhere")
+    assert not {*keys(first), *found} & set(keys(other))
+
+
+def test_a_folder_of_images_is_looked_through_once(tmp_path: Path, monkeypatch):
+    folder, looked = photographs(tmp_path, 5), []
+    monkeypatch.setattr(files, "find_images", lambda half, its=files.find_images: looked.append(half.name) or its(half))
+    first = [files.listing(folder) for _ in range(3)]
+    assert len({*first}) == 1
+    assert looked == ["train", "val"]
+    found = {*first}
+    for tick, name in enumerate(("deep/3.jpg", "deep/4.jpg", "5.jpg")):
+        image = folder / "train" / "cat" / name
+        image.parent.mkdir(exist_ok=True)
+        image.write_bytes(b"")
+        for written in (image.parent, folder / "train" / "cat"):
+            os.utime(written, ns=(tick, tick))  # two writes in one tick of the clock would look like one
+        found.add(files.listing(folder))
+    assert len(found) == 4
 
 
 def test_files_beside_a_recipe_are_found_from_anywhere(tmp_path: Path, monkeypatch):
