@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from kdkit.runs.folder import RunFolder
 from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import BUILDING, read, refuse_code
 
+CODE = re.compile(r"\w:\w")  # file.py:Class, package.module:Class
 CLASSES, SIDE = 100, 32  # of kdkit's own nets, which have no width and no size of their own
 
 
@@ -62,8 +64,9 @@ def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subj
     if path.is_dir():
         return _of_run(path, image_size)
     if path.suffix == ENDING:
-        own = _listed(path)
-        told = {**read(path), **own}
+        told = read(path)
+        own = _listed(path) if "arch" not in told or CODE.search(f"{told['arch']} {told.get('options')}") else {}
+        told |= own
         if "arch" not in told:
             raise KdkitError(f"{path} does not say what model it is of; give a run's folder, or the model's name")
         if not own:

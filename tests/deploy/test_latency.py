@@ -358,3 +358,13 @@ def test_a_weights_file_beside_its_recipe_is_built_by_code_that_the_recipe_names
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("arch: resnet8", f"arch: '{tmp_path.parent}/net.py:net'"))
     with pytest.raises(KdkitError, match="must lie beside the recipe"):
         subjects([str(tmp_path / "student.safetensors")])
+
+
+@pytest.mark.parametrize(
+    "beside", ["of: pancakes\n", "{{", "protocol: cifar100_240\nmodels: {student: {arch: 'x.py:X'}}\n"]
+)
+def test_a_weights_file_of_no_code_asks_no_recipe(tmp_path, beside):
+    (tmp_path / "recipe.yaml").write_text(beside)
+    told = {"arch": "resnet8", "num_classes": "5", "data": '{"name": "digits"}'}
+    models.save_weights(nn.Identity(), tmp_path / "student.safetensors", told)
+    assert [its.arch for its in subjects([str(tmp_path / "student.safetensors")])] == ["resnet8"]
