@@ -210,7 +210,7 @@ class Clipped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient * min(1.0, ctx.most / float(gradient.norm())), None
+        return gradient * (ctx.most / gradient.norm()).clamp(max=1.0), None
 
 
 def term(edge, learner, said, y, t, words, heads):

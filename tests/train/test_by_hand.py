@@ -9,14 +9,17 @@ SEEDS = range(24)
 
 
 def differing(words):
-    """Models of which a parameter or a running statistic is not the same after training."""
+    """Models of which a parameter or a running statistic is not the same after training.
+
+    Weights of losses are float32, and 0.7 is not 0.7 there.
+    """
     models, heads = by_kdkit(words)
     wanted = by_hand(words, heads)
     assert models.keys() == wanted.keys()
     found = set()
     for name, model in models.items():
         states = zip(model.state_dict().values(), wanted[name].state_dict().values(), strict=True)
-        if not all(torch.allclose(is_, should, rtol=1e-6, atol=1e-8) for is_, should in states):
+        if not all(torch.allclose(is_, should, rtol=1e-5, atol=1e-6) for is_, should in states):
             found.add(name)
     return found
 
