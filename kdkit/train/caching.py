@@ -260,13 +260,13 @@ def _check_readers(graph: Graph, name: str) -> None:
         moving = {word for _, word, _ in edge.curves}
         for call, loss in zip(edge.calls, edge.losses, strict=True):
             sources = [source for link in call.links for source in link.sources if source.node == name]
-            beside = bool(sources) and "teacher_logits" in edge.reads
-            if not beside and End(name, "logits") not in sources:
+            if not (sources and "teacher_logits" in edge.reads) and End(name, "logits") not in sources:
                 continue
-            if beside or not getattr(loss, "of_probabilities", False):
+            if not getattr(loss, "of_probabilities", False):
+                own = f", or say `of_probabilities = True` in {type(loss).__name__} where it takes their softmax alone"
                 raise KdkitError(
                     f"cache of {name!r}: top_k keeps probabilities, and {edge.name} reads the logits themselves; leave "
-                    "top_k out"
+                    f"top_k out{'' if edge.edge.info else own}"
                 )
             if "temperature" in moving or float(getattr(loss, "temperature", 1.0)) != 1.0:
                 raise KdkitError(

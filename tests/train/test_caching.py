@@ -144,6 +144,10 @@ class OfEmbeddings(nn.Module):
         return (student - teacher).square().mean() * teacher_logits.square().mean()
 
 
+class OfTheirSoftmax(OfEmbeddings):
+    of_probabilities = True
+
+
 OF_LOGITS = {
     "mse": kdkit.Edge("mse", taps="logits"),
     "pkt": kdkit.Edge("pkt", taps="logits"),
@@ -157,6 +161,12 @@ OF_LOGITS = {
 def test_probabilities_do_not_serve_who_reads_logits(tmp_path, name):
     with pytest.raises(KdkitError, match=f"top_k keeps probabilities, and {name} reads the logits themselves"):
         trained({"top_k": 3, "folder": str(tmp_path)}, losses=["ce", OF_LOGITS[name]])
+
+
+def test_a_loss_of_ones_own_says_that_probabilities_serve_it(tmp_path):
+    with pytest.raises(KdkitError, match="leave top_k out, or say `of_probabilities = True` in OfEmbeddings where it"):
+        trained({"top_k": 3, "folder": str(tmp_path)}, losses=["ce", kdkit.Edge(OfEmbeddings)])
+    trained({"top_k": 3, "folder": str(tmp_path)}, epochs=1, losses=["ce", kdkit.Edge(OfTheirSoftmax)])
 
 
 @pytest.mark.parametrize("name", ["dist", "dkd", "dml", "hard"])
