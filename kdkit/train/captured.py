@@ -246,4 +246,4 @@ def _looks_inside(watcher: object) -> bool:
     """Whether a callback, or a distiller of one's own, has a hook that Lightning and kdkit leave empty."""
     hooks = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad")
     plain = ("pytorch_lightning.callbacks.callback", "pytorch_lightning.core.hooks", "kdkit.train.distiller")
-    return any(getattr(type(watcher), hook).__module__ not in plain for hook in hooks)
+    return any(getattr(watcher, hook).__module__ not in plain for hook in hooks)

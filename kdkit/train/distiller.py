@@ -200,9 +200,8 @@ class Distiller(Evaluation):
         graph.loss_scale.fill_(1 / accumulate).mul_(scale_of(self))
         with closing(graph, data, lambda loss: self._backward(loss / accumulate)):
             outputs = self.place.outputs(graph, data, cached=self.compiled is not None)
-        nodes = self.place.turn(graph.now.updates)
+        nodes, whole = self.place.turn(graph.now.updates), dict[str, Tensor]()
         turns = [nodes] if self.update == "simultaneous" else [(name,) for name in nodes]
-        whole: dict[str, Tensor] = {}
         for turn in turns:
             with self.place.alone(), tasks_of(self) as tasks:
                 loss, terms = self.lesson(turn, outputs, data, step)
@@ -243,6 +242,7 @@ class Distiller(Evaluation):
     def _backward(self, loss: Tensor) -> None:
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
         backward(self.trainer.precision_plugin.pre_backward(loss, self))
+        self.trainer.precision_plugin.post_backward(loss, self)
 
     def _update(self, turn: tuple[str, ...], t: float, whole: Callable[[], None] | None = None) -> None:
         """Move the nodes of a turn, or do the `whole` step, which Lightning counts as one."""

@@ -312,6 +312,16 @@ def test_a_callback_that_looks_at_gradients_sees_them(recorded, monkeypatch):
     assert "Gradients looks at gradients" in told[0]
 
 
+def test_a_lambda_callback_that_looks_at_gradients_sees_them(recorded):
+    seen = []
+    watch = pl.callbacks.LambdaCallback(
+        on_before_optimizer_step=lambda _, made, __: seen.append(made.student.fc.weight.grad)
+    )
+    trained(["ce", "kd"], "auto", epochs=1, callbacks=[watch])
+    assert len(seen) == 5
+    assert not recorded
+
+
 def test_a_distiller_of_your_own_that_looks_at_gradients_sees_them(recorded, monkeypatch):
     class Watchful(kdkit.Distiller):
         seen = 0
@@ -323,6 +333,7 @@ def test_a_distiller_of_your_own_that_looks_at_gradients_sees_them(recorded, mon
     monkeypatch.setattr(recording, "note", told.append)
     made = Watchful(pair(), ["ce", "kd"], lr=0.05, compile="auto")
     fit(made, loader(), epochs=1)
+    assert made.seen == len(loader())
     assert "Watchful looks at gradients" in told[0]
     assert not recorded
 
