@@ -47,7 +47,7 @@ def write_report(suite: str, results: Path, path: Path, wanted: Collection[tuple
         suite: its name, for a file of rows may have those of several.
         results: the file of rows.
         path: the page's.
-        wanted: keys of its runs, some of which may have stood already, under another suite's name.
+        wanted: `Outcome.keys`: some of its runs may have stood already, under another suite's name.
     """
     rows = read_rows(results) if results.exists() else []
     rows = [row for row in rows if row["suite"] == suite or key(row) in wanted]

@@ -28,11 +28,13 @@ class Outcome:
         done: runs that came to their end now.
         failed: sentences about those that did not, by run.
         left: runs that the budget left.
+        keys: of all its runs, also those whose rows stood already.
     """
 
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     left: int = 0
+    keys: set[tuple[str, str]] = field(default_factory=set)
 
 
 def after(hours: float | None) -> float | None:
@@ -166,7 +168,7 @@ class _Runner:
         self.waiting = self.plan.left
         self.total = len(self.waiting)
         self.running: dict[tuple[str, str], Running] = {}
-        self.outcome = Outcome()
+        self.outcome = Outcome(keys={cell.key for cell in plan.cells})
 
     def run(self, deadline: float | None) -> Outcome:
         try:

@@ -128,12 +128,13 @@ def tune(
     studies = [study for cell in first if (study := Study(cell, space(cell.recipe))).dimensions]
     for cell in (cell for cell in first if cell not in [study.cell for study in studies]):
         tell(f"{cell.pair} {cell.method}: nothing to tune")
-    whole = Outcome(failed=dict(wrong))
+    whole = Outcome(failed=dict(wrong), keys={cell.key for cell in cells})
 
     def run(wanted: Sequence[Cell], rows: Path, folder: Path) -> int:
         plan = Plan.of(wanted, _rows(rows))
         found = run_plan(plan, suite, folder, rows, deadline=deadline, engine=engine, tell=tell, watch=watch)
         whole.done += found.done
+        whole.keys |= found.keys
         whole.failed.update(found.failed)
         return found.left
 

@@ -14,7 +14,6 @@ from kdkit.registry import KdkitError, nearest
 if TYPE_CHECKING:
     from kdkit.bench.engines import Engine
     from kdkit.bench.run import Outcome
-    from kdkit.bench.suite import Read
 
 ENGINES = ("processes", "here", "ray")
 Overrides = Annotated[
@@ -82,7 +81,7 @@ def bench(
         raise KeyboardInterrupt("every run keeps its last whole epoch; the same command goes on") from None
     finally:
         chosen.close()
-    _conclude(outcome, hours, read, out, rows)
+    _conclude(outcome, hours, read.name, out, rows)
 
 
 @app.command(epilog="Example: kdkit tune benchmarks/demo.yaml --trials 16 --hours 8")
@@ -124,24 +123,22 @@ def tune(
         raise KeyboardInterrupt("every run keeps its last whole epoch; the same command goes on") from None
     finally:
         chosen.close()
-    _conclude(outcome, hours, read, out, rows, ledger_of(rows))
+    _conclude(outcome, hours, read.name, out, rows, ledger_of(rows))
 
 
-def _conclude(outcome: Outcome, hours: float | None, suite: Read, out: Path, *files: Path) -> None:
+def _conclude(outcome: Outcome, hours: float | None, suite: str, out: Path, *files: Path) -> None:
     """What is left, what failed, and how it is looked at.
 
     Raises:
         KdkitError: something failed.
     """
-    from kdkit.bench.expand import expand
     from kdkit.bench.page import write_report
 
     told = " ".join(str(file) for file in files if file.exists())
     if outcome.left:
         over = "" if hours is None else f"the {hours:g} hours are over, "
         _say(f"{over}{outcome.left} runs are left; the same command goes on with them")
-    wanted = {cell.key for cell in expand(suite, out / "teachers")}
-    page = write_report(suite.name, files[0], out / "report.html", wanted)
+    page = write_report(suite, files[0], out / "report.html", outcome.keys)
     look = f", or look at {page}" if page else ""
     if told:
         _say(f"rows are in {told.replace(' ', ' and ')}; next: kdkit table {told}{look}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD, DataFacts
-from kdkit.data.files import FileList, data_root, find_images, find_unlabelled
+from kdkit.data.files import FileList, data_root, find_images, find_unlabelled, listing
 from kdkit.data.module import DataModule
 from kdkit.data.order import Order
 from kdkit.data.photos import ResizedCrop
@@ -109,6 +109,10 @@ class Folder(DataModule):
         first = find_images(train) if train.is_dir() else none
         return first, find_images(val, first.classes or None) if val.is_dir() else none
 
+    def own_images(self) -> str:
+        """Of their names and sizes, wherever they lie."""
+        return listing(self.folder, labels=self.labels)
+
     def describe(self) -> DataFacts:
         """Counts the files; raises `KdkitError` where there is no such folder."""
         train, test = self.sets
@@ -197,6 +201,10 @@ class ImageNet(Folder):
     def __post_init__(self) -> None:
         self.root = self.root or "imagenet"
         super().__post_init__()
+
+    def own_images(self) -> str:
+        """Nothing: the name says which they are."""
+        return ""
 
     @property
     def missing(self) -> str:

@@ -134,6 +134,10 @@ class DataModule(LightningDataModule, ABC):
         """What is not on this machine yet, and what will become of it; empty where everything is there."""
         return ""
 
+    def own_images(self) -> str:
+        """A digest of the images, where the data set's name does not say which they are; else empty."""
+        return ""
+
     @property
     def class_names(self) -> list[str]:
         """The classes, by label; empty where they have no names."""

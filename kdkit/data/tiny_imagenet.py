@@ -47,6 +47,10 @@ class TinyImageNet(Folder):
         """The data set's folder."""
         return data_root(self.root) / NAME
 
+    def own_images(self) -> str:
+        """Nothing: the name says which they are."""
+        return ""
+
     @property
     def missing(self) -> str:
         """Its folder, where there is none."""

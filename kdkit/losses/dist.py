@@ -53,7 +53,6 @@ class DISTLoss(nn.Module):
     """
 
     min_batch = 2
-
     of_probabilities = True
 
     def __init__(self, inter: float = 1.0, intra: float = 1.0, temperature: float = 4.0) -> None:

@@ -90,10 +90,9 @@ def _content(recipe: Recipe) -> dict[str, Any]:
             if word in spec:
                 spec[word] = _code(spec[word])
     whole["losses"] = [{_code(loss): words for loss, words in edge.items()} for edge in whole["losses"]]
-    data, root = whole["data"], whole["data"].get("root")
-    whole["data"] = {k: v for k, v in data.items() if k not in READING}
-    if data["name"] == "folder" and root and not data.get("fake"):  # any other name says which images they are
-        whole["data"]["images"] = _images(Path(root), data.get("labels", True))
+    whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
+    if images := _images(recipe):
+        whole["data"]["images"] = images
     whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in MACHINE}
     return whole
 
@@ -120,11 +119,13 @@ def _code(value: Any) -> Any:
         return value
 
 
-def _images(folder: Path, labels: bool) -> str:
-    from kdkit.data.files import listing
+def _images(recipe: Recipe) -> str:
+    from kdkit import data
 
+    if recipe.data.fake:
+        return ""
     try:
-        return listing(folder, labels=labels)
+        return data.build(recipe.data.name, **recipe.data.arguments).own_images()
     except (OSError, KdkitError):  # told where they are read
         return ""
 

@@ -200,17 +200,16 @@ class Distiller(Evaluation):
         graph.loss_scale.fill_(1 / accumulate).mul_(scale_of(self))
         with closing(graph, data, lambda loss: self._backward(loss / accumulate)):
             outputs = self.place.outputs(graph, data, cached=self.compiled is not None)
-        nodes, whole = self.place.turn(graph.now.updates), dict[str, Tensor]()
+        whole: dict[str, Tensor] = {}
+        nodes = self.place.turn(graph.now.updates)
         turns = [nodes] if self.update == "simultaneous" else [(name,) for name in nodes]
         for turn in turns:
             with self.place.alone(), tasks_of(self) as tasks:
                 loss, terms = self.lesson(turn, outputs, data, step)
             self.watch.look(terms, step)
             if loss is not None:
-                if self.pcgrad:
-                    backward_projected(self, tasks, step)
-                else:
-                    self._backward(loss / accumulate)
+                project = partial(backward_projected, self, tasks, step)
+                self._backward(loss / accumulate, project if self.pcgrad else backward)
                 whole = {**whole, **{name: whole.get(name, 0) + value.detach() for name, value in terms.items()}}
             if due:
                 self._update(turn, t)
@@ -239,9 +238,9 @@ class Distiller(Evaluation):
         self.watch.terms = captured(self.graph.now.start, data)
         self.sums.count(self.watch.terms)
 
-    def _backward(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor, run: Callable[[Tensor], None] = backward) -> None:
         """Scaled where fp16 asks for it, without DDP's reducer: ranks are averaged by `average_gradients`."""
-        backward(self.trainer.precision_plugin.pre_backward(loss, self))
+        run(self.trainer.precision_plugin.pre_backward(loss, self))
         self.trainer.precision_plugin.post_backward(loss, self)
 
     def _update(self, turn: tuple[str, ...], t: float, whole: Callable[[], None] | None = None) -> None:

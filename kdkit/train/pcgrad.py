@@ -58,8 +58,8 @@ def tasks_of(distiller: Distiller) -> Iterator[Tasks]:
             edge.parts = None
 
 
-def backward_projected(distiller: Distiller, tasks: Tasks, step: int) -> None:
-    """Add to the gradients of everything that the tasks of a turn reach.
+def backward_projected(distiller: Distiller, tasks: Tasks, step: int, _: Tensor) -> None:
+    """Add to the gradients of everything that the tasks of a turn, of which the loss is the sum, reach.
 
     Where ranks train the same models, what conflicts is each task's mean gradient over ranks.
     """

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -72,13 +73,13 @@ MUTUAL = [
 ]
 
 
-def one_step(pcgrad, model, edges, **options):
+def one_step(pcgrad, model, edges, callbacks=()):
     data = DataLoader([(x.double(), y, i) for x, y, i in Blobs(n=16)], batch_size=16)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     distiller = kdkit.Distiller(
-        {"net": model}, edges, lr=1.0, optimizer={"name": "sgd"}, pcgrad=pcgrad, channels_last=False, **options
+        {"net": model}, edges, lr=1.0, optimizer={"name": "sgd"}, pcgrad=pcgrad, channels_last=False
     )
-    fit(distiller.double(), data, epochs=1)
+    fit(distiller.double(), data, epochs=1, callbacks=[*callbacks])
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}
 
 
@@ -106,6 +107,20 @@ def test_a_trunk_moves_by_the_formula_and_heads_as_ever():
     for name in set(got) - set(trunk):
         torch.testing.assert_close(got[name], plain[name])
     assert not torch.allclose(got["conv1.weight"], plain["conv1.weight"])
+
+
+def test_hooks_of_a_backward_are_called_as_ever():
+    class Watch(pl.Callback):
+        seen = ()
+
+        def on_before_backward(self, trainer, made, loss):
+            self.seen += (made.net.fc.weight.grad is None and loss.item() > 0,)
+
+        def on_after_backward(self, trainer, made):
+            self.seen += (made.net.fc.weight.grad is not None,)
+
+    one_step(True, made(), LOSSES, callbacks=[watch := Watch()])
+    assert watch.seen == (True, True)
 
 
 def test_models_that_share_nothing_are_left_alone():
