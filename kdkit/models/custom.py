@@ -107,7 +107,7 @@ def told(error: BaseException) -> str:
 
 
 def _from_package(place: str, folder: Path) -> ModuleType:
-    with _search(folder, Path.cwd()):
+    with searching(folder, Path.cwd()):
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -132,7 +132,7 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    with _search(path.parent):
+    with searching(path.parent):
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
@@ -142,7 +142,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _search(*folders: Path) -> Iterator[None]:
+def searching(*folders: Path) -> Iterator[None]:
     """The folders are importable for a while, after everything installed."""
     before = list(sys.path)
     sys.path += [str(folder) for folder in folders]

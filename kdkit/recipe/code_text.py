@@ -1,32 +1,65 @@
-"""One's own Python by what is in it: a file, and the modules beside it that it imports."""
+"""One's own Python by what is in it: a file or a module, and what of the same folder it imports."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 
 
-def digest_of_code(file: Path) -> str:
-    """A digest of a file's text and of that of whatever it imports from its own folder.
+def digest_of_code(file: Path, folder: Path) -> str:
+    """A digest of a file's text and of that of whatever it imports from a folder.
 
     Raises:
         OSError: it cannot be read.
     """
-    first, *others = _texts(file)
+    first, *others = _texts(file, folder)
     digest = hashlib.sha256(first)
     for text in others:
         digest.update(hashlib.sha256(text).digest())
     return digest.hexdigest()
 
 
-def _texts(file: Path) -> list[bytes]:
+def own_module(place: str, folder: Path) -> tuple[Path, Path] | None:
+    """The file of `package.module` and the folder that its package lies in; nothing of it is imported.
+
+    Args:
+        place: the module's name.
+        folder: in which packages are looked for where none is installed; then the working directory.
+
+    Returns:
+        `None` for what is installed, which its version stands for, and for what is no module of Python.
+    """
+    from kdkit.models.custom import searching
+
+    names = place.split(".")
+    if names[0] == "kdkit" or not all(name.isidentifier() for name in names):
+        return None
+    with searching(folder, Path.cwd()):
+        try:
+            spec = find_spec(names[0])
+        except (ImportError, ValueError):  # what runs now, or stands in for a module
+            return None
+    top = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or "")) if spec else Path()
+    if not top.is_absolute() or _installed(top):
+        return None
+    return next(((file, top.parent) for file in reversed([*_files(top.parent, names)])), None)
+
+
+def _installed(place: Path) -> bool:
+    """In a folder that pip or the system fills, and not somebody's own."""
+    return place.is_relative_to(get_path("stdlib")) or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+
+
+def _texts(file: Path, folder: Path) -> list[bytes]:
     """The file's, and then the others' in the order of their paths."""
     found, waiting = {file: file.read_bytes()}, [file]
     while waiting:
         path = waiting.pop()
-        for module in _imported(path, found[path], file.parent):
+        for module in _imported(path, found[path], folder):
             if module not in found:
                 found[module] = module.read_bytes()
                 waiting.append(module)

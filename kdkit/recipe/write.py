@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kdkit.recipe.code_text import digest_of_code
+from kdkit.recipe.code_text import digest_of_code, own_module
 from kdkit.recipe.named import EdgeSpec
 from kdkit.recipe.schema import Recipe
 from kdkit.recipe.syntax import scalar
@@ -80,7 +80,7 @@ def content_key(recipe: Recipe) -> str:
 def _content(recipe: Recipe) -> dict[str, Any]:
     from kdkit.recipe.sources import source
 
-    whole = document(recipe)
+    whole, folder = document(recipe), recipe.origin.folder
     for name, spec in whole["models"].items():
         if recipe.models[name].source == "recipe":
             spec["weights"] = content_key(source(recipe, name))
@@ -88,8 +88,8 @@ def _content(recipe: Recipe) -> dict[str, Any]:
             spec["weights"] = _file(spec["weights"])
         for word in ("arch", "options"):
             if word in spec:
-                spec[word] = _code(spec[word])
-    whole["losses"] = [{_code(loss): words for loss, words in edge.items()} for edge in whole["losses"]]
+                spec[word] = _code(spec[word], folder)
+    whole["losses"] = [{_code(loss, folder): words for loss, words in edge.items()} for edge in whole["losses"]]
     whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
     if images := _images(recipe):
         whole["data"]["images"] = images
@@ -104,17 +104,16 @@ def _edge(edge: EdgeSpec) -> dict[str, Any]:
     return {words.pop("loss"): words}
 
 
-def _code(value: Any) -> Any:
+def _code(value: Any, folder: Path) -> Any:
     """One's own code by its text, also that of a net inside another."""
     if isinstance(value, dict):
-        return {word: _code(part) for word, part in value.items()}
-    if not isinstance(value, str):
+        return {word: _code(part, folder) for word, part in value.items()}
+    place, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not colon:
         return value
-    file, colon, name = value.rpartition(":")
-    if not (colon and file.endswith(".py")):
-        return value
+    own = (Path(place), Path(place).parent) if place.endswith(".py") else own_module(place, folder)
     try:
-        return f"{digest_of_code(Path(file))}:{name}"
+        return value if own is None else f"{digest_of_code(*own)}:{name}"
     except OSError:
         return value
 

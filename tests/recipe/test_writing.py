@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from kdkit.data import files
 from kdkit.data.folder import POLICIES
 from kdkit.recipe import Recipe, content_key, fingerprint, json_schema, load, loads, resolved, source, tuning
+from kdkit.recipe.code_text import own_module
 from kdkit.runs.portable import portable
 
 TEXT = """\
@@ -174,8 +176,8 @@ HELPERS = {
 }
 
 
-def written(folder: Path) -> Path:
-    for name, text in HELPERS.items():
+def written(folder: Path, texts: dict[str, str] = HELPERS) -> Path:
+    for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
@@ -196,6 +198,41 @@ def test_what_code_of_your_own_imports_from_beside_it_counts(tmp_path: Path, stu
         (first / name).write_text(HELPERS[name] + "# changed\n")
         known.add(key(first))
         assert len(known) == 1 + min(count, 5), name  # nobody imports the last
+
+
+PACKAGE = {
+    "helper.py": "two = 2\n",
+    "nets_of_mine/__init__.py": "",
+    "nets_of_mine/deep/net.py": "import helper\nfrom nets_of_mine import shared\ndef make(num_classes): return None\n",
+    "nets_of_mine/shared.py": "from .deep import other\n",
+    "nets_of_mine/deep/other.py": "one = 1\n",
+    "nets_of_mine/unused.py": "three = 3\n",
+}
+
+
+def test_so_does_a_package_that_nobody_installed(tmp_path: Path, monkeypatch):
+    def key(folder: Path, arch: str = "nets_of_mine.deep.net:make") -> str:
+        (folder / "r.yaml").write_text(TEXT.replace("resnet8", arch))
+        return content_key(load(folder / "r.yaml"))
+
+    first, second = (written(tmp_path / name, PACKAGE) for name in ("first", "second"))
+    known = {key(first), key(second)}
+    assert len(known) == 1
+    monkeypatch.chdir(second)
+    (elsewhere := tmp_path / "recipes").mkdir()
+    assert key(elsewhere) in known  # the working directory's
+    for count, name in enumerate(PACKAGE, 1):
+        (first / name).write_text(PACKAGE[name] + "# changed\n")
+        known.add(key(first))
+        assert len(known) == 1 + min(count, 5), name  # nobody imports the last
+    assert "nets_of_mine" not in sys.modules
+    for name in ("torchvision.models:resnet18", "timm:create_model", "nowhere.at_all:Net", "__main__:Net"):
+        assert own_module(name.partition(":")[0], first) is None
+    assert own_module("helper", first) == (first / "helper.py", first)
+    assert own_module("nets_of_mine", first) == (first / "nets_of_mine/__init__.py", first)
+    for folder in (first, second):
+        (folder / "nets_of_mine/__init__.py").unlink()
+    assert own_module("nets_of_mine.shared", first) == (first / "nets_of_mine/shared.py", first)
 
 
 def test_a_file_beside_the_recipe_goes_before_one_in_the_working_directory(tmp_path: Path, monkeypatch):
