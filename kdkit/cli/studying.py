@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from kdkit.cli.app import NoCustomCode, app
-from kdkit.registry import KdkitError
 
 What = "A run's folder, a weights file, a packaged recipe that was run, or timm/NAME with its published weights."
 Data = Annotated[str | None, typer.Option(help="A folder of class folders; left out: the data of the runs.")]
@@ -21,8 +20,11 @@ def compare(
         str, typer.Argument(metavar="TEACHER", help=f"What a student's run calls it, such as teacher. {What}")
     ],
     students: Annotated[
-        list[str], typer.Argument(metavar="STUDENT…", help="Likewise; and KEY=VALUE words about data.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="STUDENT…", help="Likewise, and KEY=VALUE words about data; left out: TEACHER is a student's run."
+        ),
+    ] = None,
     alone: Annotated[
         str | None, typer.Option(help="The same student without its teacher: what transfer is measured from.")
     ] = None,
@@ -39,7 +41,7 @@ def compare(
     ] = None,
     no_custom_code: NoCustomCode = False,
 ) -> None:
-    """Compare students with their teacher.
+    """Compare students with their teacher; one run alone is compared with the teacher it learned from.
 
     Agreement, divergences, similarity of layers (CKA), correlations of logits, calibration, who is right where they
     differ, and embeddings side by side: a table, figures, and compare.json.
@@ -47,12 +49,13 @@ def compare(
     from kdkit.console import show
     from kdkit.runs.afterwards import log_found
     from kdkit.study.compare import compare as look
+    from kdkit.study.subjects import teacher_of
     from kdkit.study.write import run_of, shown, write_comparison
 
-    models = [word for word in students if "=" not in word]
-    words = [word for word in students if "=" in word] + ([f"data.root={data}"] if data else [])
+    models = [word for word in students or () if "=" not in word]
+    words = [word for word in students or () if "=" in word] + ([f"data.root={data}"] if data else [])
     if not models:
-        raise KdkitError("name one student at least: kdkit compare TEACHER STUDENT")
+        teacher, models = teacher_of(teacher), [teacher]
     found = look(teacher, models, words, alone=alone, split=split, taps=taps.split(",") if taps else None)
     show(shown(found), sys.stdout)
     run = run_of(models[0])

@@ -62,6 +62,23 @@ def subjects(
     return data, [found[name] for name in names], recipe
 
 
+def teacher_of(run: str) -> str:
+    """What a run calls the model that it learned from.
+
+    Raises:
+        KdkitError: it is no run, or it learned from none, or from several.
+    """
+    path = Path(run)
+    folder = RunFolder(path if path.is_dir() else path.parent)
+    if not folder.provenance.is_file():
+        raise KdkitError(f"{run} is no run of a student; name both: kdkit compare TEACHER STUDENT")
+    names = sorted(_weights(folder).keys() - weights_files(folder.path).keys())
+    if len(names) != 1:
+        found = f"learned from {', '.join(names)}" if names else "learned from no weights that are kept"
+        raise KdkitError(f"{run} {found}; name the teacher: kdkit compare TEACHER {run}")
+    return names[0]
+
+
 def _trained(
     name: str,
     file: Path | None,
@@ -102,13 +119,18 @@ def _learned_from(name: str, words: Sequence[str]) -> Path | None:
     """The weights of a model that one of the other words' runs calls so."""
     for run in (RunFolder(path if path.is_dir() else path.parent) for path in map(Path, words)):
         if run.provenance.is_file():
-            with reading(run.provenance):
-                told = read_json(run.provenance, MEND).get("weights", {}).get(name)
+            told = _weights(run).get(name)
             if told is not None and not Path(told).is_file():
                 raise KdkitError(f"{run.path} learned from {told}, which is not there any more")
             if told is not None:
                 return Path(told)
     return None
+
+
+def _weights(run: RunFolder) -> dict[str, str]:
+    """The files that a run's models began with."""
+    with reading(run.provenance):
+        return {**read_json(run.provenance, MEND).get("weights", {})}
 
 
 def _of_a_run(file: Path, files: Sequence[Path | None]) -> dict[str, Any]:

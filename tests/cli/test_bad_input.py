@@ -283,7 +283,7 @@ def test_other_verbs(words, tmp_path, monkeypatch):
         (["eval", "x", "--splitt", "y"], "no such option: --splitt (Possible options: --split)"),
         (["latency", "x", "--batch", "0"], "invalid value for '--batch'"),
         (["fit", "kd_digits", "--out"], "option '--out' requires an argument"),
-        (["compare", "a", "data.root=b"], "name one student at least: kdkit compare TEACHER STUDENT"),
+        (["compare", "a", "data.root=b"], "a is no run of a student; name both: kdkit compare TEACHER STUDENT"),
     ],
 )
 def test_a_command_line_that_cannot_be_read(words, told):

@@ -20,7 +20,7 @@ from kdkit.runs.evaluate import evaluate
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.teacher import teacher_folder
 from kdkit.study.compare import WHO, compare
-from kdkit.study.subjects import _file, _names
+from kdkit.study.subjects import _file, _names, teacher_of
 from kdkit.study.write import run_of, write_comparison
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -279,6 +279,21 @@ def test_a_teacher_is_called_as_its_students_run_calls_it(pair, tmp_path):
     (tmp_path / "provenance.json").write_text('{"weights": 3}')
     with pytest.raises(KdkitError, match=r"provenance\.json is damaged"):
         compare("big", [student], DATA, taps=["logits"])
+
+
+def test_a_run_alone_knows_its_teacher(tmp_path):
+    (tmp_path / "student.safetensors").write_bytes(b"")
+    told = tmp_path / "provenance.json"
+    told.write_text('{"weights": {"big": "t.safetensors", "student": "warm.safetensors"}}')
+    assert teacher_of(str(tmp_path)) == teacher_of(str(tmp_path / "student.safetensors")) == "big"
+    told.write_text('{"weights": {"big": "t.safetensors", "small": "u.safetensors"}}')
+    with pytest.raises(KdkitError, match=r"learned from big, small; name the teacher: kdkit compare TEACHER "):
+        teacher_of(str(tmp_path))
+    told.write_text("{}")
+    with pytest.raises(KdkitError, match=r"learned from no weights that are kept; name the teacher"):
+        teacher_of(str(tmp_path))
+    with pytest.raises(KdkitError, match=r"is no run of a student; name both: kdkit compare TEACHER STUDENT"):
+        teacher_of("timm/resnet18")
 
 
 def test_a_teacher_of_another_program_is_known_by_its_students_recipe(pair, tmp_path):
