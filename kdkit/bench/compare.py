@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
     columns = {(name, row["seed"]): i for i, (name, row) in enumerate(runs)}
     teacher = next((i for i, (name, row) in enumerate(runs) if row["method"] == TEACHER), None)
-    made = []
+    made, off = [], {}
     for line in lines:
         beside = tuned if tuned and "tuned" in groups[line.method][0] else alone
         seeds = [seed for name, seed in columns if name == line.method and (beside, seed) in columns]
@@ -59,20 +59,21 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
             *(["Δ, p and transfer ratio are beside the tuned student alone"] if beside == tuned else []),
         ]
         notes += [f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []
-        notes += _anew(groups, [(line.method, mine[0]), (beside, base[0])], seeds)
+        off[line.method] = _off(groups, [(line.method, mine[0]), (beside, base[0])], seeds)
         if len(seeds) < line.n:
             both = f"{len(seeds)} seed{'s' * (len(seeds) > 1)} that both have"
             notes.append(f"compared with the student alone on the {both}")
         made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))
+    anew = (
+        "Δ, p and transfer ratio are of predictions that were made anew after training, "
+        f"up to {100 * max(off.values(), default=0):.2f} points off the last epoch's"
+    )
     corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
-    return [replace(line, p=p) for line, p in zip(made, corrected, strict=True)]
+    told = [(*line.notes, anew) if off.get(line.method, 0) > 1e-6 else line.notes for line in made]
+    return [replace(line, p=p, notes=notes) for line, p, notes in zip(made, corrected, told, strict=True)]
 
 
-def _anew(
-    groups: dict[str, list[Row]], kept: Sequence[tuple[str, stats.Floats]], seeds: Sequence[int]
-) -> Iterator[str]:
-    """Kept predictions that are not those of the last epoch, as of rows that had looked again in another precision."""
+def _off(groups: dict[str, list[Row]], kept: Sequence[tuple[str, stats.Floats]], seeds: Sequence[int]) -> float:
+    """How far kept predictions are from the last epoch's, as of rows that had looked again in another precision."""
     last = {(name, row["seed"]): row["last"][row["node"]]["top1"] for name, _ in kept for row in groups[name]}
-    if any(abs(last[name, s] - r) > 1e-6 for name, right in kept for s, r in zip(seeds, right, strict=True)):
-        found = " and ".join(f"{100 * right.mean():.2f} % ({name})" for name, right in kept)
-        yield f"Δ, p and transfer ratio are of predictions that were made anew after training: {found}"
+    return max(abs(float(last[name, s] - r)) for name, right in kept for s, r in zip(seeds, right, strict=True))
