@@ -267,12 +267,12 @@ def test_other_images_are_not_timed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("precision", "told"), [("bf16-mixed", ""), ("32-true", ", fp32")])
 def test_rows_of_a_part_of_an_epoch(tmp_path, precision, told):
-    asked = ["--epoch", "--images", "20", "--methods", "kd", "--teacher", "live", "--precision", precision]
+    asked = ["--epoch", "--images", "8", "--methods", "kd", "--teacher", "live", "--precision", precision]
     words, path = quick(*asked, tmp_path=tmp_path)
     step.main(words)
     ours, hand = read(path)
-    assert (ours["bench"], ours["images"], ours["steps"], ours["contender"]) == ("epoch", 20, 5, "kdkit")
+    assert (ours["bench"], ours["images"], ours["steps"], ours["contender"]) == ("epoch", 8, 2, "kdkit")
     assert hand["difference"] < 0.05
     page = performance.page([{key: value for key, value in ours.items() if key != "quick"} | {"ms": [1e3] * 3}])
     machine = ours["machine"].removesuffix(" Processor")
-    assert f"| epoch, its first 20 images{told} | kd | live | {machine} | 1e+03 | 5 s |" in page
+    assert f"| epoch, its first 8 images{told} | kd | live | {machine} | 1e+03 | 2 s |" in page

@@ -159,11 +159,10 @@ def test_pieces_add_up_to_the_whole(monkeypatch, rows):
 
 
 @pytest.mark.filterwarnings("ignore")  # of inductor
-@pytest.mark.parametrize("loss", [RKDLoss, RKDDistanceLoss])
-def test_inductor_has_the_gradient(loss):
+def test_inductor_has_the_gradient():
     s, t = torch.randn(16, 4, requires_grad=True), torch.randn(16, 6)
-    (expected,) = torch.autograd.grad(loss()(s, t), s)
-    (found,) = torch.autograd.grad(torch.compile(loss(), fullgraph=True)(s, t), s)
+    (expected,) = torch.autograd.grad(RKDLoss()(s, t), s)
+    (found,) = torch.autograd.grad(torch.compile(RKDLoss(), fullgraph=True)(s, t), s)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

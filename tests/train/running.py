@@ -1,6 +1,7 @@
 """Short runs on small nets, for the tests of training."""
 
 import pytorch_lightning as pl
+import torch
 
 import kdkit
 from tests.nets import loader, net
@@ -23,6 +24,18 @@ def fit(distiller, data=None, val=None, **options):
     run = trainer(**options)
     run.fit(distiller, data or loader(), val)
     return run
+
+
+def compiled_by(monkeypatch, backend, **options):
+    """What is compiled from now on; Inductor alone takes half a minute to begin."""
+    made, real = [], torch.compile
+
+    def compiled(function, **others):
+        made.append(function)
+        return real(function, backend=backend, **{**others, **options})
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    return made
 
 
 def pair():

@@ -4,6 +4,8 @@ There may be no GPU here: a stand-in for its recorder keeps the tensor operation
 the same tensors: Python runs once, as it does for a CUDA graph.
 """
 
+import os
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -20,7 +22,7 @@ from kdkit.train.on_cuda import OnCuda
 from kdkit.train.optim import NodeOptimizers
 from tests.nets import net
 from tests.tape import Tape
-from tests.train.running import fit, loader, pair, trainer
+from tests.train.running import compiled_by, fit, loader, pair, trainer
 
 CRD = kdkit.Edge("crd", num_negatives=8, embed_dim=8)
 FADING = kdkit.Edge("kd", weight={"linear": [1.0, 0.0]}, temperature={"linear": [4.0, 2.0]})
@@ -106,7 +108,9 @@ class Deafen(pl.Callback):
 
 
 @pytest.mark.parametrize("compile", ["auto", True])
-def test_a_factor_that_a_callback_sets_is_seen(recorded, compile):
+def test_a_factor_that_a_callback_sets_is_seen(recorded, monkeypatch, compile):
+    compiled_by(monkeypatch, "eager")
+
     def run(compile, *callbacks):
         nodes = {"a": net(8, seed=1), "b": net(8, seed=2)}
         edges = ["ce", kdkit.Edge("dml", among=["a", "b"])]
@@ -224,15 +228,14 @@ def test_a_checkpoint_serves_both(recorded, tmp_path, first, second):
     assert_same(whole, resumed, rtol=1e-5, atol=1e-6)
 
 
+NIGHTLY = pytest.mark.skipif("KDKIT_NIGHTLY" not in os.environ, reason="minutes of Inductor: set KDKIT_NIGHTLY=1")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NIGHTLY)])
 @pytest.mark.parametrize("edges", [["ce", FADING], ["ce", CRD], ["ce", LATE]], ids=["schedules", "crd", "phases"])
-def test_a_compiled_step_is_the_step(monkeypatch, edges):
-    real, made = torch.compile, []
-
-    def traced(function, **options):
-        made.append(function)
-        return real(function, backend="aot_eager", fullgraph=True, **options)
-
-    monkeypatch.setattr(torch, "compile", traced)
+@pytest.mark.filterwarnings("ignore")  # Inductor's
+def test_a_compiled_step_is_the_step(monkeypatch, edges, backend):
+    made = compiled_by(monkeypatch, backend, fullgraph=True)
     assert_same(trained(edges, True)[0], trained(edges, False)[0], rtol=1e-5, atol=1e-6)
     assert len(made) == (2 if LATE in edges else 1)  # one for each phase
 
@@ -257,14 +260,14 @@ def test_what_was_saved_for_the_gradient_is_not_written_into():
 
 def test_every_distiller_of_a_process_is_compiled(monkeypatch):
     """Dynamo counts by code object, and gives up after eight, here after two."""
-    real, ran = torch.compile, []
+    ran = []
 
     def counting(graph, _):
         ran.append(graph)
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend=counting, **options))
+    compiled_by(monkeypatch, counting)
     with torch._dynamo.config.patch(recompile_limit=2):
         for i in range(4):
             before = len(ran)
@@ -274,8 +277,7 @@ def test_every_distiller_of_a_process_is_compiled(monkeypatch):
 
 @pytest.mark.parametrize("compile", ["auto", True])
 def test_a_batch_that_no_loss_can_compare(recorded, monkeypatch, compile):
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
+    compiled_by(monkeypatch, "eager")
     made = kdkit.Distiller(pair(), ["rkd"], lr=0.05, compile=compile)
     plain = kdkit.Distiller(pair(), ["rkd"], lr=0.05)
     for distiller in (made, plain):
@@ -359,8 +361,7 @@ def test_nor_are_they_where_the_losses_are_compiled(monkeypatch):
         def lesson(self, x, t):
             return PKTLoss()(x, t)
 
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager", **options))
+    compiled_by(monkeypatch, "aot_eager")
     x, t = torch.randn(32, 64, requires_grad=True), torch.randn(32, 64)
     exact = torch.autograd.grad(PKTLoss()(x, t), x)[0]
     compiled = recording.Compiled(Lesson().lesson, lambda: 0.0)

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from kdkit import data
 from kdkit.graph.audience import Audience
 from kdkit.graph.links import End
 from tests.nets import net
-from tests.train.running import fit, loader, trainer
+from tests.train.running import compiled_by, fit, loader, trainer
 
 STEPS = 4
 
@@ -280,7 +279,7 @@ def test_an_ensemble_is_of_those_who_are_there():
 
 def test_compiled_steps_see_who_comes_and_goes(monkeypatch):
     """Traced anew for each phase; what is traced is run as it is, so that every bit can be compared."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled_by(monkeypatch, "eager")
     found = []
     for compiled in (False, True):
         cohort = kdkit.Cohort(join={"c": {"epoch": 1}}, leave={"a": {"epoch": 2}}, ramp=1)

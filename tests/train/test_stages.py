@@ -11,7 +11,7 @@ from kdkit.graph.stage import Stage
 from kdkit.registry import KdkitError
 from kdkit.train.norms import GradientNorms
 from tests.nets import net
-from tests.train.running import fit, loader, pair, trainer
+from tests.train.running import compiled_by, fit, loader, pair, trainer
 
 
 class Moves(pl.Callback):
@@ -177,8 +177,9 @@ def beside(stages, edges, epochs=2, nodes=None, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"update": "sequential"}, {"pcgrad": True}, {"compile": True}])
-def test_a_loss_learns_while_its_student_rests_and_then_stands_still_itself(options, caplog):
+def test_a_loss_learns_while_its_student_rests_and_then_stands_still_itself(options, caplog, monkeypatch):
     """Weight decay, momentum and running statistics included; gradients of unlike weights are not compared."""
+    compiled_by(monkeypatch, "eager")
     made, (student, losses) = beside(PARAPHRASE, FT, **options)
     assert student == [set(), ALL]
     coders = {f"ft.losses.0.paraphraser.{side}.convs.{i}" for side in ("encoder", "decoder") for i in range(3)}
