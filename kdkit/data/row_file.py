@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class RowFile:
     its checksum does not fit. Nobody needs to keep a list of what is valid, and there is nothing to repair.
 
     Args:
-        path: of the file, made or lengthened where it is too short; what is not written takes no room on disk.
+        path: of the file, made or lengthened where it is too short; what is not written takes no room on disk. One that
+            is long enough may lie where nothing can be written: it is read.
         rows: number of rows.
         width: 16-bit words in a row.
     """
@@ -30,10 +32,12 @@ class RowFile:
     def __init__(self, path: Path, rows: int, width: int) -> None:
         self.path, self.rows, self.width = path, rows, width
         size = rows * (width + CHECK)
-        with FileLock(f"{path}.lock"), path.open("ab") as file:  # it only ever grows: others may have it mapped
-            if file.tell() < 2 * size:
-                file.truncate(2 * size)
-        self.words = torch.from_file(str(path), shared=True, size=size, dtype=torch.int16).view(rows, width + CHECK)
+        if not path.exists() or path.stat().st_size < 2 * size:
+            with FileLock(f"{path}.lock"), path.open("ab") as file:  # it only ever grows: others may have it mapped
+                if file.tell() < 2 * size:
+                    file.truncate(2 * size)
+        mapped = torch.from_file(str(path), shared=os.access(path, os.W_OK), size=size, dtype=torch.int16)
+        self.words = mapped.view(rows, width + CHECK)
         self._factors = draws.bits(draws.key("row file"), torch.arange(width)) | 1
 
     @property

@@ -22,7 +22,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 Values = Mapping[str, Tensor]
 READ = 1 << 16
 """Rows that are read at once."""
-ROWS = "rows.bin"
+ROWS, TOLD = "rows.bin", "cache.json"
 MOST = 1 << 16
 """Classes that a word can number."""
 
@@ -112,14 +112,15 @@ class TeacherCache:
         self, folder: Path, name: str, depends: Mapping[str, Any], layout: Layout, rows: int, *, near: float = 0.005
     ) -> None:
         taps = {tap: list(shape) for tap, shape in layout.shapes.items()}
-        told = {**depends, "taps": taps, "dtype": layout.dtype, "top_k": layout.top_k}
-        text = json.dumps(told, sort_keys=True, indent=1)
+        words = {**depends, "taps": taps, "dtype": layout.dtype, "top_k": layout.top_k}
+        text = json.dumps(words, sort_keys=True, indent=1)
         self.layout, self.near, self.trusted = layout, near, False
         self.folder = folder / f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
         check_room(self.folder, layout, rows, [self.folder])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "cache.json").write_text(text + "\n", encoding="utf-8")
+            if not (told := self.folder / TOLD).exists() or told.read_text(encoding="utf-8") != f"{text}\n":
+                told.write_text(f"{text}\n", encoding="utf-8")
             self.file = RowFile(self.folder / ROWS, rows, layout.width)
         except OSError as problem:
             raise KdkitError(

@@ -1,6 +1,8 @@
 """Rows on disk: what was written is read, what is missing or spoilt is computed again, and nothing is made up."""
 
+import errno
 import json
+import os
 import resource
 import threading
 from contextlib import closing
@@ -236,3 +238,22 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path, monkeypatch):
     monkeypatch.setattr(kept.file, "path", type(tmp_path)("/dev/full"))
     with pytest.raises(KdkitError, match="No space left on device"):
         kept(rows, lambda: values(rows))
+
+
+def test_a_whole_cache_may_lie_where_nothing_can_be_written(tmp_path, monkeypatch):
+    rows, real = torch.arange(3), type(tmp_path).open
+    first = cache(tmp_path)(rows, lambda: values(rows))
+
+    def read_only(path, mode="r", *args, **options):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, mode, *args, **options)
+
+    monkeypatch.setattr(type(tmp_path), "open", read_only)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    again = cache(tmp_path)
+    assert torch.equal(again(rows, never)["logits"], first["logits"])
+    with pytest.raises(KdkitError, match=r"cannot be written \(Read-only file system\); set KDKIT_HOME"):
+        again(rows + 1, lambda: values(rows))
+    with pytest.raises(KdkitError, match=r"cannot be written \(Read-only file system\); set KDKIT_HOME"):
+        cache(tmp_path, {"weights": "b"})
