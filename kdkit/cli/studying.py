@@ -41,10 +41,11 @@ def compare(
     ] = None,
     no_custom_code: NoCustomCode = False,
 ) -> None:
-    """Compare students with their teacher; one run alone is compared with the teacher it learned from.
+    """Compare students with their teacher.
 
     Agreement, divergences, similarity of layers (CKA), correlations of logits, calibration, who is right where they
-    differ, and embeddings side by side: a table, figures, and compare.json.
+    differ, and embeddings side by side: a table, figures, and compare.json. One run alone is compared with the teacher
+    that it learned from.
     """
     from kdkit.console import show
     from kdkit.runs.afterwards import log_found

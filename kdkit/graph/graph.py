@@ -156,7 +156,7 @@ class Graph(nn.Module):
         again = self.edges.state_dict()
         if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):
             self.edges.load_state_dict(before)  # a second fit goes on with the heads and banks of the first
-        self._decays = {name: checks.decay(name, n, epochs) for name, n in self.nodes.items() if n.kind == "ema"}
+        self.decays = {name: checks.decay(name, n, epochs) for name, n in self.nodes.items() if n.kind == "ema"}
         self.phases = phases(self, views)
         check_shares(self.phases)
         self.whole = {
@@ -280,7 +280,7 @@ class Graph(nn.Module):
     @torch.no_grad()
     def move_ema(self, t: float) -> None:
         """θ ← decay·θ + (1 − decay)·θ_of; buffers are copied."""
-        for name, curve in self._decays.items():
+        for name, curve in self.decays.items():
             mine, theirs = self.models[name], self.models[str(self.nodes[name].of)]
             torch._foreach_lerp_(list(mine.parameters()), list(theirs.parameters()), 1.0 - curve(t))
             for buffer, other in zip(mine.buffers(), theirs.buffers(), strict=True):

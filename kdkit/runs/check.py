@@ -17,6 +17,7 @@ from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
 from kdkit.graph.phase import idle
+from kdkit.graph.slow import slow
 from kdkit.graph.stage import Stage
 from kdkit.models.published import fetched
 from kdkit.recipe import Experiment, Recipe, source, tuning
@@ -59,7 +60,7 @@ def check(recipe: Recipe) -> CheckReport:
         batch_size=images,
         steps_per_epoch=steps,
         epochs=recipe.trainer.max_epochs,
-        notes=(*_notes(recipe, experiment, graph), *tried.stumbles),
+        notes=(*_notes(recipe, experiment, graph, steps), *tried.stumbles),
         stages=tuple(_stage(stage, graph.epochs) for stage in graph.stages),
         cohort=tuple(
             cohort_rows(experiment.cohort, experiment.health, recipe.trainer.max_epochs, held_out=data.selects)
@@ -105,7 +106,7 @@ def _learn_row(distiller: Distiller, name: str, steps: int) -> LearnRow:
     return LearnRow(name, options.pop("name"), options, curve(0.0), top, curve(last), word)
 
 
-def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str]:
+def _notes(recipe: Recipe, experiment: Experiment, graph: Graph, steps: int) -> Iterator[str]:
     """What is not there, or larger than what is, and what has no part in it."""
     data, accelerator = experiment.datamodule, recipe.trainer.accelerator
     if missing := data.missing:
@@ -115,6 +116,7 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph) -> Iterator[str
     if accelerator in GPUS and not any(has() for has in GPUS[accelerator]):
         yield f"trainer: accelerator {accelerator} is not on this machine, where `kdkit fit` refuses it"
     yield from (f"stages: {told}" for told in idle(graph))
+    yield from slow(graph, steps * graph.epochs / recipe.trainer.accumulate_grad_batches)
     for name, spec in recipe.models.items():
         if spec.source == "pretrained" and not fetched(str(spec.arch)):
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"

@@ -18,6 +18,7 @@ from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
 from kdkit.graph.phase import idle
+from kdkit.graph.slow import slow
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import check_held_out
 
@@ -82,7 +83,16 @@ def check_last(trainer: pl.Trainer, graph: Graph, example: Batch) -> None:
 
 def tell_idle(graph: Graph) -> None:
     """Warn of stretches of the run in which nothing learns."""
-    for told in idle(graph):
+    _warn(idle(graph))
+
+
+def tell_slow(graph: Graph, steps: float) -> None:
+    """Warn of slow copies that hardly move in an epoch's `steps` of the optimiser, times the epochs."""
+    _warn(slow(graph, steps * graph.epochs))
+
+
+def _warn(found: Iterable[str]) -> None:
+    for told in found:
         log.warning("warning: %s", told)
 
 

@@ -1,0 +1,41 @@
+"""What a slow copy keeps of its first weights, beside numbers of steps."""
+
+import math
+
+import pytest
+
+import kdkit
+from kdkit.graph.slow import slow
+from tests.nets import loader, net
+from tests.train.running import fit
+
+
+def made(decay):
+    nodes = {"teacher": kdkit.ema("student", decay=decay), "student": net(4)}
+    return kdkit.Distiller(nodes, ["ce", "kd"], lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("decay", "kept"),
+    [
+        (0.999, 0.999**20),
+        (0.5, 0.5**20),
+        ({"linear": [0.9, 1.0]}, math.exp(20 * (9 * math.log(10 / 9) - 1))),  # 20 times the mean of log(0.9 … 1)
+    ],
+)
+def test_it_is_the_product_of_the_decays(decay, kept, caplog):
+    distiller = made(decay)
+    fit(distiller, loader(n=80), epochs=4)  # 5 batches of 16
+    told = slow(distiller.graph, 20)
+    assert bool(told) == (kept > 0.1)
+    assert all(line.startswith(f"teacher keeps {kept:.0%} of its first weights to the end, 20 steps") for line in told)
+    assert [record.message for record in caplog.records if "keeps" in record.message] == [f"warning: {t}" for t in told]
+
+
+def test_a_decay_that_it_names_is_enough():
+    distiller = made(0.999)
+    fit(distiller, loader(n=16), epochs=1)
+    (told,) = slow(distiller.graph, 50)
+    assert "0.819 has the memory of a tenth of them" in told
+    fit(better := made(0.819), loader(n=16), epochs=1)
+    assert not slow(better.graph, 50)
