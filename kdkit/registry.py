@@ -160,9 +160,7 @@ def reads(cls: type) -> tuple[str, ...]:
 
 def check_contract(cls: type[nn.Module]) -> None:
     """Raise `KdkitError` where a loss's two signatures use a word outside the contract."""
-    for word, parameter in inspect.signature(cls.forward).parameters.items():
-        if word == "self":
-            continue
+    for word, parameter in list(inspect.signature(cls.forward).parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or word not in FORWARD_WORDS:
             raise KdkitError(
                 f"{cls.__name__}.forward asks for {word!r}{nearest(word, list(FORWARD_WORDS))}"

@@ -243,6 +243,35 @@ def test_torchvisions_blocks_call_one_relu_twice() -> None:
         assert torch.equal(read[f"{stage}:preact"].relu(), read[stage])
 
 
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        *(nn.ChannelShuffle(3), nn.MaxPool2d(3, 1, 1), nn.InstanceNorm2d(6), nn.GroupNorm(2, 6, affine=False)),
+        *(nn.LocalResponseNorm(3), nn.Upsample(scale_factor=1), nn.BatchNorm2d(6, affine=False), nn.Softmax(1)),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_what_mixes_numbers_is_no_activation(x: Tensor, last: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), last, nn.Flatten(), nn.Linear(384, 4))
+    block = nn.Sequential(nn.Sequential(*net[:3]), *net[3:]).eval()
+    with pytest.raises(KdkitError, match="must end in an activation"):
+        Taps(block, ["0:preact"], x)
+
+
+@pytest.mark.parametrize("last", [nn.PReLU(6), nn.RReLU(), nn.GELU(), nn.Hardswish(inplace=True), Swish()])
+def test_what_is_done_to_each_number_alone_is_one(x: Tensor, last: nn.Module) -> None:
+    block = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 1), last), nn.Flatten(), nn.Linear(384, 4)).eval()
+    state = torch.get_rng_state()
+    read = Taps(block, ["0:preact", "0"], x)(x)
+    assert torch.equal(read["0"], last(read["0:preact"].clone()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_preact_needs_a_module_as_the_last_activation(x: Tensor) -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -438,3 +467,20 @@ def test_built_in_nets(arch: str, count: int, width: int) -> None:
     values = taps(x)
     torch.testing.assert_close(classifier(net, x)(values["embedding"]), values["logits"])
     torch.testing.assert_close(values["logits"], net(x))
+
+
+def test_inference_mode_is_no_trouble() -> None:
+    net = Net().eval()
+    plain = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        made = torch.randn(2, 3, 8, 8)
+        read = Taps(net, ALL, made)(plain)
+    expected = Taps(net, ALL, made)(plain)  # an example of inference mode, outside of it
+    assert all(torch.equal(read[name], expected[name]) for name in ALL)
+    assert expected["logits"].requires_grad
+
+
+def test_a_module_of_several_paths_is_found_by_each(x: Tensor) -> None:
+    net = Net().eval()
+    net.again = nn.Sequential(net.layer1[0])
+    assert torch.equal(Taps(net, ["again.0"], x)(x)["again.0"], Taps(net, ["layer1.0"], x)(x)["layer1.0"])

@@ -138,5 +138,6 @@ class Adapter(nn.Module):
         if self.scale is not None:
             x = x * self.scale + self.shift
         if self.image_size is not None and tuple(x.shape[-2:]) != (self.image_size, self.image_size):
-            x = F.interpolate(x, size=(self.image_size,) * 2, mode="bilinear", antialias=x.shape[-1] > self.image_size)
+            shrinks = max(x.shape[-2:]) > self.image_size
+            x = F.interpolate(x, size=(self.image_size,) * 2, mode="bilinear", antialias=shrinks)
         return x

@@ -137,10 +137,9 @@ class BoundEdge(nn.Module):
                 ends = {word: pick(schedule.extremes(epochs)) for word, schedule in moving.items()}
                 loss = construct(edge, {**options, **ends})
         for word, schedule in moving.items():
-            if not hasattr(loss, word):
-                raise KdkitError(
-                    f"edge {edge.name!r}: {word} cannot be a schedule, for the loss does not keep it as `{word}`"
-                )
+            if word in getattr(loss, "fixed", ()) or not hasattr(loss, word):
+                why = "is built by it" if hasattr(loss, word) else f"does not keep it as `{word}`"
+                raise KdkitError(f"edge {edge.name!r}: {word} cannot be a schedule, for the loss {why}")
             delattr(loss, word)
             self._schedule(loss, word, schedule, epochs)
         return loss

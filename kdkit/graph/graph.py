@@ -132,7 +132,7 @@ class Graph(nn.Module):
         shapes = {end: tuple(readers[end.node].shapes[end.tap]) for end in ends}
         classifiers = Classifiers({name: self.model(name) for name in self.nodes}, views)
         shared: dict[str, nn.Module] = {}
-        before = {key: value.clone() for key, value in self.edges.state_dict().items()}
+        before = copy.deepcopy(self.edges.state_dict())
         self.edges = nn.ModuleDict()
         for edge in self.unbound:
             checks.check_data(edge, example, facts)
@@ -153,8 +153,8 @@ class Graph(nn.Module):
         told = {edge.name: edge.parts_told() for edge in self.bound}
         check_stages(self.stages, self.nodes, {name: self.models[name] for name in self.trained}, told)
         checks.check_owners({name: self.parameters_of(name) for name in self.trained})
-        again = self.edges.state_dict()
-        if before.keys() == again.keys() and all(before[key].shape == again[key].shape for key in again):
+        own, new = ({k: getattr(v, "shape", 0) for k, v in s.items()} for s in (before, self.edges.state_dict()))
+        if own == new:
             self.edges.load_state_dict(before)  # a second fit goes on with the heads and banks of the first
         self.decays = {name: checks.decay(name, n, epochs) for name, n in self.nodes.items() if n.kind == "ema"}
         self.phases = phases(self, views)

@@ -217,7 +217,7 @@ def _one_cycle(args: Mapping[str, Any], epochs: float) -> Curve:
 
 
 def _tent(t: float, peak: float, start: float, end: float, up: float, epochs: float) -> float:
-    return _line(t, start, peak, up) if t < up else _line(t - up, peak, end, epochs - up)
+    return _line(t, start, peak, up) if t < up or up >= epochs else _line(t - up, peak, end, epochs - up)
 
 
 def _by_epoch(t: float, curve: Curve) -> float:

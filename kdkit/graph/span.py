@@ -46,9 +46,17 @@ class Span:
         Raises:
             KdkitError: where it never begins in a run of `epochs`.
         """
-        start, end = (time * epochs if time is not None and time < 1 else time for time in (self.start, self.end))
+        start, end = (None if time is None else _moment(time, epochs) for time in (self.start, self.end))
         if start is None or start >= epochs:
             raise KdkitError(f"when.from: epoch {self.start:g} never comes in a run of {epochs:g} epochs")
         if end is not None and end <= start:
             raise KdkitError(f"when: must end after it starts, got epochs {start:g} to {end:g} of {epochs:g}")
         return start, float("inf") if end is None else end
+
+
+def _moment(time: float, epochs: float) -> float:
+    """In epochs; a share of the run that rounding sets beside an epoch is that epoch."""
+    if time >= 1:
+        return time
+    moment = time * epochs
+    return float(round(moment)) if abs(moment - round(moment)) < 1e-9 else moment

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses import checks
-from kdkit.losses.geometry import equal_size, unit_of_powers
+from kdkit.losses.geometry import brought_to_one, equal_size, unit_of_powers
 from kdkit.losses.precision import full_precision
 from kdkit.losses.squares import energy
 from kdkit.registry import register_loss
@@ -79,5 +79,5 @@ class ATLoss(nn.Module):
     def _attention(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) → (B, h·w), each row of length 1."""
         plain = not isinstance(self.p, Tensor) and self.p == 2  # a scheduled p is not looked at
-        strength = energy(maps) if plain else maps.abs().pow(self.p).mean(1)
+        strength = energy(maps) if plain else brought_to_one(maps).abs().pow(self.p).mean(1)
         return unit_of_powers(strength.flatten(1))

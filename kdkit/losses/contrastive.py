@@ -95,7 +95,7 @@ class InBatchCRDLoss(nn.Module):
             if labels is None:
                 raise ValueError("crd_inbatch: labels must be given with mask_same_class, got None; pass them")
             checks.class_labels("crd_inbatch", labels, len(logits))
-            same = (labels == labels[:, None]) & (own != own[:, None])
+            same = (labels == labels[:, None]) & (labels >= 0) & (own != own[:, None])
             logits = logits.masked_fill(same, -torch.inf)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

@@ -67,6 +67,8 @@ class FTLoss(nn.Module):
         arXiv 1802.04977.
     """
 
+    fixed = ("rate",)
+
     def __init__(
         self,
         student_dim: int,

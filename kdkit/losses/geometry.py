@@ -44,6 +44,15 @@ def unit_of_powers(x: Tensor) -> Tensor:
     return unit(x / x.detach().abs().amax(1, keepdim=True).clamp_min(1.0))
 
 
+def brought_to_one(maps: Tensor) -> Tensor:
+    """Maps (B, …) over each sample's largest absolute value, so that no power of them vanishes or overflows.
+
+    For what no scaling changes. Maps of zeros, or nearly, stay as they are.
+    """
+    largest = maps.detach().abs().amax(tuple(range(1, maps.ndim)), keepdim=True)
+    return maps / torch.where(largest > _least(maps) ** 0.25, largest, 1.0)
+
+
 def inverse_length(square: Tensor) -> Tensor:
     """One over the lengths whose squares these are; 1 for a vector of zeros, and for one as good as zero."""
     square = torch.where(square > _least(square), square, 1.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from kdkit.metrics.sample_mean import SampleMean, exact
+from kdkit.metrics.sample_mean import SampleMean, exact, widest
 
 
 class NLL(SampleMean):
@@ -59,10 +59,10 @@ class AdaptiveCalibrationError(Metric):
         self.right.append(right)
 
     def compute(self) -> Tensor:
-        """The error, in [0, 1]; NaN of an empty batch."""
-        confidence, right = dim_zero_cat(self.confidence), dim_zero_cat(self.right)
-        if not len(confidence):
-            return confidence.new_tensor(math.nan)
+        """The error, in [0, 1]; NaN where nothing was counted."""
+        if not len(self.confidence) or not len(confidence := dim_zero_cat(self.confidence)):
+            return torch.tensor(math.nan, device=self.device)
+        right = dim_zero_cat(self.right)
         ranks = torch.arange(1, self.bins, device=confidence.device) * len(confidence) // self.bins
         return reliability(confidence, right, confidence.sort().values[ranks]).error
 
@@ -90,8 +90,9 @@ def reliability(confidence: Tensor, right: Tensor, bins: int | Tensor = 15) -> R
     """Sort samples into bins: that many of equal width, or those between ascending edges."""
     edges = torch.linspace(0, 1, bins + 1, device=confidence.device)[1:-1] if isinstance(bins, int) else bins
     bin_of = torch.bucketize(confidence, edges.to(confidence.dtype), right=not isinstance(bins, int))
-    sums = [torch.zeros(len(edges) + 1, device=confidence.device, dtype=confidence.dtype) for _ in range(3)]
-    for total, values in zip(sums, (torch.ones_like(confidence), confidence, right.to(confidence.dtype)), strict=True):
+    known = widest(confidence), widest(right)
+    sums = [torch.zeros(len(edges) + 1, device=confidence.device, dtype=known[0].dtype) for _ in range(3)]
+    for total, values in zip(sums, (torch.ones_like(known[0]), *known), strict=True):
         total.scatter_add_(0, bin_of, values)
     return Reliability(sums[0], sums[1] / sums[0].clamp(min=1), sums[2] / sums[0].clamp(min=1))
 
@@ -114,6 +115,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             f"fit_temperature: needs finite logits of at least one sample, got shape {tuple(logits.shape)}"
         )
     z = logits.detach().cpu().double()
+    if bool((z == z[:, :1]).all()):  # no temperature changes anything
+        return 1.0
     z = z - z.gather(-1, labels.cpu()[:, None])  # d NLL / d(1/T) = mean of Σ_c p_c (z_c − z_label)
     low, high = -7.0, 7.0  # of log(1 / T)
     for _ in range(60):

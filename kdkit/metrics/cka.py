@@ -54,7 +54,7 @@ class LinearCKA(Metric):
 
     def compute(self) -> Tensor:
         """(first, second), or a number for one layer of each; NaN for a layer that says the same of every sample."""
-        whole = (self.own_first.clamp(min=0)[:, None] * self.own_second.clamp(min=0)).sqrt()
+        whole = self.own_first.clamp(min=0).sqrt()[:, None] * self.own_second.clamp(min=0).sqrt()
         found = self.cross / torch.where(whole > 0, whole, torch.nan)
         return found[0, 0] if found.numel() == 1 else found
 

@@ -30,8 +30,11 @@ class Agreement(SampleMean):
         _check(self, student, teacher)
         if student.shape[-1] < self.top_k:
             raise ValueError(f"top_k = {self.top_k} needs as many classes, got {student.shape[-1]}")
-        named = student.topk(self.top_k, dim=-1).indices == teacher.argmax(-1, keepdim=True)
-        return named.any(-1).float()
+        theirs = teacher.argmax(-1, keepdim=True)
+        value = student.gather(-1, theirs)
+        earlier = torch.arange(student.shape[-1], device=student.device) < theirs
+        before = (student > value) | ((student == value) & earlier)  # of equal ones the first, as argmax has it
+        return ((before.sum(-1) < self.top_k) & value[:, 0].isfinite()).float()
 
 
 class KLDivergence(SampleMean):

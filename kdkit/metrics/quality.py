@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.utilities import dim_zero_cat
 
 from kdkit.metrics.calibration import NLL, AdaptiveCalibrationError, Brier
-from kdkit.metrics.sample_mean import exact
+from kdkit.metrics.sample_mean import exact, widest
 
 BINS = 15
 
@@ -18,6 +19,15 @@ class CalibrationError(MulticlassCalibrationError):
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count one batch."""
         super().update(exact(logits).softmax(-1), labels)
+
+    def compute(self) -> Tensor:
+        """In fp64: a bin of many samples would else lose their last digits."""
+        kept = self.confidences
+        self.confidences = [widest(dim_zero_cat(kept))]
+        try:
+            return super().compute()
+        finally:
+            self.confidences = kept
 
 
 def quality(num_classes: int) -> MetricCollection:

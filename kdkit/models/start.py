@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from kdkit.models.build import build
-from kdkit.models.weights import load_weights, read_metadata, read_weights
+from kdkit.models.weights import load_weights, read_metadata, read_weights, without_prefix
 from kdkit.registry import KdkitError
 
 
@@ -37,10 +37,8 @@ def start_from(module: nn.Module, path: Path, arch: str, num_classes: int | None
 
 
 def _load(module: nn.Module, path: Path, arch: str, **options: Any) -> None:
-    own, stored = module.state_dict(), read_weights(path)
-    first = next(iter(own), "")
-    prefix = next((key.removesuffix(first) for key in stored if key.endswith(first)), "")  # of a wrapper
-    theirs = {key: stored[prefix + key] for key in own if prefix + key in stored}
+    own, stored = module.state_dict(), without_prefix(read_weights(path), module)
+    theirs = {key: stored[key] for key in own if key in stored}
     widths = {len(v) for key, v in theirs.items() if v.ndim and v.shape != own[key].shape}
     if len(widths) != 1:
         load_weights(module, path, arch=arch)

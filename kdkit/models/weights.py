@@ -39,7 +39,7 @@ def load_weights(module: nn.Module, path: str | Path, *, strict: bool = True, ar
     Raises:
         KdkitError: no such file, not a weights file, one that could run code, or one that does not fit, key by key.
     """
-    state = _without_prefix(read_weights(path), module)
+    state = without_prefix(read_weights(path), module)
     own = module.state_dict()
     # BatchNorm counts batches since torch 0.4.1; older files lack the counters and nothing depends on them.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -159,7 +159,7 @@ def _unpacked(content: Any, path: Path) -> dict[str, Tensor]:
     raise KdkitError(f"{path}: must hold a state dict, by itself or under {', '.join(NESTS)}; got {found}")
 
 
-def _without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def without_prefix(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Take off what wrappers put before the keys, as often as all keys begin with it and the module's own do not."""
     own = module.state_dict().keys()
     if inside := {k: v for k, v in state.items() if k.startswith("nodes.student.")}:

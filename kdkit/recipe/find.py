@@ -42,6 +42,7 @@ def packaged() -> list[RecipeInfo]:
     return [RecipeInfo(name, path, _title(path)) for name, path in packaged_files().items()]
 
 
+@cache
 def packaged_files() -> dict[str, Path]:
     """The file of every packaged recipe, by name."""
     top = home()
@@ -64,14 +65,13 @@ def find(name: str | os.PathLike[str]) -> Path:
         RecipeError: no recipe has that name; the nearest ones are offered. No such file where a packaged recipe has
             its name.
     """
-    known = packaged_files()
     if is_file(name):
         path = Path(name)
-        if path.stem in known and not os.path.lexists(path):
+        if not os.path.lexists(path) and path.stem in packaged_files():
             message = f"no such file; the packaged recipe is given by its bare name, {path.stem}"
             raise RecipeError([Problem(shown(path), None, "", message)])
         return path
-    name = str(name)
+    name, known = str(name), packaged_files()
     if name in known:
         return known[name]
     hint = nearest(name, list(known)) or "; `kdkit recipes` lists them"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from kdkit import draws
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 from kdkit.taps.stages import stages
 from kdkit.taps.trace import Call, Trace, has_matrix, named_children
@@ -30,6 +32,7 @@ class Places:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.paths: dict[nn.Module | None, str] = {module: path for path, module in trace.model.named_modules()}
         self.who = type(trace.model).__name__
         self.heads, self.no_head = _find_classifiers(trace)
         stem, found = stages(trace, self.heads[0] if self.heads else None)
@@ -65,9 +68,11 @@ class Places:
     def _named(self, base: str) -> Place:
         if base in self.named:
             return self.named[base]
+        known = dict(self.trace.model.named_modules(remove_duplicate=False))
+        base = self.paths.get(known.get(base), base)  # of a module that has several, the first
         if base in self.trace.last and base:
             return Place(base, "output")
-        if base in dict(self.trace.model.named_modules()) and base:
+        if base in known and base:
             raise KdkitError(f"tap {base!r}: this module of {self.who} is never called; tap one inside it or around it")
         general = ["logits", "embedding", *sorted(self.named)]
         near = "" if base.startswith("stage") else nearest(base, [*general, *filter(None, self.trace.last)])
@@ -128,9 +133,26 @@ def _is_activation(call: Call) -> bool:
     """Elementwise, without weights, and doing something even in evaluation mode (unlike dropout)."""
     if call.input is None or call.output is None or call.input.shape != call.output.shape:
         return False
-    leaf = not named_children(call.module)
-    weightless = not any(True for _ in call.module.parameters()) or isinstance(call.module, nn.PReLU)
-    return leaf and weightless and not (call.input is call.output and call.input_version == call.output_version)
+    if named_children(call.module) or (call.input is call.output and call.input_version == call.output_version):
+        return False
+    if isinstance(call.module, (nn.PReLU, nn.RReLU)):  # a slope for each channel, a slope that is drawn
+        return True
+    return next(call.module.parameters(), None) is None and _is_elementwise(call.module, call.input)
+
+
+@torch.no_grad()
+def _is_elementwise(module: nn.Module, like: Tensor) -> bool:
+    """Whether numbers in another order come out in that order, and not on one line."""
+    order = draws.permutation(draws.key("elementwise"), like.numel(), like.device)
+    x = torch.linspace(-3, 3, like.numel(), dtype=like.dtype, device=like.device)[order.argsort()].view(like.shape)
+    mixed = x.flatten()[order].view(like.shape)
+    try:
+        y, z = module.forward(x.clone()), module.forward(mixed.clone())
+    except Exception:  # it reads more than this tensor
+        return False
+    low, high = y.flatten()[x.argmin()], y.flatten()[x.argmax()]
+    line = low + (high - low) * (x - x.min()) / (x.max() - x.min())
+    return torch.allclose(y.flatten()[order].view(like.shape), z) and not torch.allclose(y, line, atol=1e-3)
 
 
 def _find_classifiers(trace: Trace) -> tuple[list[str], str]:

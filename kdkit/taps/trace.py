@@ -188,6 +188,15 @@ def _as_written() -> AbstractContextManager[Any]:
     return as_written
 
 
+def _plain(value: Any) -> Any:
+    """Tensors of inference mode as those that count their changes."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (tuple, list) else value
+
+
 def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
     calls: list[Call] = []
     stack: list[Call] = []
@@ -212,7 +221,8 @@ def _run(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Trace:
         with untouched(model):
             for module in model.modules():
                 module.training = False  # not .eval(), which a model may override
-            with _as_written():
+            with _as_written(), torch.inference_mode(False), torch.no_grad():
+                example = _plain(example)
                 output = model(*example) if isinstance(example, tuple) else model(example)
     except KdkitError:
         raise

@@ -94,7 +94,7 @@ def test_without_its_teacher_a_run_fails_with_it(tmp_path):
 
 
 def test_a_budget_stops_in_mid_run_and_the_next_call_goes_on(tmp_path, monkeypatch):
-    text = TINY.replace("[student, kd]", "[student]").replace("seeds: 2", "seeds: 1").replace("_epochs=2", "_epochs=40")
+    text = TINY.replace("[student, kd]", "[student]").replace("seeds: 2", "seeds: 1").replace("_epochs=2", "_epochs=16")
     text = text.replace("teacher: resnet8", "teacher: {arch: resnet8, weights: pretrained.pth}")
     (tmp_path / "pretrained.pth").touch()
     whole, (row,), _ = go(tmp_path, text)

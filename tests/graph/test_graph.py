@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from kdkit.graph import Edge, Node, ema, frozen
 from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.collect import clip_gradient
 from kdkit.graph.graph import Graph
 from kdkit.losses import KDLoss
 from kdkit.registry import KdkitError
@@ -210,6 +211,13 @@ def test_input_is_normalised_and_resized_for_each_node():
     raw = batch().x * 0.25 + 0.5
     want = F.interpolate((raw - 0.4) / 0.2, size=(16, 16), mode="bilinear", antialias=False)
     torch.testing.assert_close(seen["x"], want, rtol=1e-5, atol=1e-5)
+
+
+def test_half_gradients_are_clipped_to_the_limit():
+    """Their norm is beyond fp16's numbers: one over it was 0, and so was the gradient."""
+    x = torch.randn(10_000).half().requires_grad_()
+    clip_gradient(x, torch.tensor(65536.0)).backward(torch.full((10_000,), 1000.0).half())
+    assert float(x.grad.float().norm()) == pytest.approx(65536, rel=1e-2)
 
 
 def test_an_edges_gradient_is_clipped_at_its_tap():

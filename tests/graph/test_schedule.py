@@ -87,3 +87,16 @@ def test_span_in_shares_of_the_run():
         Span.parse({"from": 10, "to": 5})
     with pytest.raises(KdkitError, match="did you mean 'from'"):
         Span.parse({"form": 5})
+
+
+def test_one_cycle_that_only_rises():
+    spec = {"one_cycle": {"peak": 0.4, "up": 1}}
+    assert values(spec, 1, [0, 0.5, 1]) == pytest.approx([0, 0.2, 0.4])
+    assert Schedule.parse(spec).extremes(1) == pytest.approx((0, 0.4))
+
+
+def test_a_share_that_is_an_epoch_is_that_epoch():
+    """0.07 · 100 is a hair above 7: a step of epoch 7 fell between what ends there and what begins there."""
+    assert Span.parse({"from": 0.07}).bind(100) == (7, math.inf)
+    assert Span.parse({"to": 0.29}).bind(100)[1] == 29
+    assert Span.parse({"to": 0.25}).bind(3)[1] == 0.75

@@ -119,3 +119,13 @@ def test_refusals():
         NTXentLoss()(torch.randn(8, 4), torch.randn(8, 6))
     with pytest.raises(ValueError, match=r"crd_inbatch: temperature must be a number above 0, got 0"):
         InBatchCRDLoss(4, 6, temperature=0)
+
+
+@pytest.mark.parametrize("unknown", [-1, -100])
+def test_samples_without_a_label_are_of_no_class(unknown):
+    """They counted as one class, so that unlabelled data had no negatives and the loss was 0."""
+    loss = InBatchCRDLoss(4, 6, embed_dim=5, temperature=0.2, mask_same_class=True).double()
+    s, t, labels = features(8, 4), features(8, 6), torch.tensor([0, unknown, 0, unknown, unknown, 1, 2, 3])
+    alone = torch.tensor([0, 4, 0, 5, 6, 1, 2, 3])
+    torch.testing.assert_close(loss(s, t, labels), loss(s, t, alone))
+    assert loss(s, t, torch.full((8,), unknown)) > 0.5

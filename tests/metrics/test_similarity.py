@@ -159,3 +159,22 @@ def test_transfer_has_an_interval_or_a_reason():
     few = transfer_ratio(torch.tensor([0.71, 0.72]), torch.tensor([0.715]), torch.tensor([0.69, 0.73]))
     assert math.isnan(few.ratio)
     assert "not above twice its error" in few.reason
+
+
+def test_the_size_of_activations_changes_no_similarity():
+    """The product of two sums overflowed before its root was taken: 0 for a layer beside itself."""
+    x = torch.randn(64, 64)
+    for size in (1e-6, 1.0, 1e4, 1e6):
+        assert float(filled(LinearCKA(), size * x, x, size=32)) == pytest.approx(1, abs=1e-5)
+        assert float(filled(LinearCKA(), size * x, size * x, size=32)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_equal_logits_are_named_in_one_order(top_k):
+    """`topk` and `argmax` break ties each in their own way: a model of rounded logits disagreed with itself."""
+    z, other = torch.randint(0, 4, (2000, 10)).float(), torch.randint(0, 4, (2000, 10)).float()
+    assert float(filled(Agreement(top_k), z, z)) == 1
+    order = z.argsort(stable=True, dim=1, descending=True)[:, :top_k]
+    share = (order == other.argmax(1)[:, None]).any(1).float().mean()
+    assert float(filled(Agreement(top_k), z, other)) == pytest.approx(float(share))
+    assert float(filled(Agreement(top_k), torch.full((4, 10), torch.nan), other[:4], size=4)) == 0

@@ -272,7 +272,7 @@ def test_l2_gives_both_sides_length_one(shape: tuple[int, ...]) -> None:
     assert b.dtype == torch.float32
     zero = torch.zeros(2, *shape, requires_grad=True)
     build_head({"identity": {"l2": True}}, shape, shape)(zero, t)[0].sum().backward()
-    assert zero.grad.isfinite().all()
+    assert zero.grad.abs().max() <= 1.0  # what is divided by next to nothing has a gradient without bounds
 
 
 SPARSE: dict[str, Any] = {"sparse": {"l1": 0.1, "top_k": 2}}

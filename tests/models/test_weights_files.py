@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdkit.models import build, load_weights, read_metadata, read_weights, save_weights
+from kdkit.models.start import start_from
 from kdkit.registry import KdkitError
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -259,3 +260,18 @@ def test_a_real_teacher_reaches_its_accuracy(data_root):
     with torch.inference_mode():
         guesses = torch.cat([teacher(part).argmax(1) for part in ((images - mean) / std).split(200)])
     assert 100 * np.mean(guesses.numpy() == test["fine_labels"][:1000]) == pytest.approx(65.4, abs=0.3)
+
+
+@pytest.mark.parametrize("arch", ["wrn_16_1", "resnet8", "vgg8"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_model_starts_from_one_of_other_classes(arch, prefix, tmp_path):
+    """The first of a file's keys that ends like the model's first need not be it: keys are sorted there."""
+    donor, student = build(arch, num_classes=7), build(arch, num_classes=5)
+    state = {f"{prefix}{key}": value for key, value in donor.state_dict().items()}
+    save_file(dict(sorted(state.items())), tmp_path / "w.safetensors")
+    head = {key for key, value in donor.state_dict().items() if value.shape != student.state_dict()[key].shape}
+    drawn = {key: value.clone() for key, value in student.state_dict().items()}
+    start_from(student, tmp_path / "w.safetensors", arch, 5)
+    assert head
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, drawn[key] if key in head else donor.state_dict()[key]), key

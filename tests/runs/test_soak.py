@@ -94,7 +94,8 @@ def test_runs_that_are_restarted_end_rightly(lives):
             whole = lives.run(life, f"{seed}-whole")
             lives.judge(life, whole)
             seconds = time.monotonic() - since
-        instants = [(made.choice(SIGNALS), made.uniform(0.1, seconds)) for _ in range(made.randint(1, 3))]
+        often = made.randint(1, 3) if MINUTES else 1
+        instants = [(made.choice(SIGNALS), made.uniform(0.1, seconds)) for _ in range(often)]
         run = lives.run(life, str(seed), instants)
         lives.judge(life, run)
         if whole is not None:

@@ -332,6 +332,38 @@ def test_a_second_fit_goes_on_with_heads_and_banks():
     assert not torch.equal(bank, again.student_bank)
 
 
+class Counting(nn.Module):
+    """Keeps what is no tensor, as torch lets modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {"all": 0}
+
+    def forward(self, student, labels):
+        self.calls["all"] += 1
+        return F.cross_entropy(student, labels)
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        self.calls = state
+
+
+def test_what_a_loss_keeps_beside_tensors_outlasts_a_second_fit():
+    distiller = kdkit.Distiller(pair(), [kdkit.Edge(Counting)], lr=0.1)
+    fit(distiller, epochs=1)
+    before = distiller.graph.edges["Counting"].losses[0].calls["all"]
+    fit(distiller, epochs=1)
+    assert distiller.graph.edges["Counting"].losses[0].calls["all"] >= before + 4
+
+
+def test_what_a_loss_is_built_by_cannot_move():
+    edge = kdkit.Edge("ft", rate={"linear": [1.0, 0.25]})
+    with pytest.raises(KdkitError, match="edge 'ft': rate cannot be a schedule, for the loss is built by it"):
+        fit(kdkit.Distiller(pair(), ["ce", edge], lr=0.1), epochs=1)
+
+
 def test_a_checkpoint_is_tested_by_a_fresh_distiller(tmp_path):
     edges = ["ce", kdkit.Edge("cosine", taps="embedding", head="linear")]
     run = fit(kdkit.Distiller(pair(), edges, lr=0.1), val=loader(), epochs=2)

@@ -37,7 +37,7 @@ def trained(net, *edges, optimizer=None, **options):
     alone = [kdkit.Edge("sid", alpha={"linear": [0.9, 0.5]})]
     distiller = kdkit.Distiller({"student": net}, list(edges) or alone, optimizer=optimizer, lr=0.05)
     backward, seen = distiller._backward, []
-    distiller._backward = lambda loss: (seen.append(1), backward(loss))[1]
+    distiller._backward = lambda loss, *run: (seen.append(1), backward(loss, *run))[1]
     fit(distiller, DataLoader(Doubled(), 8), DataLoader(Doubled(), 48), precision="64-true", **options)
     return {name: value.clone() for name, value in net.state_dict().items()}, len(seen)
 

@@ -26,7 +26,7 @@ def made(decay):
 def test_it_is_the_product_of_the_decays(decay, kept, caplog):
     distiller = made(decay)
     fit(distiller, loader(n=80), epochs=4)  # 5 batches of 16
-    told = slow(distiller.graph, 20)
+    told = list(slow(distiller.graph, 20))
     assert bool(told) == (kept > 0.1)
     assert all(line.startswith(f"teacher keeps {kept:.0%} of its first weights to the end, 20 steps") for line in told)
     assert [record.message for record in caplog.records if "keeps" in record.message] == [f"warning: {t}" for t in told]
@@ -38,4 +38,12 @@ def test_a_decay_that_it_names_is_enough():
     (told,) = slow(distiller.graph, 50)
     assert "0.819 has the memory of a tenth of them" in told
     fit(better := made(0.819), loader(n=16), epochs=1)
-    assert not slow(better.graph, 50)
+    assert not list(slow(better.graph, 50))
+
+
+def test_half_weights_are_told():
+    distiller = made(0.5)
+    fit(distiller, loader(n=16), epochs=1)
+    distiller.teacher.bfloat16()
+    (told,) = slow(distiller.graph, 50)
+    assert told == "teacher moves by less than its half-precision weights can tell; train in bf16-mixed"

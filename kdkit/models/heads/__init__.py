@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from kdkit.models.heads.align import Align, Shape, channels
@@ -134,6 +133,7 @@ def _last(function: Any, x: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Length 1 over the channels, computed in at least fp32."""
+    """Length 1 over the channels, in at least fp32; what is as good as zero stays so, with its gradient as it is."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.normalize(x, dim=1 if x.ndim == 4 else -1, eps=1e-8)
+    square = x.square().sum(1 if x.ndim == 4 else -1, keepdim=True)
+    return x * torch.where(square > 1e-24, square, 1.0).rsqrt()
