@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdkit.bench import packed, stats
-from kdkit.bench.rows import Row
+from kdkit.bench.rows import Row, selects
 from kdkit.bench.suite import ALONE, TEACHER
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         f"up to {100 * max(off.values(), default=0):.2f} points off the last epoch's"
     )
     corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
-    told = [(*line.notes, anew) if off.get(line.method, 0) > 1e-6 else line.notes for line in made]
+    held = any(map(selects, (row for group in groups.values() for row in group)))  # the table says whose they are
+    told = [(*line.notes, anew) if off.get(line.method, 0) > 1e-6 and not held else line.notes for line in made]
     return [replace(line, p=p, notes=notes) for line, p, notes in zip(made, corrected, told, strict=True)]
 
 

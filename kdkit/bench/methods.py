@@ -12,10 +12,10 @@ from kdkit.bench.suite import ALONE, OTHERS, TEACHER, Method, Read
 from kdkit.recipe import Recipe, load, packaged
 from kdkit.recipe.errors import Mark, Problem, RecipeError
 from kdkit.recipe.find import find_protocol
+from kdkit.recipe.load import with_protocol
 from kdkit.recipe.named import find_loss
 from kdkit.recipe.syntax import Item, read
 from kdkit.recipe.tree import normalise
-from kdkit.recipe.write import document
 from kdkit.registry import KdkitError, nearest, reads
 
 MINE = {"losses", "models", "trainer", *OTHERS}  # words of a method's recipe that come along
@@ -106,10 +106,10 @@ def template(read_suite: Read, method: Method) -> Template:
         return _of_file(method, method.file)
     if method.name == ALONE:
         return Template(as_item(["ce"], method.mark))
-    recipe = load(_packaged(read_suite, method))
-    if found := list(_without_student(recipe, method.mark)):
+    path = _packaged(read_suite, method)
+    if found := list(_without_student(load(path), method.mark)):
         raise RecipeError(found)
-    return _of_words(as_item(document(recipe), method.mark))
+    return _of_words(with_protocol(read(path), path.parent)[0])
 
 
 def protocol(read_suite: Read) -> Item:
@@ -118,7 +118,13 @@ def protocol(read_suite: Read) -> Item:
     path = find_protocol(str(word.value), read_suite.folder)
     if path is None:  # told with its nearest names where the first recipe is made
         raise RecipeError([Problem.at(word.mark, "protocol", f"no protocol is called {word.value!r}")])
-    return read(path)
+    found = read(path)
+    for told in ("data.name", "trainer.max_epochs"):
+        section, _, key = told.partition(".")
+        if (words := found.child(section)) is None or words.child(key) is None:
+            message = f"a suite's protocol says {told}, and {word.value} does not; say it there"
+            raise RecipeError([Problem.at(word.mark, "protocol", message)])
+    return found
 
 
 def _of_words(whole: Item) -> Template:

@@ -6,8 +6,11 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from kdkit.bench.expand import Cell, mark
 from kdkit.bench.kinds import no_number
@@ -182,3 +185,13 @@ def _portable(cell: Cell, hidden: Sequence[Path]) -> str:
     for folder in sorted(map(str, hidden), key=len, reverse=True):
         text = text.replace(f"{folder}/", "")
     return text
+
+
+def selects(row: Row) -> bool:
+    """Whether its accuracies are of held-out training images, as of a run that may be chosen by them."""
+    return bool(_val_split(row["recipe"]))
+
+
+@cache
+def _val_split(recipe: str) -> Any:
+    return yaml.safe_load(recipe).get("data", {}).get("val_split")

@@ -18,6 +18,7 @@ from kdkit.bench.rows import append, place, read_rows
 from kdkit.bench.suite import Read
 
 TEACHERLESS = "its teacher failed"
+UNSCORED = "it was never scored, so it has no row: there must be labelled test images, and limit_val_batches not 0"
 
 
 @dataclass
@@ -219,7 +220,9 @@ class _Runner:
     def _end(self, answer: Answer) -> None:
         cell = answer.job.cell
         del self.running[cell.key]
-        if answer.word == "done":
+        if answer.word == "done" and "top1" not in answer.what["last"].get(cell.node, {}):
+            self._fail(cell, UNSCORED)
+        elif answer.word == "done":
             self._keep(cell, answer.what)
         elif answer.word == "failed":
             self._fail(cell, answer.what)

@@ -32,6 +32,11 @@ class Dimension:
     high: float
     usual: float
 
+    def value(self, drawn: float) -> float:
+        """What is tried: few digits, and a whole number where the usual one is."""
+        within = min(max(_short(drawn), self.low), self.high)
+        return round(within) if isinstance(self.usual, int) else within
+
     @property
     def log(self) -> bool:
         """Whether values are drawn in proportion."""
@@ -55,7 +60,8 @@ def space(recipe: Recipe) -> list[Dimension]:
             usual = edge.arguments.get(word, constructor(cls)[word].default)
             if isinstance(usual, (int, float)):
                 least, most = float(min(low, usual)), float(max(high, usual))
-                found.append(Dimension(f"losses.{edge.title}.{word}", least, most, float(usual)))
+                whole = type(constructor(cls)[word].default) is int
+                found.append(Dimension(f"losses.{edge.title}.{word}", least, most, usual if whole else float(usual)))
     return found
 
 
@@ -108,7 +114,7 @@ def suggest(
     for values, score in known:
         study.add_trial(optuna.trial.create_trial(params=values, distributions=ranges, value=score))
     drawn = study.ask(ranges).params
-    return {d.word: min(max(_short(drawn[d.word]), d.low), d.high) for d in dimensions}
+    return {d.word: d.value(drawn[d.word]) for d in dimensions}
 
 
 def _short(value: float) -> float:

@@ -14,7 +14,7 @@ from kdkit.bench import stats
 from kdkit.bench.compare import compared
 from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
-from kdkit.bench.rows import Row
+from kdkit.bench.rows import Row, selects
 from kdkit.bench.suite import ALONE, OTHERS, TEACHER
 from kdkit.runs.fixes import missing
 
@@ -122,7 +122,7 @@ def _block(rows: list[Row], others: list[str]) -> Block:
         notes.append("no row of the student alone: nothing is compared with it")
     elif not any(row["method"] == TEACHER for row in rows):
         notes.append("no row of the teacher: no transfer ratio")
-    notes += [*_several(groups), *_test_sets(rows)]
+    notes += [*_several(groups), *_test_sets(rows), *_held_out(rows)]
     lines = compared(lines, groups)
     title = f"{first['pair']} on {first['data']}, {_epochs(first)}"
     return Block(title, _facts(rows), lines, notes)
@@ -140,6 +140,14 @@ def _test_sets(rows: Sequence[Row]) -> Iterator[str]:
     sizes = sorted({row["predictions"]["images"] for row in rows if row.get("predictions")})
     if len(sizes) > 1:
         yield f"scored on test sets of {' and of '.join(map(str, sizes))} images: nothing is compared with anything"
+
+
+def _held_out(rows: Sequence[Row]) -> Iterator[str]:
+    if any(map(selects, rows)):
+        yield (
+            "last and best epoch are of training images that data.val_split holds out, so beside no published number; "
+            "Δ alone, p and transfer ratio are of the test images"
+        )
 
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -163,7 +171,11 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     first, node = rows[0], rows[0]["node"]
     notes = []
     written = first.get("written")
-    theirs = None if written else published(first["data"], first["teacher"], first["student"], first["method"])
+    theirs = (
+        None
+        if written or selects(first)
+        else published(first["data"], first["teacher"], first["student"], first["method"])
+    )
     last, best = ([row[word][node]["top1"] for row in rows] for word in ("last", "best"))
     delta = None
     if theirs is not None and theirs.epochs == first["epochs"]:

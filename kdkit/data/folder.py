@@ -70,6 +70,8 @@ class Folder(DataModule):
             raise KdkitError(
                 f"data: image_size must be at least 1 and at most resize, got {self.image_size}, {self.resize}"
             )
+        if self.classes and self.labels:
+            raise KdkitError(f"data: classes goes with labels: false, as folders tell them else, got {self.classes}")
         if self.label_noise and not self.labels:
             raise KdkitError(f"data: label_noise must be 0 where labels is false, got {self.label_noise}")
 

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from kdkit.data.files import printable
 from kdkit.registry import KdkitError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 NARROW = 100  # longer to shorter side: a strip whose shorter side is made 256 pixels takes gigabytes
 JPEG = b"\xff\xd8\xff"
@@ -58,7 +62,17 @@ def _read(path: str) -> Tensor:
         if max(image.size) > NARROW * min(image.size):
             raise ValueError(f"{image.size[0]} × {image.size[1]} pixels, a strip that no crop is made of")
         image.load()
+        if image.mode.startswith(("I", "F")):
+            return _deep(image)
         return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _deep(image: Image.Image) -> Tensor:
+    """Grey levels of 16 bits as those of 8, which PIL would clip to white; others have no scale that one could know."""
+    grey = np.array(image).astype(np.float64)
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
+        raise ValueError(f"grey levels from {grey.min():g} to {grey.max():g} in mode {image.mode}, which have no scale")
+    return torch.from_numpy((grey / 257).round().astype(np.uint8)).expand(3, -1, -1).clone()
 
 
 def _plain_jpeg(path: str, most: int) -> Tensor | None:

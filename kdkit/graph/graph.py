@@ -191,9 +191,9 @@ class Graph(nn.Module):
             raise KdkitError("the graph is not bound to data yet; call bind() or fit it with a Trainer")
         return self.phase
 
-    def set_time(self, t: float) -> None:
-        """Move to time `t` in epochs: schedules, and which nodes and edges are active."""
-        phase = phase_at(self.phases, t)
+    def set_time(self, t: float, begun: float | None = None) -> None:
+        """Move to time `t` in epochs: schedules, and who is active, as of the time when this update was `begun`."""
+        phase = phase_at(self.phases, t if begun is None else begun)
         phase = phase if self.cohort is None else self.cohort.phase(phase)
         for edge in phase.edges:
             edge.set_time(t)

@@ -74,6 +74,8 @@ class Node:
         if self.cache is not False and self.kind != "frozen":
             raise KdkitError(f"node: a {self.kind} node changes, so nothing of it can be cached; leave `cache` out")
         self.when = Span.parse(self.when)
+        if self.kind != "trained" and self.when != Span():
+            raise KdkitError(f"node: a {self.kind} node does not train, so it has no time to; leave `when` out")
 
     def reading_as(self, whom: Node) -> Node:
         """This node with the input of another one wherever it says nothing of its own."""
@@ -104,6 +106,6 @@ def ema(of: str, decay: Spec = 0.999, **options: Any) -> Node:
     Args:
         of: name of the node.
         decay: a number or a schedule.
-        options: other words of `kdkit.Node`, such as `when`.
+        options: other words of `kdkit.Node`, such as `image_size`.
     """
     return Node(None, "ema", of=of, decay=decay, **options)

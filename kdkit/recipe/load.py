@@ -87,7 +87,7 @@ def _read(
     from kdkit.recipe.explain import problems
 
     early = [text for text in overrides if re.match(r"\s*(protocol|stages)\b", text)]  # what is unfolded or merged
-    root, protocol = _with_protocol(override(root, early), folder)
+    root, protocol = with_protocol(override(root, early), folder)
     root = override(normalise(root), [text for text in overrides if text not in early])
     if found := list(strays(root, folder, known)):
         raise RecipeError(found)
@@ -105,7 +105,7 @@ def _read(
     return recipe
 
 
-def _with_protocol(root: Item, folder: Path) -> tuple[Item, str | None]:
+def with_protocol(root: Item, folder: Path) -> tuple[Item, str | None]:
     """The recipe with its protocol's words underneath, and the protocol's name."""
     rest = dict(root.value)
     word = rest.pop("protocol", None)

@@ -15,7 +15,8 @@ from kdkit.recipe.syntax import Item
 from kdkit.recipe.words import Ends, Flag, Number, NumberOrSchedule, Options, Positive, Time, Word, Words
 
 Kind = Literal["trained", "frozen", "ema"]
-Share = Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, gt=0, le=1)]
+Part = Annotated[float, Field(strict=True, gt=0, le=1)]
+Share = Annotated[int, Field(strict=True, ge=0)] | Part
 Place = Annotated[int, Field(strict=True, ge=0)]
 RECIPE_ENDINGS = (".yaml", ".yml")
 WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -88,7 +89,7 @@ class ModelSpec(Words):
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSpec:
-        alien = self.model_fields_set - {"ema", "decay", "when", "image_size", "mean", "std", "input"}
+        alien = self.model_fields_set - {"ema", "decay", "image_size", "mean", "std", "input"}
         if self.ema is not None and alien:
             raise ValueError(f"a slow copy of {self.ema!r} takes no {' and no '.join(sorted(alien))}")
         if self.ema is None and self.arch is None:
@@ -153,7 +154,7 @@ class TrainerSpec(Words):
     num_nodes: Positive = 1
     gradient_clip_val: Annotated[float, Field(strict=True, gt=0)] | None = None
     accumulate_grad_batches: Positive = 1
-    limit_train_batches: Share | None = None
+    limit_train_batches: Positive | Part | None = None
     limit_val_batches: Share | None = None
     check_val_every_n_epoch: Positive = 1
     deterministic: Flag | Literal["warn"] = False

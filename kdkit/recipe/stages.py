@@ -45,13 +45,16 @@ def unfold(root: Item, edges: Edges, name_of: Callable[[Item], str]) -> Item:
     names, kept, start = {name_of(edge) for edge in losses}, [], 0.0
     for i, stage in enumerate(stages.value):
         words = dict(stage.value)
-        if "when" in words and not {"epochs", "losses"} & words.keys():  # a resolved recipe: unfolded before
+        if "when" in words:  # a resolved recipe: unfolded before
+            if late := next((words[word] for word in ("epochs", "losses") if word in words), None):
+                message = "this stage has a time and its losses already, as a run wrote them; change the recipe itself"
+                raise RecipeError([Problem.at(late.mark, f"stages.{i}", message)])
             kept.append(stage)
             continue
         if unknown := [
             Problem.at(value.mark, f"stages.{i}.{word}", f"unknown key {word!r}{nearest(word, WORDS) or KNOWN}")
             for word, value in words.items()
-            if word not in (*WORDS, "when")
+            if word not in WORDS
         ]:
             raise RecipeError(unknown)
         title = words.get("name") or Item(f"stage{i + 1}", stage.mark)
@@ -113,7 +116,8 @@ def _time(epochs: Item | None, start: float, stage: Item, *, last: bool) -> tupl
     if isinstance(length, bool) or not isinstance(length, (int, float)) or length <= 0:
         raise RecipeError([Problem.at(epochs.mark, "stages", f"epochs must be a number above 0, got {epochs.plain!r}")])
     end = round(start + length, 9)
-    if start and (start < 1) != (end < 1) and not (last and end == 1):
+    mixed = (start < 1) != (end < 1) and not (last and end == 1)
+    if start and (mixed or length < 1 <= start):
         message = "lengths must all be epochs, or all shares of the run that come to 1 at most"
         raise RecipeError([Problem.at(epochs.mark, "stages", f"{message}, got {length:g} after {start:g}")])
     if start < 1 and end == 1 and length < 1:

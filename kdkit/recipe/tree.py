@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from kdkit.recipe.errors import Mark, Problem, RecipeError
@@ -71,6 +72,8 @@ def split(text: str) -> tuple[list[str], Item]:
     path = [step.strip() for step in key.split(".")]
     if not equals or not all(path) or len(path) > DEPTH:
         raise RecipeError([Problem.at(mark, "", "must be key=value, such as trainer.max_epochs=30")])
+    if re.search(r"\s#", value) and value.strip()[0] not in "\"'[{":  # YAML would take the rest for a comment
+        return path, Item(value.strip(), mark)
     return path, parse_value(value, mark)
 
 
@@ -97,7 +100,9 @@ def _put(node: Item, path: list[str], value: Item, trail: list[str]) -> Item:
         if rest:
             edges[i] = _put(edges[i], rest, value, [*trail, step])
         else:
-            edges[i] = _edge(Item({str(edges[i].value["loss"].value): value}, mark))
+            kept = {word: edges[i].value[word] for word in ("name", "when") if word in edges[i].value}
+            given = _edge(Item({str(edges[i].value["loss"].value): value}, mark)).value
+            edges[i] = Item({**kept, **given}, mark)
         return Item(edges, node.mark)
     if trail == ["stages"] and isinstance(node.value, list) and rest:
         names = [

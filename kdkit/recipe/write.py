@@ -19,6 +19,7 @@ from kdkit.registry import KdkitError
 MACHINE: tuple[str, ...] = ("accelerator", "devices", "strategy", "num_nodes", "channels_last", "compile")
 GUARDS = ("on_nonfinite", "check_teachers")
 MACHINE += ("deterministic", "benchmark", "logger", *GUARDS)
+LIMITS = ("limit_train_batches", "limit_val_batches")
 READING = ("root", "download", "num_workers", "eval_batch_size")
 
 
@@ -93,7 +94,9 @@ def _content(recipe: Recipe) -> dict[str, Any]:
     whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
     if images := _images(recipe):
         whole["data"]["images"] = images
-    whole["trainer"] = {k: v for k, v in whole["trainer"].items() if k not in MACHINE}
+    whole["trainer"] = {k: _share(v) if k in LIMITS else v for k, v in whole["trainer"].items() if k not in MACHINE}
+    if recipe.trainer.update == "sequential":
+        whole["turns"] = list(recipe.models)
     return whole
 
 
@@ -116,6 +119,11 @@ def _code(value: Any, folder: Path) -> Any:
         return value if own is None else f"{digest_of_code(*own)}:{name}"
     except OSError:
         return value
+
+
+def _share(limit: int | float | None) -> int | float | str | None:
+    """1 is one batch, and 1.0 all of them."""
+    return f"{limit}" if limit == 1 and isinstance(limit, float) else limit
 
 
 def _images(recipe: Recipe) -> str:

@@ -30,7 +30,7 @@ from kdkit.runs.loggers import pass_on, show_pictures
 from kdkit.runs.moments import moments
 from kdkit.runs.own_code import own_code
 from kdkit.runs.profile import show_parts
-from kdkit.runs.provenance import provenance
+from kdkit.runs.provenance import begun, provenance
 from kdkit.runs.result import Result, figures, read_result, write_figures
 from kdkit.runs.resume import Standing, check_same, drop_damaged, resuming, standing
 from kdkit.runs.rows import MetricRows
@@ -169,8 +169,9 @@ def _make_way(
 
     def begin() -> None:
         with writing(folder):
+            told = begun(papers, folder) if resume else papers
             folder.prepare(resume=resume, overwrite=overwrite)
-            write_json(folder.provenance, {**papers, "links": who_teaches_whom(graph.unbound, graph.nodes)})
+            write_json(folder.provenance, {**told, "links": who_teaches_whom(graph.unbound, graph.nodes)})
             write_text(folder.recipe, text)
 
     return begin

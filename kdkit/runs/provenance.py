@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from kdkit.runs.fixes import known
+from kdkit.runs.folder import RunFolder, read_json
 
 PACKAGES = ("kdkit", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics")
 
@@ -25,6 +27,16 @@ def provenance() -> dict[str, Any]:
         "fixes": known(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def begun(papers: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The papers of a run that goes on: when it began, which mends it knew then, and the commits that it ran under."""
+    if not folder.provenance.exists():
+        return dict(papers)
+    before = read_json(folder.provenance)
+    commits = [one for text in (before.get("commit"), papers["commit"]) for one in str(text or "").split(", ") if one]
+    kept = {"started": before.get("started", papers["started"]), "commit": ", ".join(dict.fromkeys(commits)) or None}
+    return {**papers, **kept, "fixes": min(before.get("fixes", 0), papers["fixes"])}
 
 
 def commit() -> str | None:

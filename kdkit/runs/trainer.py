@@ -40,7 +40,7 @@ def make_trainer(recipe: Recipe, options: Mapping[str, Any], folder: RunFolder, 
             **{word: value for word, value in options.items() if word != "logger"},
             default_root_dir=folder.path,
             logger=[rows, *beside(recipe, folder)],
-            callbacks=[Keeper(folder, rows), progress_callback()],
+            callbacks=[Keeper(folder, rows), LastIsScored(), progress_callback()],
             plugins=[TwoKept(folder)],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -51,6 +51,19 @@ def make_trainer(recipe: Recipe, options: Mapping[str, Any], folder: RunFolder, 
         message = f"{wanted} does not run on this machine; say {trainer.precision}"
         raise RecipeError([recipe.origin.problem(("trainer", "precision"), message)])
     return trainer
+
+
+class LastIsScored(pl.Callback):
+    """The last epoch is validated, whether `check_val_every_n_epoch` comes to it or not: its number is the result."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Also of a run that goes on in the middle of it."""
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See the class."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
 
 
 @contextmanager

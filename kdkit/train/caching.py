@@ -112,6 +112,8 @@ class CachePlan:
         if getattr(datamodule, "two_views", False):
             raise KdkitError(f"cache of {name!r}: data.two_views has two images for each row; leave one of both out")
         taps = graph.whole[name]
+        if not taps.names:
+            raise KdkitError(f"cache of {name!r}: no loss reads it, so there is nothing to keep; leave `cache` out")
         layout = Layout({tap: taps.shapes[tap] for tap in taps.names}, words.dtype, words.top_k)
         if words.top_k is not None:
             _check_readers(graph, name)

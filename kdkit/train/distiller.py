@@ -182,7 +182,7 @@ class Distiller(Evaluation):
         """One step: forward once, then for each turn: losses, backward, update."""
         graph, last, accumulate = self.graph, int(self.trainer.num_training_batches), self.borrow.accumulate
         t, step = self.current_epoch + batch_idx / last, int(self.current_epoch * last + batch_idx)
-        graph.set_time(t)
+        graph.set_time(t, begun=self.current_epoch + batch_idx // accumulate * accumulate / last)
         if begin_step(graph):
             self.compiled, self.captured = speed_up(self)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
