@@ -60,8 +60,8 @@ def space(recipe: Recipe) -> list[Dimension]:
             usual = edge.arguments.get(word, constructor(cls)[word].default)
             if isinstance(usual, (int, float)):
                 least, most = float(min(low, usual)), float(max(high, usual))
-                whole = type(constructor(cls)[word].default) is int
-                found.append(Dimension(f"losses.{edge.title}.{word}", least, most, usual if whole else float(usual)))
+                number = int if constructor(cls)[word].annotation in (int, "int") else float
+                found.append(Dimension(f"losses.{edge.title}.{word}", least, most, number(usual)))
     return found
 
 

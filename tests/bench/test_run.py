@@ -7,12 +7,14 @@ import pytest
 from kdkit.bench import engines, packed
 from kdkit.bench import run as running
 from kdkit.bench.engines import Processes
+from kdkit.bench.expand import expand
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import read_rows
 from kdkit.bench.run import make_plan, run_suite
 from kdkit.bench.suite import load_suite
 from kdkit.bench.table import blocks
 from kdkit.recipe import content_key, loads
+from kdkit.recipe.errors import RecipeError
 from tests.bench.grid import TINY, write
 
 BAD = """\
@@ -83,6 +85,45 @@ def test_one_that_fails_keeps_nobody_from_running(tmp_path):
     }
     assert "mine" in outcome.failed["tiny raises seed 0"]
     assert sum("FAILED" in line for line in told) == 2
+
+
+def test_what_is_never_scored_has_no_row(tmp_path):
+    text = TINY.replace("seeds: 2", "seeds: 1").replace("[student, kd]", "[student]")
+    outcome, rows, _ = go(tmp_path, text.replace("overrides: [", "overrides: [trainer.limit_val_batches=0, "))
+    assert rows == []
+    assert "it was never scored, so it has no row" in outcome.failed["tiny teacher seed 0"]
+
+
+def test_the_last_epoch_is_scored_whatever_is_validated_between(tmp_path):
+    text = TINY.replace("seeds: 2", "seeds: 1").replace("[student, kd]", "[student]").replace("_epochs=2", "_epochs=3")
+    text = text.replace("teacher: resnet8", "teacher: {arch: resnet8, weights: pretrained.pth}")
+    (tmp_path / "pretrained.pth").touch()
+    _, (row,), _ = go(tmp_path, text.replace("overrides: [", "overrides: [trainer.check_val_every_n_epoch=2, "))
+    assert [epoch for epoch, _ in row["curve"]] == [2, 3]
+    assert row["last"]["student"]["top1"] == pytest.approx(packed.right(row["predictions"]).mean(), abs=1e-6)
+
+
+MORE = "'data={name: digits, subset: 64, batch_size: 32}', trainer.max_epochs=2"
+
+
+@pytest.mark.parametrize("lacks", ["data", "trainer"])
+def test_a_protocol_says_data_and_length(tmp_path, lacks):
+    words = {"data": "data: {name: digits}\n", "trainer": "trainer: {max_epochs: 2}\n"}
+    rest = "optimizer: {name: sgd}\nlr: 0.1\n" + "".join(text for word, text in words.items() if word != lacks)
+    (tmp_path / "mine.yaml").write_text(rest)
+    text = TINY.replace("protocol: digits_20", "protocol: mine.yaml")
+    with pytest.raises(RecipeError, match=f"a suite's protocol says {lacks}.* and mine.yaml does not; say it there"):
+        go(tmp_path, text.replace("data.subset=64, data.batch_size=32", MORE))
+
+
+def test_a_packaged_methods_stages_are_as_long_as_the_suite_says(tmp_path):
+    text = TINY.replace("[student, kd]", "[ft]").replace("seeds: 2", "seeds: 1")
+    text = text.replace("overrides: [", "overrides: [stages.paraphrase.epochs=0.5, ")
+    suite = load_suite(write(tmp_path, text))
+    (cell,) = (c for c in expand(suite, tmp_path / "teachers") if c.method == "ft")
+    first, second = cell.recipe.stages
+    assert (first.when, second.when) == ({"to": 0.5}, {"from": 0.5})
+    assert {edge.title: edge.when for edge in cell.recipe.losses}["ce"] == {"from": 0.5}
 
 
 def test_without_its_teacher_a_run_fails_with_it(tmp_path):

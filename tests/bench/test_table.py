@@ -337,3 +337,15 @@ def test_the_verb(tmp_path, monkeypatch):
     assert "rows.jsonl: damaged, for no table can be made of it: " in refused("table", "rows.jsonl")
     path.write_text("")
     assert "no rows in rows.jsonl" in refused("table", "rows.jsonl")
+
+
+def test_held_out_accuracies_are_told_and_beside_no_published_one():
+    rows = grid(recipe="losses: [ce]\ndata: {name: cifar100, val_split: 0.1}\n")
+    shifted = packed.pack(np.zeros(IMAGES, int), np.arange(IMAGES) < 0.703 * IMAGES)
+    rows[2] |= {"predictions": shifted}  # of the test images, as all are
+    (made,) = blocks(rows)
+    assert any("of training images that data.val_split holds out" in note for note in made.notes)
+    assert line(made, "kd").published is None
+    assert line(made, "kd").notes == ()
+    (plain,) = blocks(grid())
+    assert not any("val_split" in note for note in plain.notes)

@@ -1,5 +1,6 @@
 """Equal budget: as many trials for every method, none of which sees a test image; the best one gets them all."""
 
+import inspect
 import json
 import math
 import sys
@@ -8,6 +9,7 @@ from time import monotonic
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from kdkit import losses as _registered  # noqa: F401
 from kdkit.bench import tune as tuning
@@ -244,3 +246,31 @@ def test_a_space_that_is_none(tmp_path, said):
     )
     with pytest.raises(KdkitError, match=r"losses\.Own: `space` must give two ends"):
         space(recipe(f"[ce, {tmp_path}/own.py:Own]"))
+
+
+class Cut(nn.Module):
+    space = {"k": (1, 8), "scale": (0.5, 2.0)}  # noqa: RUF012  as people write it
+
+    def __init__(self, k: int = 4, scale: float = 1) -> None:
+        super().__init__()
+        self.k, self.scale = k, scale
+
+    def forward(self, student):
+        return self.scale * student[:, : self.k].square().mean()
+
+
+def test_whole_numbers_stay_whole(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(f"from torch import nn\n\n{inspect.getsource(Cut)}")
+    monkeypatch.chdir(tmp_path)
+    moved = space(recipe("[ce, own.py:Cut]"))
+    assert [(d.word, type(d.usual)) for d in moved if "Cut" in d.word][1:] == [
+        ("losses.Cut.k", int),
+        ("losses.Cut.scale", float),
+    ]
+    known = []
+    for i in range(15):
+        values = suggest(moved, known, i)
+        assert 1 <= values["losses.Cut.k"] <= 8
+        assert isinstance(values["losses.Cut.k"], int)
+        known.append((values, float(i)))
+    assert len({values["losses.Cut.k"] for values, _ in known}) > 2

@@ -4,6 +4,7 @@ import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -117,3 +118,19 @@ def test_photographs_have_pils_pixels(decoded):
     paths = sorted(Path(KDKIT_DATA, "imagenet-1k-samples").rglob("*.JPEG"))[::20]
     assert all(torch.equal(read_rgb(str(path)), pil(path)) for path in paths)
     assert len(decoded) == len(paths) > 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_the_same_picture_as_eight(suffix, tmp_path):
+    """PIL clips them: 255 of 256 levels were white."""
+    eight = np.asarray(picture(mode="L"))
+    Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / f"x.{suffix}")
+    found = read_rgb(str(tmp_path / f"x.{suffix}"))
+    assert torch.equal(found, torch.from_numpy(eight.copy()).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.float32, "F"), (np.int32, "I")])
+def test_levels_without_a_scale_are_refused(kind, mode, tmp_path):
+    Image.fromarray(np.asarray(picture(mode="L")).astype(kind)).save(tmp_path / "x.tif")
+    with pytest.raises(KdkitError, match=f"x.tif must be an image, got grey levels .* in mode {mode}, which have no"):
+        read_rgb(str(tmp_path / "x.tif"))

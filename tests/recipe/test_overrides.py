@@ -103,6 +103,12 @@ def test_overrides_reach_everything_by_name():
     assert (recipe.trainer.max_epochs, recipe.trainer.precision, recipe.seed) == (30, "bf16-mixed", 1)
 
 
+def test_a_number_sign_in_a_path_is_no_comment():
+    assert changed("data.root=/data/set #1").data.arguments["root"] == "/data/set #1"
+    assert changed('data.root="/data/set #2"').data.arguments["root"] == "/data/set #2"
+    assert changed("optimizer={name: adamw} # mine").optimizer.name == "adamw"
+
+
 def test_overrides_replace_whole_mappings_lists_and_schedules():
     recipe = changed(
         "optimizer={name: adamw, betas: [0.8, 0.9]}", "lr.cosine=[0.1, 0.0]", "losses=[ce, {kd: {weight: 2}}]"

@@ -70,6 +70,7 @@ def test_the_resolved_text_is_the_recipe():
         ("[{epochs: -1, losses: [kd]}, {losses: [ce]}]", "must be a number above 0"),
         ("[{epochs: 0.5, losses: [kd]}, {epochs: 7, losses: [ce]}]", "all be epochs, or all shares"),
         ("[{epochs: 0.5, losses: [kd]}, {epochs: 0.7, losses: [ce]}]", "all be epochs, or all shares"),
+        ("[{epochs: 10, losses: [kd]}, {epochs: 0.5, losses: [ce]}]", "all be epochs, .* got 0.5 after 10"),
         ("[{losses: [kd: {when: {from: 3}}]}]", "leave out `when`"),
         ("[{losses: kd}]", "losses must be a list"),
         ("[{losses: [nope]}]", "nope"),
@@ -131,3 +132,18 @@ def test_overrides_reach_a_stage_by_its_name_and_may_bring_all_of_them():
     assert [edge.title for edge in whole.losses] == ["ce", "kd", "at"]
     with pytest.raises(RecipeError, match=r"stages\.hint: no stage has this name; it has: hints, rest"):
         loads(text, overrides=["stages.hint.epochs=2"])
+
+
+def test_what_is_unfolded_already_takes_no_length():
+    """A run's own recipe: its losses would keep the times that they have."""
+    written = resolved(loads(TWO_STEPS))
+    with pytest.raises(RecipeError, match=r"stages\.0: this stage has a time and its losses already, as a run wrote"):
+        loads(written, overrides=["stages.hints.epochs=0.2"])
+
+
+def test_a_stages_loss_that_is_given_as_a_whole_keeps_its_time_and_name():
+    text = TWO_STEPS.replace("losses: [ce, kd: {weight: 0.9}]", "losses: [ce, hint: {taps: stage1, head: linear}]")
+    recipe = loads(text, overrides=["losses.hint={weight: 5, taps: stage2}", "losses.hint_learning={weight: 7}"])
+    assert spans(recipe) == {"hint": {"to": 0.4}, "ce": {"from": 0.4}, "hint_learning": {"from": 0.4}}
+    assert [edge.weight for edge in recipe.losses if "hint" in edge.title] == [5, 7]
+    assert loads(text, overrides=["losses.hint={when: {from: 0.6}}"]).losses[0].when == {"from": 0.6}

@@ -336,3 +336,18 @@ def test_guards_leave_this_machine_with_a_recipe_and_are_no_part_of_what_comes_o
     assert trainer == {"max_epochs": 10, "check_teachers": False, "on_nonfinite": "skip"}
     assert content_key(guarded) == content_key(changed())
     assert fingerprint(guarded) == fingerprint(changed())
+
+
+def test_one_batch_and_all_of_them_are_two_keys():
+    for word in ("trainer.limit_train_batches", "trainer.limit_val_batches"):
+        one, whole = changed(f"{word}=1"), changed(f"{word}=1.0")
+        assert content_key(one) != content_key(whole)
+        assert content_key(changed(f"{word}=2")) != content_key(one)
+
+
+def test_the_order_of_turns_is_part_of_a_run():
+    text = "protocol: digits_20\nmodels: {MODELS}\nlosses: [ce, dml: {among: [a, b]}]\n"
+    nets = ["a: {arch: resnet8}", "b: {arch: resnet14}"]
+    both = [text.replace("MODELS", ", ".join(order)) for order in (nets, nets[::-1])]
+    assert len({content_key(loads(one)) for one in both}) == 1
+    assert len({content_key(loads(one, overrides=["trainer.update=sequential"])) for one in both}) == 2

@@ -327,3 +327,22 @@ def test_a_strangers_recipe_runs_none_of_its_code(tmp_path: Path):
     assert [problem.where for problem in caught.value.problems] == ["models.student.arch", "losses.Mine"]
     assert "brings its own code" in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        ("models: {student: {arch: resnet8}, slow: {ema: student, when: {from: 3}}}", "takes no when"),
+        (
+            "models: {student: {arch: resnet8}}\ntrainer: {limit_train_batches: 0}",
+            "trainer.limit_train_batches: must be",
+        ),
+        (
+            "models: {student: {arch: resnet8}}\ntrainer: {limit_train_batches: 1.5}",
+            "trainer.limit_train_batches: must be",
+        ),
+    ],
+)
+def test_what_would_be_ignored_or_train_nothing(words, right):
+    with pytest.raises(RecipeError, match=right):
+        loads(f"protocol: digits_20\nlosses: [ce]\n{words}\n")

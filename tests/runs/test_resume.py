@@ -7,7 +7,7 @@ from kdkit.recipe import loads
 from kdkit.registry import KdkitError
 from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, read_json, write_json
 from kdkit.runs.result import figures
 from kdkit.runs.rows import MetricRows
 from tests.cli.command import RECIPE, refused
@@ -71,6 +71,18 @@ def test_a_resumed_run_says_so_and_ends_with_the_same_files(stopped, whole, caps
     assert folder.metrics.read_text() == whole.folder.metrics.read_text()
     shown = [path.read_text().partition('"minutes"')[0] for path in (folder.result, whole.folder.result)]
     assert shown[0] == shown[1]  # in the same order, too
+
+
+def test_a_resumed_run_keeps_what_it_began_with(stopped, monkeypatch):
+    """Errors that were mended since touch its first part; its table says so by `fixes`."""
+    folder = stopped(1)
+    before = read_json(folder.provenance)
+    write_json(folder.provenance, {**before, "fixes": 0, "commit": "c0ffee", "started": "2020-01-01"})
+    fit(recipe(), out=folder.path, resume=True)
+    after = read_json(folder.provenance)
+    assert (after["fixes"], after["started"]) == (0, "2020-01-01")
+    assert after["commit"].split(", ")[0] == "c0ffee"
+    assert after["content"] == before["content"]
 
 
 def test_a_finished_run_is_read_in_no_time(whole, monkeypatch):

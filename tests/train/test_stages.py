@@ -348,3 +348,26 @@ def test_a_head_that_two_losses_share_learns_where_one_of_them_does():
 def test_a_stage_that_never_comes():
     with pytest.raises(KdkitError, match="never comes"):
         trained([Stage("s", {"from": 9})])
+
+
+def test_an_update_that_is_begun_is_ended_by_those_who_began_it():
+    """A stage that ends in the middle of an accumulation left gradients, which a later stage took for its own."""
+
+    class Watch(pl.Callback):
+        seen = ()
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx % 4 == 0:
+                left = [n for n, p in module.graph.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
+                assert not left
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.seen += (module.graph.now.updates,)
+
+    stages = [Stage("one", {"to": 0.3}, train="a"), Stage("two", {"from": 0.3, "to": 0.6}, train="b")]
+    stages.append(Stage("three", {"from": 0.6}, train="a"))
+    nodes = {"a": net(4, seed=1), "b": net(4, seed=2)}
+    made = kdkit.Distiller(nodes, ["ce"], lr=0.05, stages=stages)
+    fit(made, loader(n=160), epochs=1, callbacks=[watch := Watch()], accumulate_grad_batches=4)
+    # of ten batches stage two begins at the fourth, within the first update, and three at the seventh, in the second
+    assert watch.seen == (("a",),) * 4 + (("b",),) * 4 + (("a",),) * 2
