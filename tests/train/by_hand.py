@@ -264,14 +264,14 @@ def by_hand(words, heads):
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
     for epoch in range(epochs):
         for i, (images, labels) in enumerate(batches):
-            t = epoch + i / len(batches)
-            train = next((names for _, when, names in words["stages"] if within(when, t, epochs)), None) or students
+            t, since = epoch + i / len(batches), epoch + i // accumulate * accumulate / len(batches)  # this update
+            train = next((names for _, when, names in words["stages"] if within(when, since, epochs)), None) or students
             for s in students:
                 nets[s].eval().requires_grad_(False)
             for s, _, part in (name.partition(".") for name in train):
                 nets[s].get_submodule(part).train().requires_grad_(True)
             learners = [s for s in students if any(name.split(".")[0] == s for name in train)]
-            edges = [edge for edge in words["edges"] if within(edge.get("when", {}), t, epochs)]
+            edges = [edge for edge in words["edges"] if within(edge.get("when", {}), since, epochs)]
             due = (i + 1) % accumulate == 0 or i + 1 == len(batches)
             said = {name: net.told(images) for name, net in nets.items()}
             for s in learners:
