@@ -248,6 +248,19 @@ class Swish(nn.Module):
         return x * x.sigmoid()
 
 
+class Biased(nn.Module):
+    """A number for each channel, which is no weight, and a count, which a probe must not move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.arange(6.0)[:, None, None])
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (x - self.bias).relu()
+
+
 @pytest.mark.parametrize(
     "last",
     [
@@ -263,11 +276,25 @@ def test_what_mixes_numbers_is_no_activation(x: Tensor, last: nn.Module) -> None
         Taps(block, ["0:preact"], x)
 
 
-@pytest.mark.parametrize("last", [nn.PReLU(6), nn.RReLU(), nn.GELU(), nn.Hardswish(inplace=True), Swish()])
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.PReLU(6),
+        nn.RReLU(),
+        nn.GELU(),
+        nn.Hardswish(inplace=True),
+        nn.Hardsigmoid(),
+        nn.Hardtanh(-4, 4),
+        Swish(),
+        Biased(),
+    ],
+)
 def test_what_is_done_to_each_number_alone_is_one(x: Tensor, last: nn.Module) -> None:
     block = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 1), last), nn.Flatten(), nn.Linear(384, 4)).eval()
     state = torch.get_rng_state()
-    read = Taps(block, ["0:preact", "0"], x)(x)
+    Taps(block.train(), ["0:preact", "0"], x)
+    assert getattr(last, "calls", 1) == 1  # of the dry run
+    read = Taps(block.eval(), ["0:preact", "0"], x)(x)
     assert torch.equal(read["0"], last(read["0:preact"].clone()))
     assert torch.equal(torch.get_rng_state(), state)
 

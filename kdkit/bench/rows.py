@@ -194,4 +194,4 @@ def selects(row: Row) -> bool:
 
 @cache
 def _val_split(recipe: str) -> Any:
-    return yaml.safe_load(recipe).get("data", {}).get("val_split")
+    return ((yaml.safe_load(recipe) or {}).get("data") or {}).get("val_split")

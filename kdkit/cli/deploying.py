@@ -52,9 +52,9 @@ def latency(
     found = subjects(what, image_size=image_size, num_classes=num_classes)
     words = {"batches": batch or BATCHES, "modes": mode or MODES, "repeats": repeats, "seconds": seconds}
     report = measure(found, device=device, **words)  # type: ignore[arg-type]
+    show(report, sys.stdout)
     if out is not None:
         write_latency(report, out)
-    show(report, sys.stdout)
 
 
 @app.command(epilog="Example: kdkit export runs/kd_digits-seed0 --format onnx")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kdkit.cli.app import NoCustomCode, app
+from kdkit.registry import KdkitError
 
 What = "A run's folder, a weights file, a packaged recipe that was run, or timm/NAME with its published weights."
 Data = Annotated[str | None, typer.Option(help="A folder of class folders; left out: the data of the runs.")]
@@ -57,7 +58,14 @@ def compare(
     words = [word for word in students or () if "=" in word] + ([f"data.root={data}"] if data else [])
     if not models:
         teacher, models = teacher_of(teacher), [teacher]
-    found = look(teacher, models, words, alone=alone, split=split, taps=taps.split(",") if taps else None)
+    found = look(
+        teacher,
+        models,
+        words,
+        alone=alone,
+        split=split,
+        taps=[tap.strip() for tap in taps.split(",")] if taps else None,
+    )
     show(shown(found), sys.stdout)
     run = run_of(models[0])
     place = out or (run.comparison if run else Path("compare"))
@@ -90,16 +98,20 @@ def probe(
     from kdkit.study.probe import probe as measure
 
     words = [word for word in runs if "=" in word]
+    if len(words) == len(runs):
+        raise KdkitError("name a run, or a weights file, whose features are to be looked at")
+    ways = [f"tap={tap}"] if tap != "embedding" else []
+    ways += [f"image_size={image_size}"] if image_size else []
     rows = []
     for run in (word for word in runs if "=" not in word):
         found = measure(run, data, words, image_size=image_size, tap=tap)
         own = own_run(Path(run))
         if path := out or (own and own.probes):
-            keep(path, " ".join([data, *words, *([run] if out else [])]), found)
+            keep(path, " ".join([data, *words, *ways, *([run] if out else [])]), found)
         else:
             typer.echo(f"nothing is kept: {run} is no folder of a run of yours; --out names a file")
         if own is not None:
-            log_found(own, "probe", {short([data, *words]): found})
+            log_found(own, "probe", {short([data, *words, *ways]): found})
         for name, its in found.items():
             model = name if Path(run).is_file() else f"{Path(run).name}/{name}"
             cells = [f"{100 * its['linear']:.2f}", f"{100 * its['knn']:.2f}", f"{100 * its['held_out']:.2f}"]

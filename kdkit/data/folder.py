@@ -111,7 +111,7 @@ class Folder(DataModule):
         first = find_images(train) if train.is_dir() else none
         return first, find_images(val, first.classes or None) if val.is_dir() else none
 
-    def own_images(self) -> str:
+    def own_images(self) -> str | None:
         """Of their names and sizes, wherever they lie."""
         return listing(self.folder, labels=self.labels)
 
@@ -204,9 +204,8 @@ class ImageNet(Folder):
         self.root = self.root or "imagenet"
         super().__post_init__()
 
-    def own_images(self) -> str:
+    def own_images(self) -> None:
         """Nothing: the name says which they are."""
-        return ""
 
     @property
     def missing(self) -> str:

@@ -134,9 +134,9 @@ class DataModule(LightningDataModule, ABC):
         """What is not on this machine yet, and what will become of it; empty where everything is there."""
         return ""
 
-    def own_images(self) -> str:
-        """A digest of the images, where the data set's name does not say which they are; else empty."""
-        return ""
+    def own_images(self) -> str | None:
+        """A digest of the images, where the data set's name does not say which they are."""
+        return None
 
     @property
     def class_names(self) -> list[str]:

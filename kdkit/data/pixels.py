@@ -70,7 +70,7 @@ def _read(path: str) -> Tensor:
 def _deep(image: Image.Image) -> Tensor:
     """Grey levels of 16 bits as those of 8, which PIL would clip to white; others have no scale that one could know."""
     grey = np.array(image).astype(np.float64)
-    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
         raise ValueError(f"grey levels from {grey.min():g} to {grey.max():g} in mode {image.mode}, which have no scale")
     return torch.from_numpy((grey / 257).round().astype(np.uint8)).expand(3, -1, -1).clone()
 

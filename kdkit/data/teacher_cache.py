@@ -119,8 +119,8 @@ class TeacherCache:
         check_room(self.folder, layout, rows, [self.folder])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (told := self.folder / TOLD).exists() or told.read_text(encoding="utf-8") != f"{text}\n":
-                told.write_text(f"{text}\n", encoding="utf-8")
+            if not (told := self.folder / TOLD).exists() or told.read_bytes() != f"{text}\n".encode():
+                told.write_bytes(f"{text}\n".encode())
             self.file = RowFile(self.folder / ROWS, rows, layout.width)
         except OSError as problem:
             raise KdkitError(

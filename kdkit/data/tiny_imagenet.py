@@ -47,9 +47,8 @@ class TinyImageNet(Folder):
         """The data set's folder."""
         return data_root(self.root) / NAME
 
-    def own_images(self) -> str:
+    def own_images(self) -> None:
         """Nothing: the name says which they are."""
-        return ""
 
     @property
     def missing(self) -> str:

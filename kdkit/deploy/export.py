@@ -27,6 +27,8 @@ FORMATS = tuple(WRITERS)
 CHECKED = 64  # images that the file's logits are compared on, in batches of 1, of 7 and of all
 TOLERANCE = 1e-4
 
+OURS = ("model.onnx", "model.int8.onnx", "model.onnx.data", "model.pt2", "model.safetensors")
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -164,8 +166,8 @@ def _check_free(out: Path, overwrite: bool) -> None:
 def _move(part: Path, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for old in out.glob("model.*"):  # of a former export, whose card goes too
-            old.unlink()
+        for old in OURS:  # of a former export, whose card goes too
+            (out / old).unlink(missing_ok=True)
         for path in part.iterdir():
             shutil.move(path, out / path.name)
     except OSError as error:

@@ -65,7 +65,8 @@ class Leaving:
     @property
     def shorter_side(self) -> int | None:
         """Of a photograph, in pixels, before its centre crop; `None` where images are taken whole."""
-        return None if self.noise else self.data.shorter_side
+        side = None if self.noise else self.data.shorter_side
+        return side and round(side * self.shape[-1] / self.data.input_shape[-1])  # the net may have a size of its own
 
     @property
     def source(self) -> str:

@@ -33,8 +33,8 @@ class Agreement(SampleMean):
         theirs = teacher.argmax(-1, keepdim=True)
         value = student.gather(-1, theirs)
         earlier = torch.arange(student.shape[-1], device=student.device) < theirs
-        before = (student > value) | ((student == value) & earlier)  # of equal ones the first, as argmax has it
-        return ((before.sum(-1) < self.top_k) & value[:, 0].isfinite()).float()
+        before = (student > value) | student.isnan() | ((student == value) & earlier)  # as argmax has it
+        return ((before.sum(-1) < self.top_k) & ~value[:, 0].isnan()).float()
 
 
 class KLDivergence(SampleMean):

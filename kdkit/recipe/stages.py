@@ -47,7 +47,7 @@ def unfold(root: Item, edges: Edges, name_of: Callable[[Item], str]) -> Item:
         words = dict(stage.value)
         if "when" in words:  # a resolved recipe: unfolded before
             if late := next((words[word] for word in ("epochs", "losses") if word in words), None):
-                message = "this stage has a time and its losses already, as a run wrote them; change the recipe itself"
+                message = "a stage has `epochs`, or the time that a run wrote (`when`) and its losses among the others'"
                 raise RecipeError([Problem.at(late.mark, f"stages.{i}", message)])
             kept.append(stage)
             continue

@@ -72,9 +72,10 @@ def split(text: str) -> tuple[list[str], Item]:
     path = [step.strip() for step in key.split(".")]
     if not equals or not all(path) or len(path) > DEPTH:
         raise RecipeError([Problem.at(mark, "", "must be key=value, such as trainer.max_epochs=30")])
-    if re.search(r"\s#", value) and value.strip()[0] not in "\"'[{":  # YAML would take the rest for a comment
-        return path, Item(value.strip(), mark)
-    return path, parse_value(value, mark)
+    found = parse_value(value, mark)
+    if isinstance(found.value, str) and re.match(rf"\s*{re.escape(found.value)}\s+#", value):
+        return path, Item(value.strip(), mark)  # of a path, what YAML takes for a comment
+    return path, found
 
 
 def edge_name(edge: Item) -> str:

@@ -92,11 +92,12 @@ def _content(recipe: Recipe) -> dict[str, Any]:
                 spec[word] = _code(spec[word], folder)
     whole["losses"] = [{_code(loss, folder): words for loss, words in edge.items()} for edge in whole["losses"]]
     whole["data"] = {k: v for k, v in whole["data"].items() if k not in READING}
-    if images := _images(recipe):
+    if (images := _images(recipe)) is not None:
         whole["data"]["images"] = images
     whole["trainer"] = {k: _share(v) if k in LIMITS else v for k, v in whole["trainer"].items() if k not in MACHINE}
-    if recipe.trainer.update == "sequential":
-        whole["turns"] = list(recipe.models)
+    turns = list(recipe.trained) if recipe.trainer.update == "sequential" else []
+    if turns != sorted(turns):  # the order of their names says nothing
+        whole["turns"] = turns
     return whole
 
 
@@ -126,15 +127,15 @@ def _share(limit: int | float | None) -> int | float | str | None:
     return f"{limit}" if limit == 1 and isinstance(limit, float) else limit
 
 
-def _images(recipe: Recipe) -> str:
+def _images(recipe: Recipe) -> str | None:
     from kdkit import data
 
     if recipe.data.fake:
-        return ""
+        return None
     try:
         return data.build(recipe.data.name, **recipe.data.arguments).own_images()
     except (OSError, KdkitError):  # told where they are read
-        return ""
+        return None
 
 
 def _file(path: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdkit.recipe.write import dump
+from kdkit.registry import KdkitError
 from kdkit.report.charts import Chart, charts, gradient_charts
 from kdkit.report.figures import figures
 from kdkit.report.gather import Told, gather
@@ -33,7 +34,10 @@ def write_report(run: Path, path: Path | None = None, compare: Path | None = Non
     """
     text, own = page(gather(run, compare)), own_run(run)
     path = path or (own.report if own else Path(RunFolder(run).report.name))
-    write_text(path, text)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise KdkitError(f"{path} cannot be written: {error.strerror}; give another --out") from None
     return path
 
 

@@ -64,7 +64,8 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
     words = {**_said({**part, **(PLAIN if split == "train" else {})}, first).value}
     own = {word: value for word, value in data.value.items() if word != "two_views"}  # which are training's
     data = Item({**own, **words}, data.mark)
-    root = Item({**_said(RUNNING, first).value, "models": Item(models, run.mark), "data": data}, run.mark)
+    seed = {"seed": run.value["seed"]} if run.child("seed") is not None else {}  # label noise follows from it
+    root = Item({**_said(RUNNING, first).value, **seed, "models": Item(models, run.mark), "data": data}, run.mark)
     listed = run.child("models")
     known = listed is not None and all(listed.child(name) for name in files)
     code: dict[str, Any] = {"allow_custom": known, "known": known_of(path)}
@@ -117,6 +118,13 @@ def side_of(own: Mapping[str, Any], told: Mapping[str, Any]) -> int | None:
         usual = takes["image_size"].default if "image_size" in takes else None
         return int(own.get("image_size") or usual or facts(**own).input_shape[1])
     return None
+
+
+def side_of_file(file: Path, told: Mapping[str, Any]) -> int | None:
+    """Of the images that the model of a weights file was trained on: by its header, else by the recipe beside it."""
+    recipe = RunFolder(file.parent).recipe
+    said = read_recipe(recipe).child("data") if recipe.is_file() else None
+    return side_of(told.get("data") or (said.plain if said is not None else {}), told)
 
 
 def _sized(own: Mapping[str, Any], told: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

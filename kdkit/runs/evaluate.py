@@ -16,13 +16,13 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
 from kdkit.console import table
-from kdkit.data import DataModule
+from kdkit.data import DATA, DataModule
 from kdkit.graph.labels import check_labels
 from kdkit.metrics import fit_temperature
 from kdkit.metrics.quality import CalibrationError, quality
 from kdkit.recipe import Recipe
 from kdkit.recipe.write import READING
-from kdkit.registry import KdkitError
+from kdkit.registry import KdkitError, constructor
 from kdkit.runs.eval_recipe import eval_recipe
 from kdkit.runs.folder import RunFolder, write_json
 from kdkit.runs.papers import read_recipe
@@ -243,7 +243,7 @@ def batches(data: DataModule, split: str, name: str) -> Iterator[tuple[Any, Tens
 def _held_out(data: DataModule, recipe: Recipe, overrides: Sequence[str]) -> bool:
     """Whether the data hold images that training never saw and that are not those of the test."""
     changed = {word.split("=", 1)[0].removeprefix("data.") for word in overrides if word.startswith("data")}
-    other = "root" in changed and recipe.data.name == "folder"
+    other = "root" in changed and "holdout" in constructor(DATA[recipe.data.name])
     return data.selects and not other and changed <= set(READING)
 
 

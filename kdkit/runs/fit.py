@@ -22,7 +22,7 @@ from kdkit.runs.curves import draw_curves
 from kdkit.runs.depth import draw_depth
 from kdkit.runs.distilling import DISTILLERS, make_distiller
 from kdkit.runs.dry_run import dry_run
-from kdkit.runs.events import read_events
+from kdkit.runs.events import read_events, without_absent
 from kdkit.runs.folder import RunFolder, first_rank, write_json, write_text, writing
 from kdkit.runs.interrupt import interruptible
 from kdkit.runs.lock import check_free, only_here
@@ -132,7 +132,7 @@ def _fit(
                 cuts = {name: getattr(distiller.graph.model(name), "cuts", ()) for name in distiller.graph.models}
                 draw_depth(rows.rows, folder.beliefs, experiment.name, cuts)
                 show_pictures(trainer, folder)
-                found = figures(rows.rows, experiment.nodes)
+                found = figures(without_absent(rows.rows, happened), experiment.nodes)
                 note_classes(folder, experiment.datamodule)
                 write_figures(folder, {**found, "epochs": len(rows.rows), "minutes": beginning.minutes})
         trainer.strategy.barrier()
@@ -169,7 +169,7 @@ def _make_way(
 
     def begin() -> None:
         with writing(folder):
-            told = begun(papers, folder) if resume else papers
+            told = begun(papers, folder) if resume and folder.begun else papers
             folder.prepare(resume=resume, overwrite=overwrite)
             write_json(folder.provenance, {**told, "links": who_teaches_whom(graph.unbound, graph.nodes)})
             write_text(folder.recipe, text)

@@ -216,6 +216,7 @@ class RunFolder:
             self.result,
             self.evaluation,
             self.report,
+            self.path / "latency.json",
             self.probes,
             self.gradients,
             self.checkpoint,

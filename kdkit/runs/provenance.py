@@ -31,12 +31,10 @@ def provenance() -> dict[str, Any]:
 
 def begun(papers: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     """The papers of a run that goes on: when it began, which mends it knew then, and the commits that it ran under."""
-    if not folder.provenance.exists():
-        return dict(papers)
     before = read_json(folder.provenance)
     commits = [one for text in (before.get("commit"), papers["commit"]) for one in str(text or "").split(", ") if one]
     kept = {"started": before.get("started", papers["started"]), "commit": ", ".join(dict.fromkeys(commits)) or None}
-    return {**papers, **kept, "fixes": min(before.get("fixes", 0), papers["fixes"])}
+    return {**papers, **kept, "fixes": min(before.get("fixes") or 0, papers["fixes"])}
 
 
 def commit() -> str | None:

@@ -28,6 +28,7 @@ from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.result import read_result
 from kdkit.runs.teacher import teacher_folder
 from kdkit.runs.told import read
+from kdkit.train.converted import converted
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _images(distiller: Any, data: DataModule) -> Iterator[tuple[Any, Tensor]]:
     some = draws.permutation(draws.key("teacher check"), len(ids), "cpu")[:MOST].sort().values
     ids = ids[some]
     for raw in data.loader(train, ids, labels[ids], Order(len(ids), data.eval_batch_size), views=False):
-        moved = distiller.transfer_batch_to_device(raw, distiller.device, 0)
+        moved = distiller.transfer_batch_to_device(converted(distiller, raw), distiller.device, 0)
         batch = Batch.of(distiller.on_after_batch_transfer(moved, 0))
         assert batch.labels is not None
         yield batch.x, batch.labels

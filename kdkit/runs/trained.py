@@ -17,6 +17,7 @@ from kdkit.graph import Node
 from kdkit.graph.batch import Adapter, Facts
 from kdkit.recipe import Recipe, build
 from kdkit.registry import KdkitError
+from kdkit.runs.eval_recipe import side_of_file
 from kdkit.taps.trace import logits_of
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -89,6 +90,8 @@ def trained(
     facts, found = Facts.of(data), {}
     for name, path in files.items():
         node, classes = behind(experiment.nodes[name], told[name]), told[name].get("classes") or data.class_names
+        if data is not experiment.datamodule:  # other data come in their own size, and a model sees its own
+            node = replace(node, image_size=node.image_size or side_of_file(path, told[name]))
         module = node.module
         assert module is not None  # only an EMA copy has none, and none is asked for here
         models.load_weights(module, path, arch=str(recipe.models[name].arch))

@@ -19,10 +19,8 @@ from kdkit.graph.batch import Adapter, Facts
 from kdkit.recipe import build, content_key
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
-from kdkit.runs.eval_recipe import eval_recipe, side_of
+from kdkit.runs.eval_recipe import eval_recipe, side_of_file
 from kdkit.runs.evaluate import batches, weights_files
-from kdkit.runs.folder import RunFolder
-from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import read
 from kdkit.runs.trained import behind, device
 from kdkit.study.linear import linear_probe, neighbours
@@ -159,9 +157,7 @@ def _words(on: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
 
 def _side(path: Path, told: dict[str, Any]) -> int:
     """Of the images that a model was trained on."""
-    recipe = RunFolder(path.parent).recipe
-    words = told.get("data") or (read_recipe(recipe, "data").plain["data"] if recipe.is_file() else {})
-    if side := side_of(words, told):
+    if side := side_of_file(path, told):
         return side
     raise KdkitError(f"{path} does not say how large its images were; give --image-size, their side in pixels")
 

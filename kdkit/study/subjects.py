@@ -97,8 +97,8 @@ def _trained(
 def _file(word: str, words: Sequence[str] = ()) -> Path:
     """The one weights file that a word means, among others."""
     path = Path(word)
-    if not path.exists() and (found := _learned_from(word, words)):
-        return found
+    if (path.name == word or not path.exists()) and (found := _learned_from(word, words)):
+        return found  # a folder of that name is ./NAME
     file = path.suffix in (".yaml", ".yml") and path.is_file()
     if file or (not path.exists() and word in {info.name for info in packaged()}):
         folder = teacher_folder(load(word))
@@ -153,7 +153,7 @@ def _says(file: Path, told: dict[str, Any]) -> bool:
 def _names(words: Sequence[str], files: Sequence[Path | None]) -> list[str]:
     """Short ones that differ."""
     named = [file is None or not Path(word).is_file() for word, file in zip(words, files, strict=True)]
-    short = [Path(w).name if its else Path(w).stem for w, its in zip(words, named, strict=True)]
+    short = [Path(w).resolve().name if its else Path(w).stem for w, its in zip(words, named, strict=True)]
     names = [
         f"{file.resolve().parent.name}/{name}" if file is not None and short.count(name) > 1 else name
         for name, file in zip(short, files, strict=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kdkit import draws
 from kdkit.registry import KdkitError, UnknownNameError, nearest
 from kdkit.taps.stages import stages
 from kdkit.taps.trace import Call, Trace, has_matrix, named_children
@@ -135,24 +135,24 @@ def _is_activation(call: Call) -> bool:
         return False
     if named_children(call.module) or (call.input is call.output and call.input_version == call.output_version):
         return False
-    if isinstance(call.module, (nn.PReLU, nn.RReLU)):  # a slope for each channel, a slope that is drawn
-        return True
-    return next(call.module.parameters(), None) is None and _is_elementwise(call.module, call.input)
+    weightless = next(call.module.parameters(), None) is None or isinstance(call.module, nn.PReLU)
+    return weightless and _is_elementwise(call.module, call.input[:1])
 
 
 @torch.no_grad()
 def _is_elementwise(module: nn.Module, like: Tensor) -> bool:
-    """Whether numbers in another order come out in that order, and not on one line."""
-    order = draws.permutation(draws.key("elementwise"), like.numel(), like.device)
-    x = torch.linspace(-3, 3, like.numel(), dtype=like.dtype, device=like.device)[order.argsort()].view(like.shape)
-    mixed = x.flatten()[order].view(like.shape)
+    """Whether each number follows from the one in its place alone, and not along a line."""
+    drawn = torch.Generator().manual_seed(0)
+    x, other = ((20 * torch.rand(like.shape, generator=drawn) - 10).to(like) for _ in range(2))
+    changed = (torch.rand(like.shape, generator=drawn) < 0.5).to(like.device)
+    copied = copy.deepcopy(module).eval()  # which may keep count, or draw
     try:
-        y, z = module.forward(x.clone()), module.forward(mixed.clone())
+        y, z, w, v = (copied.forward(t.clone()) for t in (x, other, torch.where(changed, other, x), (x + other) / 2))
     except Exception:  # it reads more than this tensor
         return False
-    low, high = y.flatten()[x.argmin()], y.flatten()[x.argmax()]
-    line = low + (high - low) * (x - x.min()) / (x.max() - x.min())
-    return torch.allclose(y.flatten()[order].view(like.shape), z) and not torch.allclose(y, line, atol=1e-3)
+    close = 1e-3 * (y - z).nan_to_num().abs().max()
+    alone = torch.allclose(w, torch.where(changed, z, y), atol=float(close), equal_nan=True)
+    return alone and not torch.allclose(v, (y + z) / 2, atol=float(close), equal_nan=True)
 
 
 def _find_classifiers(trace: Trace) -> tuple[list[str], str]:

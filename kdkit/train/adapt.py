@@ -22,6 +22,7 @@ from kdkit.graph.edge import Edge
 from kdkit.graph.factors import pair, set_factor
 from kdkit.losses.kd import standardised
 from kdkit.registry import KdkitError
+from kdkit.train.converted import converted
 
 if TYPE_CHECKING:
     from kdkit.train.distiller import Distiller
@@ -82,7 +83,8 @@ def _look(distiller: Distiller, nodes: Iterable[str]) -> _Seen:
     graph.eval()
     try:
         for raw in distiller.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
-            data = Batch.of(distiller.on_after_batch_transfer(distiller.transfer_batch_to_device(raw, device, 0), 0))
+            moved = distiller.transfer_batch_to_device(converted(distiller, raw), device, 0)
+            data = Batch.of(distiller.on_after_batch_transfer(moved, 0))
             assert data.labels is not None
             labels.append(data.labels)
             with distiller.trainer.precision_plugin.forward_context():

@@ -155,6 +155,7 @@ class Memory:
             del data["seed"]
         input_of = {word: getattr(node, word) for word in ("mean", "std", "image_size", "input")}
         depends = {"model": _fingerprint(graph.model(name)), "by": plan.by, "precision": precision, **input_of, **data}
+        self.double = precision.startswith("64")
         near = EXACT if precision.startswith(("32", "64")) else ROUNDED
         self.cache = TeacherCache(plan.folder, name, depends, plan.layout, plan.rows, near=near)
 
@@ -174,7 +175,7 @@ class Memory:
 
     def answer(self, x: Tensor) -> dict[str, Tensor]:
         """What the model says of images (B, C, H, W)."""
-        return self.graph.answer(self.name, self.layout(x))
+        return self.graph.answer(self.name, self.layout(x.double() if self.double else x))
 
     def prepare(self, device: torch.device, runs_in: Callable[[], AbstractContextManager[Any]]) -> None:
         """On an accelerator, compute what is missing and hold it all there: no step then waits for the host.

@@ -16,6 +16,7 @@ from kdkit.graph.batch import Batch, inputs
 from kdkit.graph.sound import sound
 from kdkit.metrics import KAR, MCI, NLL, Disagreement, PairwiseJS
 from kdkit.registry import KdkitError
+from kdkit.train.converted import converted
 
 
 def probe_batches(trainer: Any, size: int, seed: int) -> list[Any]:
@@ -139,7 +140,7 @@ class Probe:
         try:
             with trainer.precision_plugin.forward_context(), torch.random.fork_rng(devices=[]):
                 for batch in self.batches:
-                    moved = trainer.strategy.batch_to_device(batch, distiller.device)
+                    moved = trainer.strategy.batch_to_device(converted(distiller, batch), distiller.device)
                     yield Batch.of(distiller.on_after_batch_transfer(moved, 0))
         finally:
             graph.train(mode)

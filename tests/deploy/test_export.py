@@ -299,3 +299,12 @@ def test_a_former_export_leaves_nothing_behind(make):
     export(run, "onnx", int8="dynamic", overwrite=True)
     found = export(run, "onnx", overwrite=True)
     assert sorted(path.name for path in found.folder.iterdir()) == ["README.md", "config.json", "model.onnx"]
+
+
+def test_files_of_ones_own_beside_an_export_stay(make, tmp_path):
+    run, _ = make()
+    (tmp_path / "mine").mkdir()
+    for name in ("model.py", "model.yaml"):
+        (tmp_path / "mine" / name).write_text("mine")
+    export(run, "safetensors", out=tmp_path / "mine", overwrite=True)
+    assert {"model.py", "model.yaml", "model.safetensors"} <= {path.name for path in (tmp_path / "mine").iterdir()}

@@ -107,6 +107,7 @@ def test_a_number_sign_in_a_path_is_no_comment():
     assert changed("data.root=/data/set #1").data.arguments["root"] == "/data/set #1"
     assert changed('data.root="/data/set #2"').data.arguments["root"] == "/data/set #2"
     assert changed("optimizer={name: adamw} # mine").optimizer.name == "adamw"
+    assert changed("trainer.max_epochs=3 # three").trainer.max_epochs == 3
 
 
 def test_overrides_replace_whole_mappings_lists_and_schedules():

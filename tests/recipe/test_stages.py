@@ -137,7 +137,7 @@ def test_overrides_reach_a_stage_by_its_name_and_may_bring_all_of_them():
 def test_what_is_unfolded_already_takes_no_length():
     """A run's own recipe: its losses would keep the times that they have."""
     written = resolved(loads(TWO_STEPS))
-    with pytest.raises(RecipeError, match=r"stages\.0: this stage has a time and its losses already, as a run wrote"):
+    with pytest.raises(RecipeError, match=r"stages\.0: a stage has `epochs`, or the time that a run wrote"):
         loads(written, overrides=["stages.hints.epochs=0.2"])
 
 

@@ -5,11 +5,12 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from kdkit.console import show
 from kdkit.recipe import load, loads
 from kdkit.registry import KdkitError
-from kdkit.runs.check import check
+from kdkit.runs.check import check, count_macs
 from kdkit.runs.dry_run import STAND_IN
 
 FAKE = "name: fake, samples: 100, classes: 5, shape: [3, 8, 8], batch_size: 16"
@@ -234,3 +235,12 @@ def test_a_last_batch_of_one_sample_that_a_model_cannot_be_trained_on():
     for override in ("data.drop_last=true", "data.batch_size=17", "trainer.limit_train_batches=6"):
         report(PAIR, "ce, kd", data=data, overrides=[override])
     report(PAIR, "ce, kd", data=data.replace("3, 4, 4", "3, 8, 8"))
+
+
+def test_attention_counts_in_eval_mode_too():
+    """Its fast path is one operation, which no counter knows."""
+    net = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    tokens = 10
+    projections = tokens * (4 * 32 * 32 + 2 * 32 * 64)
+    assert count_macs(net, torch.randn(1, tokens, 32)) == projections + 2 * tokens * tokens * 32
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -320,3 +320,19 @@ def test_two_verbs_at_a_time_both_keep_what_they_found(monkeypatch, tmp_path):
     for verb in verbs:
         verb.join()
     assert json.loads(path.read_text()) == {"train": {"top1": 0.5}, "test": {"top1": 0.5}}
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_noisy_labels_are_those_that_it_was_trained_on(run, seed):
+    folder, nets = run
+    noisy = RECIPE.replace("name: digits", "name: digits, label_noise: 0.5")
+    (folder / "recipe.yaml").write_text(f"{noisy}seed: {seed}\n")
+    its = data.build("digits", image_size=8, label_noise=0.5, seed=seed)
+    its.setup("fit")
+    seen = [(y, index) for _, y, index in its.train_dataloader()]
+    labels, order = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    images, _ = its.tensors(True)
+    x = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        right = (nets["student"](x).argmax(1) == labels[order.argsort()]).float().mean().item()
+    assert evaluate(folder, split="train")["student"]["top1"] == pytest.approx(right, abs=2e-4)

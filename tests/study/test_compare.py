@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -313,3 +314,35 @@ def test_a_teacher_of_another_program_is_known_by_its_students_recipe(pair, tmp_
     found = compare(str(tmp_path / "their-teacher.pth"), [str(tmp_path / "run")], DATA[1:], taps=["logits"]).numbers
     t, labels = plain(nets["t"])
     assert found["models"]["their-teacher"]["top1"] == pytest.approx((t.argmax(1) == labels).float().mean().item())
+
+
+def test_each_model_sees_images_of_the_size_it_was_trained_on(pair, tmp_path):
+    """They are the teacher's, and a student of larger ones was shown the small ones as they are."""
+    _, nets, teacher, _ = pair
+    told = {"classes": DIGITS, "data": {"name": "digits", "image_size": 16}}
+    student = save(nets["s"], tmp_path / "s16.safetensors", **told)
+    found = compare(teacher, [student], DATA, taps=["logits"]).numbers
+    images, labels = data.build("digits", image_size=8).tensors(False)
+    larger = F.interpolate(
+        (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1),
+        size=(16, 16),
+        mode="bilinear",
+    )
+    with torch.no_grad():
+        right = (nets["s"](larger).argmax(1) == labels).float().mean().item()
+    assert found["models"]["s16"]["top1"] == pytest.approx(right, abs=2e-3)
+    assert found["models"]["t"]["top1"] == pytest.approx(
+        (plain(nets["t"])[0].argmax(1) == labels).float().mean().item()
+    )
+
+
+def test_what_a_run_calls_its_teacher_is_no_folder_of_that_name(pair, tmp_path, monkeypatch):
+    _, nets, teacher, _ = pair
+    (tmp_path / "run").mkdir()
+    save(nets["s"], tmp_path / "run" / "student.safetensors")
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps({"weights": {"teacher": teacher}}))
+    (tmp_path / "teacher").mkdir()
+    save(net(7, "resnet14"), tmp_path / "teacher" / "net.safetensors", "resnet14")
+    monkeypatch.chdir(tmp_path)
+    assert str(_file("teacher", ["teacher", "run"])) == teacher
+    assert _file("./teacher", ["./teacher", "run"]) == Path("teacher/net.safetensors")

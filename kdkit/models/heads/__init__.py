@@ -136,4 +136,4 @@ def _unit(x: Tensor) -> Tensor:
     """Length 1 over the channels, in at least fp32; what is as good as zero stays so, with its gradient as it is."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     square = x.square().sum(1 if x.ndim == 4 else -1, keepdim=True)
-    return x * torch.where(square > 1e-24, square, 1.0).rsqrt()
+    return x * torch.where(square > 1e-16, square, 1.0).rsqrt()
