@@ -64,7 +64,8 @@ def _safetensors(leaving: Leaving, folder: Path) -> Written:
     file = folder / "model.safetensors"
     told = config(leaving)
     with_code = leaving.source != "file" or _brings_its_file(leaving, folder)
-    header = {word: value if isinstance(value, str) else json.dumps(value) for word, value in told.items()}
+    known = {**told, "image_size": leaving.shape[-1]}  # of the images that it is scored on one day
+    header = {word: value if isinstance(value, str) else json.dumps(value) for word, value in known.items()}
     models.save_weights(leaving.net.module, file, header)
     write_json(folder / "config.json", told)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,33 @@ def idle(graph: Graph) -> list[str]:
             if e.name not in asked
         ),
     ]
+
+
+def missed(graph: Graph, updates: float) -> list[str]:
+    """Losses and learners whose whole time lies within one update, so that it never comes.
+
+    Args:
+        graph: bound.
+        updates: of an epoch.
+    """
+    found, seen = [], set[Any]()
+    for phase, end in zip(graph.phases, [*(later.start for later in graph.phases[1:]), graph.epochs], strict=True):
+        epoch = math.floor(phase.start)
+        number = math.ceil((phase.start - epoch) * updates - 1e-9)  # the first update that begins from then on
+        if epoch + min(number / updates, 1.0) < end - 1e-9:
+            seen |= _who(phase)
+        else:
+            found.append((phase, end))
+    return [
+        f"what is to happen from epoch {phase.start:.6g} to {end:.6g} never does: no update begins there, of "
+        f"{math.ceil(updates)} in an epoch"
+        for phase, end in found
+        if _who(phase) - seen
+    ]
+
+
+def _who(phase: Phase) -> set[Any]:
+    return {edge.name for edge in phase.edges} | set(phase.parts.items())
 
 
 def _parts(node: str, stages: Sequence[Stage]) -> tuple[str, ...]:

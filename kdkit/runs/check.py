@@ -16,7 +16,7 @@ from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
 from kdkit.graph.links import End
 from kdkit.graph.optimizers import check_optimizer
-from kdkit.graph.phase import idle
+from kdkit.graph.phase import idle, missed
 from kdkit.graph.slow import slow
 from kdkit.graph.stage import Stage
 from kdkit.models.published import fetched
@@ -121,7 +121,8 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph, steps: int) -> 
     if accelerator in GPUS and not any(has() for has in GPUS[accelerator]):
         yield f"trainer: accelerator {accelerator} is not on this machine, where `kdkit fit` refuses it"
     yield from (f"stages: {told}" for told in idle(graph))
-    yield from slow(graph, steps * graph.epochs / recipe.trainer.accumulate_grad_batches)
+    updates = steps / recipe.trainer.accumulate_grad_batches
+    yield from (*missed(graph, updates), *slow(graph, updates * graph.epochs))
     for name, spec in recipe.models.items():
         if spec.source == "pretrained" and not fetched(str(spec.arch)):
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"

@@ -17,7 +17,7 @@ from kdkit.graph.alone import check_alone, ends_alone
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
-from kdkit.graph.phase import idle
+from kdkit.graph.phase import idle, missed
 from kdkit.graph.slow import slow
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import check_held_out
@@ -86,9 +86,9 @@ def tell_idle(graph: Graph) -> None:
     _warn(idle(graph))
 
 
-def tell_slow(graph: Graph, steps: float) -> None:
-    """Warn of slow copies that hardly move in an epoch's `steps` of the optimiser, times the epochs."""
-    _warn(slow(graph, steps * graph.epochs))
+def tell_updates(graph: Graph, updates: float) -> None:
+    """Warn of what comes of too few of them in an epoch: spans that hold none, slow copies that hardly move."""
+    _warn([*missed(graph, updates), *slow(graph, updates * graph.epochs)])
 
 
 def _warn(found: Iterable[str]) -> None:

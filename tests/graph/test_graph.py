@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdkit.graph import Edge, Node, ema, frozen
-from kdkit.graph.batch import Batch, Facts
+from kdkit.graph.batch import Adapter, Batch, Facts
 from kdkit.graph.collect import clip_gradient
 from kdkit.graph.graph import Graph
 from kdkit.losses import KDLoss
@@ -333,3 +333,17 @@ def test_what_training_alone_changes_in_place_is_tapped_as_it_was():
     graph.train()
     found = {str(end): value for end, value in graph.outputs(batch()).items()}
     torch.testing.assert_close(found["student.conv"], student.conv(batch().x))
+
+
+def test_what_does_not_train_has_no_time_to():
+    for made in (frozen, lambda module, **words: ema("student", **words)):
+        with pytest.raises(KdkitError, match="does not train, so it has no time to; leave `when` out"):
+            made(net(4), when={"from": 3})
+
+
+def test_tall_images_are_made_smaller_without_aliasing():
+    """Stripes of one pixel, of mean ½: every second row alone would be black."""
+    stripes = torch.zeros(1, 3, 128, 32)
+    stripes[:, :, 1::2] = 1
+    adapter = Adapter(Node(net(4), image_size=32), Facts(num_classes=5))
+    assert (adapter(stripes) - 0.5).abs().max() < 0.1

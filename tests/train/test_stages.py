@@ -371,3 +371,24 @@ def test_an_update_that_is_begun_is_ended_by_those_who_began_it():
     fit(made, loader(n=160), epochs=1, callbacks=[watch := Watch()], accumulate_grad_batches=4)
     # of ten batches stage two begins at the fourth, within the first update, and three at the seventh, in the second
     assert watch.seen == (("a",),) * 4 + (("b",),) * 4 + (("a",),) * 2
+
+
+@pytest.mark.parametrize(
+    ("when", "accumulate", "told"),
+    [
+        ({"from": 0.5, "to": 0.9}, 10, "from epoch 0.5 to 0.9 never does: no update begins there, of 1 in an epoch"),
+        ({"from": 0.95}, 4, "from epoch 0.95 to 1 never does: no update begins there, of 3 in an epoch"),
+        ({"from": 0.5, "to": 0.9}, 4, ""),
+        (
+            {"from": 0.42, "to": 0.48},
+            1,
+            "from epoch 0.42 to 0.48 never does: no update begins there, of 10 in an epoch",
+        ),
+        ({"from": 0.4, "to": 0.5}, 1, ""),
+    ],
+)
+def test_a_span_that_holds_no_update_is_told(when, accumulate, told, caplog):
+    made = kdkit.Distiller({"a": net(4)}, ["ce", kdkit.Edge("ce", name="more", when=when)], lr=0.05)
+    fit(made, loader(n=160), epochs=1, accumulate_grad_batches=accumulate)
+    said = [record.message for record in caplog.records if "never does" in record.message]
+    assert [line.partition("happen ")[2] for line in said] == [told] * bool(told)
