@@ -153,7 +153,8 @@ def _says(file: Path, told: dict[str, Any]) -> bool:
 def _names(words: Sequence[str], files: Sequence[Path | None]) -> list[str]:
     """Short ones that differ."""
     named = [file is None or not Path(word).is_file() for word, file in zip(words, files, strict=True)]
-    short = [Path(w).resolve().name if its else Path(w).stem for w, its in zip(words, named, strict=True)]
+    called = [Path(word).name or Path(word).resolve().name for word in words]  # `.` has no name of its own
+    short = [name if its else Path(name).stem for name, its in zip(called, named, strict=True)]
     names = [
         f"{file.resolve().parent.name}/{name}" if file is not None and short.count(name) > 1 else name
         for name, file in zip(short, files, strict=True)

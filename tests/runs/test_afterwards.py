@@ -58,7 +58,9 @@ def test_eval_and_probe(fitted, monkeypatch, tmp_path):
         assert found[f"eval/test/student/{key}"].value == pytest.approx(told[key], rel=1e-6)
     (its,) = json.loads((run / "probe.json").read_text()).values()
     for key, value in its["student"].items():  # no folder of this machine is in a name
-        assert found[f"probe/photos holdout=0.34 num_workers=0/student/{key}"].value == pytest.approx(value, rel=1e-6)
+        assert found[f"probe/photos holdout=0.34 num_workers=0 image_size=8/student/{key}"].value == pytest.approx(
+            value, rel=1e-6
+        )
     assert {event.step for tag, event in found.items() if tag.startswith(("eval/", "probe/"))} == {2}  # the last epoch
     assert found["val/student/top1"].step == 2  # which the training's numbers still have
 
