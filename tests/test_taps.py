@@ -261,6 +261,27 @@ class Biased(nn.Module):
         return (x - self.bias).relu()
 
 
+class Several(nn.Module):
+    """Gives more than one tensor, of which the first is read."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.relu(), x
+
+
+def test_what_gives_several_tensors_is_no_activation(x: Tensor) -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = Several()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x)[0]
+
+    net = nn.Sequential(First(), nn.Flatten(), nn.Linear(192, 4)).eval()
+    with pytest.raises(KdkitError, match="must end in an activation"):
+        Taps(net, ["0:preact"], x)
+
+
 @pytest.mark.parametrize(
     "last",
     [

@@ -170,12 +170,8 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose: bool) -> Line:
     first, node = rows[0], rows[0]["node"]
     notes = []
-    written = first.get("written")
-    theirs = (
-        None
-        if written or selects(first)
-        else published(first["data"], first["teacher"], first["student"], first["method"])
-    )
+    written, ends = first.get("written"), (first["data"], first["teacher"], first["student"])
+    theirs = None if written or selects(first) else published(*ends, first["method"])
     last, best = ([row[word][node]["top1"] for row in rows] for word in ("last", "best"))
     delta = None
     if theirs is not None and theirs.epochs == first["epochs"]:

@@ -58,14 +58,8 @@ def compare(
     words = [word for word in students or () if "=" in word] + ([f"data.root={data}"] if data else [])
     if not models:
         teacher, models = teacher_of(teacher), [teacher]
-    found = look(
-        teacher,
-        models,
-        words,
-        alone=alone,
-        split=split,
-        taps=[tap.strip() for tap in taps.split(",")] if taps else None,
-    )
+    layers = [tap.strip() for tap in taps.split(",")] if taps else None
+    found = look(teacher, models, words, alone=alone, split=split, taps=layers)
     show(shown(found), sys.stdout)
     run = run_of(models[0])
     place = out or (run.comparison if run else Path("compare"))

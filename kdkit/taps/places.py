@@ -145,14 +145,14 @@ def _is_elementwise(module: nn.Module, like: Tensor) -> bool:
     drawn = torch.Generator().manual_seed(0)
     x, other = ((20 * torch.rand(like.shape, generator=drawn) - 10).to(like) for _ in range(2))
     changed = (torch.rand(like.shape, generator=drawn) < 0.5).to(like.device)
-    copied = copy.deepcopy(module).eval()  # which may keep count, or draw
     try:
+        copied = copy.deepcopy(module).eval()  # which may keep count, or draw
         y, z, w, v = (copied.forward(t.clone()) for t in (x, other, torch.where(changed, other, x), (x + other) / 2))
-    except Exception:  # it reads more than this tensor
+        close = float(1e-3 * (y - z).nan_to_num().abs().max())
+        alone = torch.allclose(w, torch.where(changed, z, y), atol=close, equal_nan=True)
+        return alone and not torch.allclose(v, (y + z) / 2, atol=close, equal_nan=True)
+    except Exception:  # it reads more than this tensor, or gives more than one
         return False
-    close = 1e-3 * (y - z).nan_to_num().abs().max()
-    alone = torch.allclose(w, torch.where(changed, z, y), atol=float(close), equal_nan=True)
-    return alone and not torch.allclose(v, (y + z) / 2, atol=float(close), equal_nan=True)
 
 
 def _find_classifiers(trace: Trace) -> tuple[list[str], str]:
