@@ -25,8 +25,10 @@ from kdkit.runs.check_cohort import cohort_rows
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
 from kdkit.runs.dry_run import dry_run
 from kdkit.runs.teacher import teacher_folder
+from kdkit.runs.trained import device
 from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
+from kdkit.train.onednn import emulated
 from kdkit.train.scores import OTHER_CLASSES, UNSCORED
 from kdkit.untouched import untouched
 
@@ -123,6 +125,7 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph, steps: int) -> 
     yield from (f"stages: {told}" for told in idle(graph))
     updates = steps / recipe.trainer.accumulate_grad_batches
     yield from (*missed(graph, updates), *slow(graph, updates * graph.epochs))
+    yield from emulated(recipe.trainer.precision, device(recipe))
     for name, spec in recipe.models.items():
         if spec.source == "pretrained" and not fetched(str(spec.arch)):
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"

@@ -30,7 +30,7 @@ from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.checkpoint import add_to, take_from
 from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
-from kdkit.train.example import check_last, check_validation, example_batch, facts_of, tell_idle, tell_updates
+from kdkit.train.example import check_last, check_validation, example_batch, facts_of, tell_idle, tell_odd
 from kdkit.train.finite import FiniteWatch
 from kdkit.train.late import seen, unread
 from kdkit.train.layout import lay_out
@@ -172,7 +172,8 @@ class Distiller(Evaluation):
 
     def on_train_start(self) -> None:
         """Caches are filled, steps compiled and recorded, where that is asked for."""
-        tell_updates(self.graph, steps_per_epoch(self.trainer) / self.borrow.accumulate)
+        updates = steps_per_epoch(self.trainer) / self.borrow.accumulate
+        tell_odd(self.graph, updates, str(self.trainer.precision), self.device)
         self.watch.begin(self)
         for memory in self.memories.values():
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)

@@ -21,6 +21,7 @@ from kdkit.graph.phase import idle, missed
 from kdkit.graph.slow import slow
 from kdkit.registry import KdkitError
 from kdkit.train.adapt import check_held_out
+from kdkit.train.onednn import emulated
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,16 @@ def tell_idle(graph: Graph) -> None:
     _warn(idle(graph))
 
 
-def tell_updates(graph: Graph, updates: float) -> None:
-    """Warn of what comes of too few of them in an epoch: spans that hold none, slow copies that hardly move."""
-    _warn([*missed(graph, updates), *slow(graph, updates * graph.epochs)])
+def tell_odd(graph: Graph, updates: float, precision: str, device: torch.device) -> None:
+    """Warn of spans that hold no update, of slow copies that hardly move, and of a precision that is slow here.
+
+    Args:
+        graph: bound.
+        updates: of the optimiser, in an epoch.
+        precision: the Trainer's.
+        device: where the models are.
+    """
+    _warn([*missed(graph, updates), *slow(graph, updates * graph.epochs), *emulated(precision, device)])
 
 
 def _warn(found: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from kdkit.models import build
 from kdkit.recipe import load
 from kdkit.registry import KdkitError
 from kdkit.runs.check import check
-from kdkit.train.onednn import no_wide_strides, overruns
+from kdkit.train.onednn import emulated, no_wide_strides, overruns
 from tests.nets import loader, net
 from tests.processes import CONTEXT
 from tests.train.running import fit
@@ -112,3 +112,15 @@ def test_check_tells_of_it_too(tmp_path):
     words = ["trainer.precision=bf16-mixed", "trainer.accelerator=cpu", "models.net.arch=timm/test_resnet"]
     with pytest.raises(KdkitError, match=r"teacher_digits.yaml: net\.\S+ has stride 2 on a map of 1×1, whose"):
         check(load("teacher_digits", words))
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_bf16_that_a_cpu_imitates_is_told_before_hours_are_spent(has, monkeypatch, caplog):
+    told = "this CPU has no instructions for bf16: trainer.precision=bf16-mixed is several times slower than 32-true"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    words = ["trainer.accelerator=cpu", "data.subset=64"]
+    assert told not in check(load("teacher_digits", words)).notes
+    assert (told in check(load("teacher_digits", [*words, "trainer.precision=bf16-mixed"])).notes) is not has
+    fit(kdkit.Distiller({"student": net(8)}, ["ce"]), precision="bf16-mixed")
+    assert (told in caplog.text) is not has
+    assert not list(emulated("bf16-mixed", torch.device("cuda")))
