@@ -81,10 +81,7 @@ def build(
             hint = nearest(word, known) or f"; known: {', '.join(known)}"
             raise KdkitError(f"data: {name} has no option {word!r}{hint}")
     module = cls(root=root, batch_size=batch_size, seed=seed, **options)
-    if not fake:
-        return module
-    two = getattr(module, "two_views", False)
-    return FakeData.like(module.facts, batch_size, seed, held_out=module.selects, two_views=two)
+    return FakeData.like(module) if fake else module
 
 
 def facts(name: str, **options: Any) -> DataFacts:

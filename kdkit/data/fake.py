@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from kdkit import draws
 from kdkit.data.data_facts import DataFacts
 from kdkit.data.device_data import DeviceData
+from kdkit.data.module import DataModule
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -29,28 +30,35 @@ class FakeData(DeviceData):
     shape: tuple[int, int, int] = (3, 32, 32)
     means: tuple[float, ...] | None = None
     stds: tuple[float, ...] | None = None
+    _shorter_side: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_root()
 
     @classmethod
-    def like(
-        cls, facts: DataFacts, batch_size: int, seed: int, *, held_out: bool = False, two_views: bool = False
-    ) -> FakeData:
-        """Four batches with the facts of another data set, and as many that are held out of training."""
-        samples = max(1, min(facts.num_samples, 4 * batch_size))
-        return cls(
-            batch_size=batch_size,
-            seed=seed,
+    def like(cls, module: DataModule) -> FakeData:
+        """Four batches with the facts of other data, and as many that are held out of training."""
+        facts, held_out = module.facts, module.selects
+        samples = max(1, min(facts.num_samples, 4 * module.batch_size))
+        made = cls(
+            batch_size=module.batch_size,
+            seed=module.seed,
             classes=facts.num_classes,
             samples=2 * samples if held_out else samples,
             val_split=samples if held_out else 0,
             shape=facts.input_shape,
             means=facts.mean,
             stds=facts.std,
-            two_views=two_views,
+            two_views=getattr(module, "two_views", False),
         )
+        made._shorter_side = module.shorter_side
+        return made
+
+    @property
+    def shorter_side(self) -> int | None:
+        """That of the data it stands for."""
+        return self._shorter_side
 
     def describe(self) -> DataFacts:
         """As asked for."""

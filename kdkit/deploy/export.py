@@ -168,8 +168,7 @@ def _move(part: Path, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for old in OURS:  # of a former export, whose card goes too
             (out / old).unlink(missing_ok=True)
-        for path in part.iterdir():
-            shutil.move(path, out / path.name)
+        shutil.copytree(part, out, dirs_exist_ok=True)
     except OSError as error:
         raise KdkitError(f"{out} cannot be written: {error.strerror}") from None
 

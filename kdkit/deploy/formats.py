@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from kdkit import models
 from kdkit.deploy.leaving import Leaving
 from kdkit.deploy.onnx_file import OnnxNet, extra, program, write_onnx
+from kdkit.recipe.code_text import files_of_code
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import read_json, write_json
 from kdkit.taps.trace import logits_of
@@ -63,15 +63,17 @@ def _torch(leaving: Leaving, folder: Path) -> Written:
 def _safetensors(leaving: Leaving, folder: Path) -> Written:
     file = folder / "model.safetensors"
     told = config(leaving)
-    with_code = leaving.source != "file" or _brings_its_file(leaving, folder)
+    with_code = not leaving.code or _brings_its_code(leaving, folder)
     known = {**told, "image_size": leaving.shape[-1]}  # of the images that it is scored on one day
     header = {word: value if isinstance(value, str) else json.dumps(value) for word, value in known.items()}
     models.save_weights(leaving.net.module, file, header)
     write_json(folder / "config.json", told)
 
     def answers(images: Tensor) -> Tensor:
-        arch, base = (leaving.public_arch, folder) if with_code else (leaving.arch, None)
-        opened = models.build(arch, num_classes=leaving.num_classes, base=base, **leaving.options).eval()
+        arch, options, base = leaving.arch, leaving.options, None
+        if with_code:
+            arch, options, base = leaving.public_arch, leaving.public_options, folder
+        opened = models.build(arch, num_classes=leaving.num_classes, base=base, **options).eval()
         models.load_weights(opened, file, arch=leaving.arch)
         return logits_of(opened(images))
 
@@ -123,7 +125,7 @@ def config(leaving: Leaving) -> dict[str, Any]:
     """What whoever feeds the model has to know."""
     return {
         "arch": leaving.public_arch,
-        "options": leaving.options,
+        "options": leaving.public_options,
         "num_classes": leaving.num_classes,
         "input_shape": list(leaving.shape),
         "mean": list(leaving.mean),
@@ -138,22 +140,31 @@ def _example(leaving: Leaving) -> Tensor:
     return two.clone()  # a file that keeps them would else keep all that they are a part of
 
 
-def _brings_its_file(leaving: Leaving, folder: Path) -> bool:
-    """Whether the model's own file, copied, builds it without what lay beside it."""
-    place = Path(leaving.arch.rpartition(":")[0])
-    copy = folder / place.name
-    shutil.copyfile(place, copy)
+def _brings_its_code(leaving: Leaving, folder: Path) -> bool:
+    """Whether the model's own files and what they import from beside them, copied, build it."""
+    copies: dict[Path, bytes] = {}
+    for file in leaving.code:
+        for path, text in files_of_code(file, file.parent).items():
+            if not path.is_relative_to(file.parent):
+                return False
+            place = path.relative_to(file.parent)
+            if copies.setdefault(place, text) != text:  # two of one name
+                return False
+    for place, text in copies.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(text)
     try:
-        models.build(leaving.public_arch, num_classes=leaving.num_classes, base=folder, **leaving.options)
+        models.build(leaving.public_arch, num_classes=leaving.num_classes, base=folder, **leaving.public_options)
     except KdkitError:
-        copy.unlink()
+        for place in copies:
+            (folder / place).unlink()
         return False
     return True
 
 
 def _loading(leaving: Leaving) -> str:
     name = leaving.arch.partition("/")[2].partition(".")[0]
-    words = f"num_classes={leaving.num_classes}" + "".join(f", {w}={v!r}" for w, v in leaving.options.items())
+    words = f"num_classes={leaving.num_classes}" + "".join(f", {w}={v!r}" for w, v in leaving.public_options.items())
     made = {
         "timm": f'import timm\n\nnet = timm.create_model("{name}", {words})\n',
         "torchvision": f'from torchvision import models\n\nnet = models.get_model("{name}", {words})\n',
@@ -178,7 +189,7 @@ def _picked(leaving: Leaving) -> str:
 
 def _without_code(leaving: Leaving) -> str:
     return (
-        f"# The code of {leaving.public_arch} needs other files beside it and is not in this folder.\n"
+        f"# The code of {leaving.public_arch} needs more than lies beside it and is not in this folder.\n"
         "from safetensors.torch import load_model\n\n"
         'net = ...\nload_model(net.eval(), "model.safetensors")'
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ class Leaving:
     Attributes:
         name: in its run.
         arch: its architecture.
-        options: of it.
+        options: of it; `backbone` may name more of one's own code.
         net: the model and its input's adapter, on the CPU.
         data: what it is checked on.
         images: some test images as the model gets them.
@@ -65,22 +65,50 @@ class Leaving:
     @property
     def shorter_side(self) -> int | None:
         """Of a photograph, in pixels, before its centre crop; `None` where images are taken whole."""
-        side = None if self.noise else self.data.shorter_side
+        side = self.data.shorter_side
         return side and round(side * self.shape[-1] / self.data.input_shape[-1])  # the net may have a size of its own
 
     @property
     def source(self) -> str:
         """Where the architecture comes from: timm, torchvision, file, package or kdkit."""
-        if ".py:" in self.arch:
+        if _is_code(self.arch):
             return "file"
         head = self.arch.partition("/")[0]
         return head if head in ("timm", "torchvision") else "package" if ":" in self.arch else "kdkit"
 
     @property
+    def code(self) -> list[Path]:
+        """One's own files that it is built by: its own, and those of the nets inside it."""
+        return list(dict.fromkeys(Path(word.rpartition(":")[0]) for word in _named([self.arch, self.options])))
+
+    @property
     def public_arch(self) -> str:
         """Without this machine's folders."""
-        return (
-            f"{Path(self.arch.rpartition(':')[0]).name}:{self.arch.rpartition(':')[2]}"
-            if self.source == "file"
-            else self.arch
-        )
+        return str(_public(self.arch))
+
+    @property
+    def public_options(self) -> dict[str, Any]:
+        """Likewise."""
+        return {word: _public(value) for word, value in self.options.items()}
+
+
+def _named(value: Any) -> Iterator[str]:
+    """Every `FILE:NAME` in it."""
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _named(part)
+    elif _is_code(value):
+        yield value
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {word: _public(part) for word, part in value.items()}
+    if not _is_code(value):
+        return value
+    place, _, name = value.rpartition(":")
+    return f"{Path(place).name}:{name}"
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and value.rpartition(":")[0].endswith(".py")

@@ -16,11 +16,27 @@ def digest_of_code(file: Path, folder: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    first, *others = _texts(file, folder)
+    first, *others = files_of_code(file, folder).values()
     digest = hashlib.sha256(first)
     for text in others:
         digest.update(hashlib.sha256(text).digest())
     return digest.hexdigest()
+
+
+def files_of_code(file: Path, folder: Path) -> dict[Path, bytes]:
+    """A file of code with its text, then whatever it imports from a folder, in the order of their paths.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found, waiting = {file: file.read_bytes()}, [file]
+    while waiting:
+        path = waiting.pop()
+        for module in _imported(path, found[path], folder):
+            if module not in found:
+                found[module] = module.read_bytes()
+                waiting.append(module)
+    return {path: found[path] for path in (file, *sorted(found.keys() - {file}))}
 
 
 def own_module(place: str, folder: Path) -> tuple[Path, Path] | None:
@@ -52,18 +68,6 @@ def own_module(place: str, folder: Path) -> tuple[Path, Path] | None:
 def _installed(place: Path) -> bool:
     """In a folder that pip or the system fills, and not somebody's own."""
     return place.is_relative_to(get_path("stdlib")) or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
-
-
-def _texts(file: Path, folder: Path) -> list[bytes]:
-    """The file's, and then the others' in the order of their paths."""
-    found, waiting = {file: file.read_bytes()}, [file]
-    while waiting:
-        path = waiting.pop()
-        for module in _imported(path, found[path], folder):
-            if module not in found:
-                found[module] = module.read_bytes()
-                waiting.append(module)
-    return [found.pop(file), *(found[path] for path in sorted(found))]
 
 
 def _imported(path: Path, text: bytes, folder: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,17 @@ class Net(nn.Module):
         features = torch.relu(self.conv(x)).mean((2, 3))
         return {"features": features, "logits": self.fc(features)}
 """
+OUTER = """\
+from torch import nn
+
+class Outer(nn.Module):
+    def __init__(self, num_classes, backbone):
+        super().__init__()
+        self.backbone, self.fc = backbone, nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.backbone(x))
+"""
 RECIPE = """\
 data: {name: digits, image_size: SIDE, batch_size: 32}
 models:
@@ -61,8 +73,8 @@ def make(tmp_path, monkeypatch):
         folder.mkdir()
         text = RECIPE.replace("ARCH", arch).replace("OPTIONS", json.dumps(options or {})).replace("SIDE", str(side))
         (folder / "recipe.yaml").write_text(text)
-        if file := arch.rpartition(":")[0]:
-            (folder / "provenance.json").write_text(json.dumps({"code": [file]}))
+        if code := re.findall(r"/\S+\.py", f"{arch} {json.dumps(options)}"):
+            (folder / "provenance.json").write_text(json.dumps({"code": code}))
         torch.manual_seed(3)
         net = models.build(arch, num_classes=10, **(options or {}))
         net(torch.randn(16, 3, side, side))  # running statistics of its own
@@ -185,6 +197,7 @@ def test_a_photograph_is_fed_as_in_evaluation(make, tmp_path, monkeypatch):
     (run / "recipe.yaml").write_text(words.replace("{name: digits, image_size: 32, batch_size: 32}", photos))
     write_figures(RunFolder(run), {kind: {"student": {"top1": 0.5, "epoch": 1}} for kind in ("last", "best")})
     folder = export(run, "timm").folder.resolve()
+    noise = export(run, "timm", out=tmp_path / "noise", overrides=["data.fake=true"]).folder
     assert "On the test set of its folder of images." in (folder / "README.md").read_text()
     data = module("folder", root=tmp_path / "photos", holdout="all", image_size=32)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
@@ -193,6 +206,7 @@ def test_a_photograph_is_fed_as_in_evaluation(make, tmp_path, monkeypatch):
     photo.save(folder / "photo.png")
     by_card = torch.as_tensor(names_of_its_card(folder, monkeypatch)["images"])[0]
     config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert json.loads((noise / "config.json").read_text())["pretrained_cfg"] == config
     view = timm_data.create_transform(**timm_data.resolve_data_config(config))(photo)
     for fed in (by_card, view):
         torch.testing.assert_close(fed, wanted, atol=2.5 / 255 / min(STD), rtol=0)
@@ -208,15 +222,40 @@ def test_a_model_from_a_file_of_ones_own(make, tmp_path, form, monkeypatch):
     assert str(tmp_path) not in (folder / "README.md").read_text()
 
 
-def test_a_file_that_needs_others_beside_it_stays_where_it_is(make, tmp_path, monkeypatch):
+def test_a_file_brings_what_it_imports_from_beside_it(make, tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
     (tmp_path / "parts.py").write_text(OWN)
-    (tmp_path / "my_net.py").write_text("from parts import Net\n")
+    (tmp_path / "inner" / "more.py").write_text("from parts import Net\n")
+    (tmp_path / "my_net.py").write_text("from inner.more import Net\n")
+    folder = check(make(f"{tmp_path}/my_net.py:Net"), 8, "safetensors", monkeypatch)
+    for name in [name for name in sys.modules if re.match(r"parts|inner|kdkit_file_my_net", name)]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "torch" in names_of_its_card(folder, monkeypatch)
+    assert Path(sys.modules["parts"].__file__) == folder / "parts.py"
+    again = export(tmp_path / "run", "safetensors", out=folder, overwrite=True)
+    assert (again.folder / "inner" / "more.py").is_file()
+    assert not (again.folder / "inner" / "inner").exists()
+
+
+def test_a_file_that_needs_more_than_lies_beside_it_stays_where_it_is(make, tmp_path, monkeypatch):
+    (tmp_path / "beside.txt").write_text("4")
+    opens = 'from pathlib import Path\n\nWIDTH = int(Path(__file__).with_name("beside.txt").read_text())\n'
+    (tmp_path / "my_net.py").write_text(opens + OWN)
     run, _ = make(f"{tmp_path}/my_net.py:Net")
-    monkeypatch.delitem(sys.modules, "parts")
-    monkeypatch.chdir(run)
     found = export(run, "safetensors", out=tmp_path / "out")
     assert not (found.folder / "my_net.py").exists()
     assert "is not in this folder" in (found.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_a_net_of_ones_own_inside_another_comes_with_it(make, tmp_path, form, monkeypatch):
+    (tmp_path / "my_net.py").write_text(OWN.replace('{"features": features, "logits": self.fc(features)}', "features"))
+    (tmp_path / "outer.py").write_text(OUTER)
+    options = {"backbone": {"arch": f"{tmp_path}/my_net.py:Net", "width": 3}}
+    folder = check(make(f"{tmp_path}/outer.py:Outer", options), 8, form, monkeypatch)
+    files = [path for path in folder.glob("*") if path.suffix != ".pt2"]
+    assert [path.name for path in files if str(tmp_path).encode() in path.read_bytes()] == []
+    assert (folder / "my_net.py").exists() == (form == "safetensors")
 
 
 def test_a_model_of_torchvisions(make, monkeypatch):
