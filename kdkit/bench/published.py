@@ -19,12 +19,16 @@ class Published:
         epochs: of its schedule.
         epoch: `last`, `best`, or `unsaid`, which is compared with the last.
         source: where it stands.
+        protocol: the packaged one that it was trained under.
+        overrides: what was changed of that.
     """
 
     top1: float
     epochs: int
     epoch: str
     source: str
+    protocol: str
+    overrides: tuple[str, ...]
 
 
 def published(data: str, teacher: str, student: str, method: str) -> Published | None:
@@ -32,7 +36,9 @@ def published(data: str, teacher: str, student: str, method: str) -> Published |
     for group in _groups():
         for pair in group["pairs"] if group["data"] == data else ():
             if (pair["teacher"], pair["student"]) == (teacher, student) and method in pair["top1"]:
-                return Published(pair["top1"][method], group["epochs"], group["epoch"], group["source"])
+                changed = (*group.get("overrides", ()), *pair.get("overrides", ()))
+                told = {word: group[word] for word in ("epochs", "epoch", "source", "protocol")}
+                return Published(pair["top1"][method], **told, overrides=changed)
     return None
 
 

@@ -15,6 +15,7 @@ from kdkit.bench.compare import compared
 from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
 from kdkit.bench.rows import Row, selects
+from kdkit.bench.setting import deviations
 from kdkit.bench.suite import ALONE, OTHERS, TEACHER
 from kdkit.runs.fixes import missing
 
@@ -35,7 +36,7 @@ class Line:
         last: mean and standard deviation of top-1 after the last epoch.
         best: likewise at each run's best epoch, which was chosen on test images.
         published: somebody's number for it.
-        delta: points above that, where both have trained as long, for the epoch that it is of.
+        delta: points above that, where both were trained alike, for the epoch that it is of.
         gain: its difference to the student alone.
         p: of that, corrected for the number of methods (Holm).
         transfer: the share of the teacher's lead that it got.
@@ -174,10 +175,12 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     theirs = None if written or selects(first) else published(*ends, first["method"])
     last, best = ([row[word][node]["top1"] for row in rows] for word in ("last", "best"))
     delta = None
-    if theirs is not None and theirs.epochs == first["epochs"]:
-        delta = 100 * mean(best if theirs.epoch == "best" else last) - theirs.top1
-    elif theirs is not None:
+    if theirs is not None and theirs.epochs != first["epochs"]:
         notes.append(f"published for {theirs.epochs} epochs, trained for {first['epochs']} here")
+    if theirs is not None and (off := deviations(first, theirs)):
+        notes.append(f"not trained as published: {', '.join(off)}")
+    elif theirs is not None and theirs.epochs == first["epochs"]:
+        delta = 100 * mean(best if theirs.epoch == "best" else last) - theirs.top1
     if len(rows) < FEW and first["method"] != TEACHER:
         notes.append(f"fewer than {FEW} seeds: no deviation or test of it says much")
     size, usual = first["parameters"], alone[0]["parameters"] if alone else first["parameters"]

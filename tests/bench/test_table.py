@@ -5,19 +5,34 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from kdkit.bench import packed, stats
+from kdkit.bench import packed, rows, stats
+from kdkit.bench.expand import expand
 from kdkit.bench.published import published
 from kdkit.bench.render import FORMS, cells, render
+from kdkit.bench.setting import deviations
+from kdkit.bench.suite import load_suite
 from kdkit.bench.table import blocks
+from kdkit.recipe.find import packaged_text
 from kdkit.runs import fixes
 from tests.cli.command import kdkit, refused
 
 IMAGES = 2000
+HOW = f"""\
+models: {{teacher: {{arch: resnet56, weights: theirs.yaml}}, student: {{arch: resnet20}}}}
+{packaged_text("cifar100_240")}"""
+OTHER = """\
+models: {teacher: {arch: resnet56, weights: other.yaml}}
+# other.yaml:
+#   data: {name: cifar100}
+#   trainer: {max_epochs: 9}
+"""
+BELOW = "# theirs.yaml:\n" + "".join(f"#   {line}\n" for line in packaged_text("cifar100_240").splitlines())
 
 
 def row(method, seed, top1, **words):
@@ -33,7 +48,8 @@ def row(method, seed, top1, **words):
         "machine": {"processor": "P", "threads": 1, "gpus": []}, "curve": [[1, 0.1], [120, top1], [240, top1]],
         "recipe": "losses: [ce]\n", "predictions": packed.pack(np.zeros(IMAGES, int), right),
     }  # fmt: skip
-    return {**made, **words}
+    whole = {**made, **words}
+    return {**whole, "recipe": f"{HOW}{whole['recipe']}{BELOW}"}
 
 
 def grid(**words):
@@ -70,10 +86,77 @@ def test_a_table_is_what_its_rows_are():
     ("method", "epoch", "ours"), [("dkd", "best", 71.7), ("reviewkd", "unsaid", 70.7), ("kd", "last", 70.7)]
 )
 def test_a_published_best_epoch_is_compared_with_the_best(method, epoch, ours):
-    (made,) = blocks([row("student", 0, 0.69), row(method, 0, 0.707)])
+    changed = "data: {name: cifar100, batch_size: 128}\n"
+    changed += "lr: {multistep: {start: 0.1, at: [0.625, 0.75, 0.875], factor: 0.1}}\n"
+    changed += "optimizer: {name: sgd, momentum: 0.9, weight_decay: 5.0e-4, nesterov: true}\n"
+    words = {"recipe": f"losses: [ce]\n{changed if method == 'reviewkd' else ''}"}
+    (made,) = blocks([row("student", 0, 0.69), row(method, 0, 0.707, **words)])
     theirs = line(made, method).published
     assert theirs.epoch == epoch
     assert line(made, method).delta == pytest.approx(ours - theirs.top1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("data: {name: cifar100, batch_size: 64, label_noise: 0.4}", "data.label_noise=0.4 (published: none)"),
+        ("data: {name: cifar100, subset: 2000}", "data.subset=2000 (published: none)"),
+        ("data: {name: cifar100, batch_size: 32}", "data.batch_size=32 (published: 64)"),
+        ("lr: 0.05", "lr=0.05 (published: none), lr.multistep.start=none (published: 0.05)"),
+        ("trainer: {max_epochs: 240, gradient_clip_val: 5.0}", "trainer.gradient_clip_val=5.0 (published: none)"),
+        ("models: {student: {arch: resnet20, weights: a.pth}}", "models.student.weights"),
+        ("models: {teacher: {arch: resnet56, weights: random}}", "models.teacher.weights=random"),
+        ("models: {teacher: {arch: resnet56, weights: mine.pth}}", "models.teacher.weights=mine.pth"),
+        ("models: {teacher: {arch: resnet56, weights: pretrained}}", "models.teacher.weights=pretrained"),
+        (
+            "# theirs.yaml:\n#   data: {name: cifar100}\n#   trainer: {max_epochs: 9}",
+            "the teacher's optimizer.name=none",
+        ),
+        ("# theirs.yaml:\n#   data: {name: cifar100}\n#   trainer: {max_epochs: 9}", "the teacher's 9 epochs"),
+    ],
+)
+def test_no_published_number_is_beside_what_was_trained_otherwise(recipe, told):
+    (made,) = blocks(grid(recipe=f"losses: [ce]\n{recipe}\n"))
+    kd = line(made, "kd")
+    (note,) = (note for note in kd.notes if note.startswith("not trained as published: "))
+    assert told in note
+    assert (kd.published.top1, kd.delta) == (70.66, None)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "data: {name: cifar100, batch_size: 64, augment: true, label_noise: 0, root: photos, num_workers: 3}",
+        "trainer: {max_epochs: 240, precision: bf16-mixed, compile: auto, check_val_every_n_epoch: 5}",
+        "optimizer: {name: sgd, momentum: 0.9, weight_decay: 0.0005, nesterov: false}",
+    ],
+)
+def test_what_changes_no_training_takes_no_published_number_away(recipe):
+    (made,) = blocks(grid(recipe=f"losses: [ce]\n{recipe}\n"))
+    assert (line(made, "kd").delta, line(made, "kd").notes) == (pytest.approx(70.70 - 70.66), ())
+
+
+@pytest.mark.parametrize("name", ["cifar100_resnet56_resnet20", "cifar100_all_pairs", "imagenet_resnet34_resnet18"])
+def test_the_suites_are_trained_as_published(name, tmp_path):
+    suite = load_suite(Path(__file__).parents[2] / "benchmarks" / f"{name}.yaml", [])
+    cells = {(cell.ends, cell.method): cell for cell in expand(suite, tmp_path)}
+    found = {}
+    for (ends, method), cell in cells.items():
+        if theirs := published(cell.recipe.data.name, *ends, method):
+            whole = {"recipe": rows._portable(cell, [tmp_path]), "epochs": cell.recipe.trainer.max_epochs}
+            found[ends, method] = deviations({**whole, "method": method, "data": cell.recipe.data.name}, theirs)
+    assert len(found) >= 5
+    assert {method for (_, method), off in found.items() if off} <= {"reviewkd"}  # whose authors trained otherwise
+
+
+def test_a_student_that_was_published_at_another_rate():
+    words = {"teacher": "wrn_40_2", "student": "shufflenetv1"}
+    (made,) = blocks(grid(**words))
+    (note,) = line(made, "kd").notes
+    assert note == "not trained as published: lr.multistep.start=0.05 (published: 0.01)"
+    slower = "losses: [ce]\nlr: {multistep: {start: 0.01, at: [0.625, 0.75, 0.875], factor: 0.1}}\n"
+    (made,) = blocks(grid(**words, recipe=slower))
+    assert (line(made, "kd").notes, line(made, "kd").delta) == ((), pytest.approx(70.70 - 74.83))
 
 
 def test_predictions_that_are_not_the_last_epochs_are_noted():
@@ -162,7 +245,8 @@ def test_rows_from_before_a_fix_say_so(monkeypatch):
     mended = [{"what": "old"}, {"what": "KD was upside down", "losses": ["kd"]}, {"what": "digits", "data": ["digits"]}]
     monkeypatch.setattr(fixes, "_fixes", lambda: mended)
     rows = [
-        {**r, "fixes": 1, "recipe": "losses: [ce, kd: {weight: 1}]\n"} if r["method"] == "kd" else r for r in grid()
+        {**r, "fixes": 1, "recipe": f"{r['recipe']}losses: [ce, kd: {{weight: 1}}]\n"} if r["method"] == "kd" else r
+        for r in grid()
     ]
     rows[-1]["fixes"] = fixes.known()
     (made,) = blocks([r if r["method"] == "kd" else {**r, "fixes": 1} for r in rows])
