@@ -36,10 +36,15 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     whole = np.concatenate([right.mean(axis=1)[None], stats.image_draws(right)])  # as it is, then drawn anew
     columns = {(name, row["seed"]): i for i, (name, row) in enumerate(runs)}
     teacher = next((i for i, (name, row) in enumerate(runs) if row["method"] == TEACHER), None)
+    besides = {line.method: tuned if tuned and "tuned" in groups[line.method][0] else alone for line in lines}
+    common = {
+        method: [seed for name, seed in columns if name == method and (beside, seed) in columns]
+        for method, beside in besides.items()
+    }
+    tests = sum(len(seeds) > 1 for method, seeds in common.items() if method not in bases)
     made, off = [], {}
     for line in lines:
-        beside = tuned if tuned and "tuned" in groups[line.method][0] else alone
-        seeds = [seed for name, seed in columns if name == line.method and (beside, seed) in columns]
+        beside, seeds = besides[line.method], common[line.method]
         if line.method in bases:
             made.append(line)
             continue
@@ -47,10 +52,10 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
             note = "not compared: it has no seed in common with the student alone"
             made.append(replace(line, notes=(*line.notes, note)))
             continue
-        mine, base = (whole[:, [columns[name, seed] for seed in seeds]] for name in (line.method, beside))
-        weights = stats.seed_draws(len(seeds))
-        every = np.concatenate([np.full((1, len(seeds)), 1 / len(seeds)), weights])
-        gain = stats.difference((mine - base)[0], (mine - base)[1:], weights)
+        its, those = ([columns[name, seed] for seed in seeds] for name in (line.method, beside))
+        mine, base = whole[:, its], whole[:, those]
+        every = np.concatenate([np.full((1, len(seeds)), 1 / len(seeds)), stats.seed_draws(len(seeds))])
+        gain = stats.difference(right[its] - right[those], tests)
         ratio = None
         if teacher is not None:
             ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
@@ -60,7 +65,7 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         ]
         notes += [f"no transfer ratio: {ratio.reason}"] if ratio and ratio.reason else []
         off[line.method] = _off(groups, [(line.method, mine[0]), (beside, base[0])], seeds)
-        if len(seeds) < line.n:
+        if len(seeds) < max(line.n, len({row["seed"] for row in groups[str(beside)]})):
             both = f"{len(seeds)} seed{'s' * (len(seeds) > 1)} that both have"
             notes.append(f"compared with the student alone on the {both}")
         made.append(replace(line, gain=gain, transfer=ratio, notes=tuple(notes)))

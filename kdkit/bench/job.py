@@ -100,22 +100,24 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from kdkit.runs.fit import fit, fit_teacher
-    from kdkit.runs.lock import only_here
+    from kdkit.runs.lock import BusyError, only_here
     from kdkit.runs.teacher import trained_weights
     from kdkit.train.meters import NonFiniteLossError
 
     torch.set_num_threads(job.threads)
     forget_peak()
-    folder = job.folder
-    if job.cell.method != TEACHER:  # who asks for a teacher waits anyway
-        with only_here(folder, waiting=lambda who: print(f"waiting for another process that trains it ({who})")):
-            pass  # a run that was lost with its machine may hold it for a while
+    folder, tried = job.folder, False
     there, resumed = folder.complete, folder.begun and not folder.complete
-    if job.cell.method == TEACHER:
-        trained_weights(job.cell.recipe, fit_teacher)
-    else:
+    while not tried:
         try:
-            fit(job.cell.recipe, out=folder.path, resume=True)
+            if job.cell.method == TEACHER:  # who asks for one waits
+                trained_weights(job.cell.recipe, fit_teacher)
+            else:
+                fit(job.cell.recipe, out=folder.path, resume=True)
+            tried = True
+        except BusyError:  # another suite's, or a run that was lost with its machine and holds it for a while
+            with only_here(folder, waiting=lambda who: print(f"waiting for another process that trains it ({who})")):
+                there, resumed = folder.complete, folder.begun and not folder.complete
         except KdkitError as error:  # a recipe's blame is put on whatever stops its run
             if not (job.cell.trial and isinstance(error.__cause__, NonFiniteLossError)):
                 raise

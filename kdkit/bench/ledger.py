@@ -71,7 +71,7 @@ def _markdown(rows: Sequence[Row]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
     facts = f"- seed {rows[0]['seed']}, study {rows[0]['study']}, commit {commits}"
-    title = f"**Trials of {rows[0]['method']}, {rows[0]['pair']} on {rows[0]['data']}**"
+    title = f"**Trials of {rows[-1]['method']}, {rows[-1]['pair']} on {rows[-1]['data']}**"
     return "\n".join([title, "", *lines, "", facts]) + "\n"
 
 

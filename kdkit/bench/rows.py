@@ -69,6 +69,40 @@ def read_rows(path: Path) -> list[Row]:
     return found
 
 
+def latest(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Row]:
+    """One row of each run: the last one's, with what an earlier one alone knows (time and memory).
+
+    A recipe has one name, that of its last row, as after its method was renamed. Where rows of a run say different
+    accuracies, as of two machines, the last has `again: True`.
+
+    Args:
+        rows: one's own.
+        shipped: kdkit's, of runs that are not one's own.
+    """
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        old = found.get(key(row), row)
+        again = {"again": True} if "again" in old or old["last"] != row["last"] else {}
+        known = {word: old[word] if row[word] is None else row[word] for word in ("minutes", "peak_gb")}
+        found[key(row)] = {**row, **known, **again}
+    theirs = [{**row, "shipped": True} for row in shipped if key(row) not in found]
+    called = {_recipe(row): row["method"] for row in [*theirs, *rows]}
+    return [{**row, "method": called[_recipe(row)]} for row in [*found.values(), *theirs]]
+
+
+def _recipe(row: Row) -> tuple[str, str]:
+    return row["variant"], row["fingerprint"] + mark(row)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `KdkitError` where no row can be added to a file, before anything is trained for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise KdkitError(f"{path} cannot be written: {error.strerror}; give another file with --results") from None
+
+
 def _alien(path: Path, line: int, what: str, text: str) -> KdkitError:
     """What is told of a line that is no row; where the file has none, it is the file that is wrong."""
     if '"pair": ' in text:

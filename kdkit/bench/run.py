@@ -14,7 +14,7 @@ from kdkit.bench.expand import Cell, expand
 from kdkit.bench.job import Job
 from kdkit.bench.live import Running, State
 from kdkit.bench.plan import Plan
-from kdkit.bench.rows import append, place, read_rows
+from kdkit.bench.rows import append, check_writable, place, read_rows
 from kdkit.bench.suite import Read
 
 TEACHERLESS = "its teacher failed"
@@ -48,6 +48,11 @@ def results_of(out: Path, results: Path | None) -> Path:
     return results or out / "results.jsonl"
 
 
+def named(cell: Cell) -> str:
+    """What a run is called in sentences."""
+    return f"{cell.pair} {cell.method} seed {cell.seed}"
+
+
 def make_plan(suite: Read, out: Path, results: Path) -> Plan:
     """Every run of a suite beside the rows that there are."""
     return Plan.of(expand(suite, out / "teachers"), read_rows(results) if results.exists() else [])
@@ -79,6 +84,7 @@ def run_suite(
         KeyboardInterrupt: Ctrl-C; every run has saved what it had.
     """
     deadline = after(hours)
+    check_writable(results)
     plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
     outcome = run_plan(plan, suite, out, results, deadline=deadline, engine=engine, tell=tell, watch=watch)
     outcome.failed = wrong | outcome.failed
@@ -110,7 +116,7 @@ def without_the_wrong(
     left = _untrained(plan, suite, out)
     told = {cell.key: wrong.get((cell.pair, cell.method)) or (cell.needs in lost and TEACHERLESS) for cell in left}
     cells = [cell for cell in plan.cells if not told.get(cell.key)]
-    return Plan(cells, plan.rows), {_name(cell): str(told[cell.key]) for cell in left if told[cell.key]}
+    return Plan(cells, plan.rows), {named(cell): str(told[cell.key]) for cell in left if told[cell.key]}
 
 
 def run_plan(
@@ -172,6 +178,7 @@ class _Runner:
         self.outcome = Outcome(keys={cell.key for cell in plan.cells})
 
     def run(self, deadline: float | None) -> Outcome:
+        self._rename()
         try:
             while self.waiting or self.running:
                 if deadline is not None and monotonic() >= deadline:
@@ -210,11 +217,24 @@ class _Runner:
                 self._fail(cell, TEACHERLESS)
         return None
 
+    def _rename(self) -> None:
+        """Rows of this suite whose method or pair has another name in it now get that one."""
+        for cell in self.plan.cells:
+            row = self.plan.rows.get(cell.key)
+            if (
+                row is None
+                or row["suite"] != self.suite.name
+                or (row["pair"], row["method"]) == (cell.pair, cell.method)
+            ):
+                continue
+            append(self.results, {**row, **place(cell, self.suite.name)})
+            self.tell(f"{named(cell)}: the run that was {row['pair']} {row['method']}")
+
     def _begin(self, cell: Cell) -> None:
         job = _job(cell, self.suite, self.out, self.engine)
         state = " is trained already" if job.folder.complete else " goes on" if job.folder.begun else ""
         self.running[cell.key] = Running(job, self.plan.seconds(cell))
-        self.tell(f"{_name(cell)}{state}: {cell.recipe.trainer.max_epochs} epochs, log {job.log}")
+        self.tell(f"{named(cell)}{state}: {cell.recipe.trainer.max_epochs} epochs, log {job.log}")
         self.engine.begin(job)
 
     def _end(self, answer: Answer) -> None:
@@ -227,25 +247,27 @@ class _Runner:
         elif answer.word == "failed":
             self._fail(cell, answer.what)
         else:
-            self.tell(f"{_name(cell)} stopped: {answer.what}")
+            self.tell(f"{named(cell)} stopped: {answer.what}")
 
     def _keep(self, cell: Cell, row: dict[str, Any], note: str = "") -> None:
-        append(self.results, row)
+        try:
+            append(self.results, row)
+        except OSError as error:
+            self._fail(
+                cell, f"{self.results} cannot be written ({error.strerror}); the run stands, and gets its row later"
+            )
+            return
         self.plan = Plan(self.plan.cells, {**self.plan.rows, cell.key: row})
         self.outcome.done += 1
         top1 = 100 * row["last"][row["node"]]["top1"]
         minutes = note or (f"{row['minutes']:.1f} m" if row.get("minutes") is not None else "resumed")
         left = self.plan.estimate(self.engine.width)
-        self.tell(f"{_name(cell)}: {top1:.2f} %, {minutes} ({self.outcome.done} of {self.total}; {left})")
+        self.tell(f"{named(cell)}: {top1:.2f} %, {minutes} ({self.outcome.done} of {self.total}; {left})")
 
     def _fail(self, cell: Cell, why: str) -> None:
-        self.outcome.failed[_name(cell)] = why
-        self.tell(f"{_name(cell)} FAILED: {why}")
+        self.outcome.failed[named(cell)] = why
+        self.tell(f"{named(cell)} FAILED: {why}")
 
     def _stop(self) -> None:
         for answer in self.engine.stop():
             self._end(answer)
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.pair} {cell.method} seed {cell.seed}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdkit.graph.span import Span
 from kdkit.recipe import Recipe
+from kdkit.recipe.check import WEIGHT
 from kdkit.recipe.named import find_loss
 from kdkit.registry import KdkitError, constructor
 
@@ -53,7 +54,7 @@ def space(recipe: Recipe) -> list[Dimension]:
         cls, info = find_loss(edge.loss, recipe.origin.folder)
         if edge.title not in scales and isinstance(edge.weight, (int, float)) and edge.weight > 0:
             weight = float(edge.weight)
-            found.append(Dimension(f"losses.{edge.title}.weight", weight / TIMES, weight * TIMES, weight))
+            found.append(Dimension(f"losses.{edge.title}.weight", weight / TIMES, min(weight * TIMES, WEIGHT), weight))
         own = info.space if info else getattr(cls, "space", {})
         for word, ends in own.items():
             low, high = _ends(edge.title, word, ends, constructor(cls))

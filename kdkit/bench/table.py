@@ -14,12 +14,15 @@ from kdkit.bench import stats
 from kdkit.bench.compare import compared
 from kdkit.bench.ledger import newest, tuned_note
 from kdkit.bench.published import Published, published
-from kdkit.bench.rows import Row, selects
+from kdkit.bench.rows import Row, latest, selects
 from kdkit.bench.setting import deviations
 from kdkit.bench.suite import ALONE, OTHERS, TEACHER
 from kdkit.runs.fixes import missing
 
-FEW = 3
+FEW = {
+    1: "one seed: no deviation and no test, and a ratio's interval knows test images alone",
+    2: "two seeds: no deviation or test of them says much",
+}
 SEVERAL = {
     TEACHER: "transfer ratios are of the first",
     ALONE: "the others are compared with the first, and count among the tests",
@@ -89,7 +92,7 @@ def blocks(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Block]:
     """
     wanted = {row["fingerprint"] for row in rows}
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in [*rows, *({**row, "shipped": True} for row in shipped if row["fingerprint"] in wanted)]:
+    for row in latest(rows, [row for row in shipped if row["fingerprint"] in wanted]):
         groups.setdefault((row["data"], row["teacher"], row["student"], row["fingerprint"]), []).append(row)
     made = []
     for group, its in groups.items():
@@ -123,7 +126,7 @@ def _block(rows: list[Row], others: list[str]) -> Block:
         notes.append("no row of the student alone: nothing is compared with it")
     elif not any(row["method"] == TEACHER for row in rows):
         notes.append("no row of the teacher: no transfer ratio")
-    notes += [*_several(groups), *_test_sets(rows), *_held_out(rows)]
+    notes += [*_several(groups), *_test_sets(rows), *_held_out(rows), *_budgets(rows)]
     lines = compared(lines, groups)
     title = f"{first['pair']} on {first['data']}, {_epochs(first)}"
     return Block(title, _facts(rows), lines, notes)
@@ -141,6 +144,9 @@ def _test_sets(rows: Sequence[Row]) -> Iterator[str]:
     sizes = sorted({row["predictions"]["images"] for row in rows if row.get("predictions")})
     if len(sizes) > 1:
         yield f"scored on test sets of {' and of '.join(map(str, sizes))} images: nothing is compared with anything"
+    if lacking := sum(not row.get("predictions") for row in rows):
+        which = "none of the rows has" if lacking == len(rows) else f"{lacking} of {len(rows)} rows do not have"
+        yield f"{which} the predictions for the test images, by which methods are compared"
 
 
 def _held_out(rows: Sequence[Row]) -> Iterator[str]:
@@ -151,8 +157,15 @@ def _held_out(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _budgets(rows: Sequence[Row]) -> Iterator[str]:
+    trials = {row["method"]: row["tuned"]["trials"] for row in rows if "tuned" in row}
+    if len(set(trials.values())) > 1:
+        told = ", ".join(f"{method} {count}" for method, count in trials.items())
+        yield f"no equal budget: numbers of trials are {told}; `kdkit tune --trials {max(trials.values())}` goes on"
+
+
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by name of their line, one for each seed; one's own come before shipped ones."""
+    """Rows by name of their line; one's own come before shipped ones."""
     place = {name: i for i, name in enumerate(dict.fromkeys((TEACHER, ALONE, *map(_base, rows))))}
     order = sorted(rows, key=lambda row: (place[_base(row)], "tuned" in row))
     names: dict[str, list[str]] = {}
@@ -162,9 +175,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if row["variant"] not in variants:
             variants.append(row["variant"])
         i = variants.index(row["variant"])
-        group = groups.setdefault(f"{row['method']} ({i + 1})" if i else row["method"], [])
-        if row["seed"] not in [other["seed"] for other in group]:
-            group.append(row)
+        groups.setdefault(f"{row['method']} ({i + 1})" if i else row["method"], []).append(row)
     return groups
 
 
@@ -181,8 +192,8 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
         notes.append(f"not trained as published: {', '.join(off)}")
     elif theirs is not None and theirs.epochs == first["epochs"]:
         delta = 100 * mean(best if theirs.epoch == "best" else last) - theirs.top1
-    if len(rows) < FEW and first["method"] != TEACHER:
-        notes.append(f"fewer than {FEW} seeds: no deviation or test of it says much")
+    if len(rows) in FEW and first["method"] != TEACHER:
+        notes.append(FEW[len(rows)])
     size, usual = first["parameters"], alone[0]["parameters"] if alone else first["parameters"]
     if size > usual and first["method"] != TEACHER:
         notes.append(f"its student has {size:,} parameters, alone {usual:,} ({100 * (size / usual - 1):+.1f} %)")
@@ -195,6 +206,8 @@ def _line(name: str, rows: list[Row], alone: list[Row] | None, twin: bool, whose
     for fix in dict.fromkeys(fix for row in rows for fix in missing(row)):
         older = sum(fix in missing(row) for row in rows)
         notes.append(f"{older} of its {len(rows)} runs are older than a fix: {fix}")
+    if again := sum("again" in row for row in rows):
+        notes.append(f"{again} of its {len(rows)} runs have earlier rows with another accuracy; the last ones count")
     if "tuned" in first:
         notes.append(tuned_note(first))
     if shipped := sum("shipped" in row for row in rows):

@@ -13,8 +13,8 @@ from kdkit.bench.engines import Engine
 from kdkit.bench.expand import Cell, reseeded
 from kdkit.bench.live import State
 from kdkit.bench.plan import Plan
-from kdkit.bench.rows import Row, append, read_rows
-from kdkit.bench.run import Outcome, after, make_plan, run_plan, without_the_wrong
+from kdkit.bench.rows import Row, append, check_writable, read_rows
+from kdkit.bench.run import TEACHERLESS, Outcome, after, make_plan, named, run_plan, without_the_wrong
 from kdkit.bench.space import Dimension, check_optuna, space, suggest
 from kdkit.bench.suite import TEACHER, Read
 from kdkit.recipe import content_key, loads, resolved
@@ -39,7 +39,7 @@ class Study:
     def key(self) -> str:
         """A hash of all that its trials have in common; others are another study's."""
         ends = [(d.word, d.low, d.high) for d in self.dimensions]
-        words = [self.cell.pair, self.cell.method, self.cell.content, self.cell.column, HELD_OUT, ends]
+        words = [self.cell.content, self.cell.column, HELD_OUT, ends]
         return hashlib.blake2b(json.dumps(words).encode(), digest_size=8).hexdigest()
 
     def trials(self, rows: Iterable[Row]) -> list[Row]:
@@ -122,6 +122,7 @@ def tune(
     """
     check_optuna()
     deadline = after(hours)
+    check_writable(results)
     plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
     cells, ledger = plan.cells, ledger_of(results)
     first = [cell for cell in cells if cell.method != TEACHER and cell.seed == suite.seeds[0]]
@@ -142,10 +143,14 @@ def tune(
         missing = sum(max(trials - len(study.trials(_rows(ledger))), 0) for study in studies)
         return missing + len(studies) * len(suite.seeds) + len(Plan.of(cells, _rows(results)).left)
 
-    if run([cell for cell in cells if cell.method == TEACHER], results, out):
+    teachers = [cell for cell in cells if cell.method == TEACHER]
+    if run(teachers, results, out):
         whole.left = everything()
-    if whole.left or whole.failed != wrong:
         return whole
+    lost = {cell.content for cell in Plan.of(teachers, _rows(results)).left}
+    whole.failed |= {named(cell): TEACHERLESS for cell in cells if cell.needs in lost}
+    cells = [cell for cell in cells if not {cell.needs, cell.content} & lost]
+    studies = [study for study in studies if study.cell.needs not in lost]
     for number in range(trials):
         rows = _rows(ledger)
         asked = [study.next(rows) for study in studies if len(study.trials(rows)) == number]

@@ -12,6 +12,10 @@ from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, first_rank
 
 
+class BusyError(KdkitError):
+    """Another process trains into a folder."""
+
+
 @contextmanager
 def only_here(folder: RunFolder, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a run's folder, which is made; the lock dies with its process.
@@ -23,7 +27,8 @@ def only_here(folder: RunFolder, waiting: Callable[[str], None] | None = None) -
         waiting: called with the words for who holds it, before that is waited for; left out: nobody waits.
 
     Raises:
-        KdkitError: somebody else holds it and nobody waits, or the folder cannot be written.
+        BusyError: somebody else holds it and nobody waits.
+        KdkitError: the folder cannot be written.
     """
     if not first_rank():
         yield
@@ -36,7 +41,7 @@ def only_here(folder: RunFolder, waiting: Callable[[str], None] | None = None) -
             lock.acquire(timeout=0)
         except Timeout:
             if waiting is None:
-                raise KdkitError(f"another process trains into {folder.path} ({holder}); {folder.elsewhere}") from None
+                raise BusyError(f"another process trains into {folder.path} ({holder}); {folder.elsewhere}") from None
             waiting(holder)
             lock.acquire()
     except OSError as error:
@@ -53,7 +58,8 @@ def check_free(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
     """Whether a run may be written here, and nobody is at it now; nothing is made.
 
     Raises:
-        KdkitError: as `RunFolder.check`, or another process trains there.
+        BusyError: another process trains there.
+        KdkitError: as `RunFolder.check`.
     """
     if folder.lock.exists():
         with only_here(folder):

@@ -6,15 +6,20 @@ import pytest
 
 from kdkit.bench import engines, packed
 from kdkit.bench import run as running
-from kdkit.bench.engines import Processes
+from kdkit.bench.engines import Here, Processes
 from kdkit.bench.expand import expand
+from kdkit.bench.job import Job
+from kdkit.bench.job import run as run_job
 from kdkit.bench.plan import Plan
-from kdkit.bench.rows import read_rows
+from kdkit.bench.rows import NEEDED, append, place, read_rows
 from kdkit.bench.run import make_plan, run_suite
 from kdkit.bench.suite import load_suite
 from kdkit.bench.table import blocks
 from kdkit.recipe import content_key, loads
 from kdkit.recipe.errors import RecipeError
+from kdkit.registry import KdkitError
+from kdkit.runs import fit as fitting
+from kdkit.runs.lock import BusyError
 from tests.bench.grid import TINY, write
 
 BAD = """\
@@ -185,6 +190,74 @@ def test_two_pairs_share_the_student_alone(tmp_path):
     assert [[line.method for line in block.lines] for block in (one, two)] == [["teacher", "student"]] * 2
     assert mine[1]["teacher"] == "resnet14"
     assert not any("may not be compared" in note for block in (one, two) for note in block.notes)
+
+
+def test_a_renamed_method_takes_its_rows_along(tmp_path, monkeypatch):
+    """Those of another suite, which calls the same recipe otherwise, stay as they are."""
+    told, file = [], tmp_path / "rows.jsonl"
+    suite = load_suite(write(tmp_path, TINY.replace("[student, kd]", "[student, {mine: [ce, kd]}]")))
+    for cell in make_plan(suite, tmp_path / "out", file).cells:
+        words = dict.fromkeys(NEEDED - {"seed"}, 1) | place(cell, suite.name) | {"content": cell.content}
+        append(file, {**words, "variant": "v", "seed": cell.seed, "last": {}})
+    before = read_rows(file)
+    renamed = TINY.replace("[student, kd]", "[student, {ours: [ce, kd]}]")
+    outcome = run_suite(
+        load_suite(write(tmp_path, renamed, "other")),
+        tmp_path / "out",
+        file,
+        hours=None,
+        engine=Here(),
+        tell=told.append,
+    )
+    assert (outcome.done, read_rows(file), told) == (0, before, [])
+    run_suite(load_suite(write(tmp_path, renamed)), tmp_path / "out", file, hours=None, engine=Here(), tell=told.append)
+    assert [row["method"] for row in read_rows(file)[len(before) :]] == ["ours", "ours"]
+    assert told == [f"tiny ours seed {seed}: the run that was tiny mine" for seed in (0, 1)]
+
+
+def test_rows_that_cannot_be_written_are_told_before_anything_is_trained(tmp_path, monkeypatch):
+    suite = load_suite(write(tmp_path))
+    (tmp_path / "file").touch()
+    rows = tmp_path / "file" / "rows.jsonl"
+    with pytest.raises(KdkitError, match=r"file/rows.jsonl cannot be written: .*; give another file with"):
+        run_suite(suite, tmp_path / "out", rows, hours=None, engine=Here(), tell=print)
+
+    def full(path, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(running, "append", full)
+    text = TINY.replace("seeds: 2", "seeds: 1").replace("[student, kd]", "[student]")
+    outcome, rows, _ = go(tmp_path, text, engine=Here())
+    assert (outcome.done, rows) == (0, [])
+    assert outcome.failed["tiny student seed 0"].endswith(
+        "(No space left on device); the run stands, and gets its row later"
+    )
+    monkeypatch.undo()
+    outcome, rows, told = go(tmp_path, text, engine=Here())
+    assert (outcome.done, len(rows)) == (2, 2)
+    assert any("is trained already" in line for line in told)
+
+
+def test_a_run_that_another_process_takes_first_is_waited_for(tmp_path, monkeypatch):
+    text = TINY.replace("[student, kd]", "[student]").replace(
+        "teacher: resnet8", "teacher: {arch: resnet8, weights: w.pth}"
+    )
+    (tmp_path / "w.pth").touch()
+    cell = make_plan(load_suite(write(tmp_path, text)), tmp_path / "out", tmp_path / "none").cells[0]
+    real, calls = fitting.fit, []
+
+    def late(*args, **words):
+        calls.append(args)
+        if len(calls) == 1:
+            real(*args, **words)
+            raise BusyError("another process trains there")
+        return real(*args, **words)
+
+    monkeypatch.setattr(fitting, "fit", late)
+    row = run_job(Job(cell, "suite", tmp_path, tmp_path / "out", 1))
+    assert len(calls) == 2
+    assert row["last"]["student"]["top1"] > 0
+    assert row["peak_gb"] is None  # of the other process's run
 
 
 def test_the_time_left_is_told_by_runs_of_its_like(tmp_path):

@@ -64,36 +64,107 @@ def test_seeds_drawn_anew_have_the_error_of_a_mean(n):
     assert means.mean() == pytest.approx(values.mean(), abs=0.02)
 
 
+def crossed(gains):
+    """The mean squares of seeds, images and their interaction by loops over their definition."""
+    n, images = gains.shape
+    mean, seeds, pictures = gains.mean(), gains.mean(1), gains.mean(0)
+    of_seeds = images * sum((value - mean) ** 2 for value in seeds) / (n - 1)
+    of_images = n * sum((value - mean) ** 2 for value in pictures) / (images - 1)
+    rest = sum((gains[s, i] - seeds[s] - pictures[i] + mean) ** 2 for s in range(n) for i in range(images))
+    return of_seeds, of_images, rest / ((n - 1) * (images - 1))
+
+
+def test_the_error_is_that_of_crossed_random_effects():
+    rng = np.random.default_rng(0)
+    gains = rng.normal(0, 0.9, (4, 1)) + rng.normal(0, 2, (1, 50)) + rng.normal(0, 0.5, (4, 50)) + 0.4
+    s, i, e = crossed(gains)
+    found = stats.difference(gains)
+    assert s > e
+    assert i > e
+    assert found.error == pytest.approx(math.sqrt((s + i - e) / 200))
+    freedom = int((s + i - e) ** 2 / (s**2 / 3 + (i - e) ** 2 / 49))
+    assert freedom > 3
+    assert found.p == pytest.approx(2 * known.t.sf(gains.mean() / found.error, freedom))
+    assert (found.mean, found.seeds) == (pytest.approx(gains.mean()), 4)
+
+
 def test_a_test_over_seeds_alone_is_students():
-    """Where all images agree the bootstrap has the error of the paired t-test."""
+    """Where all images agree it is the paired t-test."""
     values = np.array([0.01, 0.03, 0.02, 0.05])
-    weights = stats.seed_draws(4, draws=40_000)
-    found = stats.difference(values, np.tile(values, (40_000, 1)), weights)
+    found = stats.difference(np.tile(values[:, None], 300))
     expected = known.ttest_1samp(values, 0.0)
-    assert found.p == pytest.approx(expected.pvalue, rel=0.05)
-    assert found.error == pytest.approx(values.std(ddof=1) / 2, rel=0.03)
-    assert found.detectable == pytest.approx((known.t.ppf(0.975, 3) + known.t.ppf(0.8, 3)) * found.error)
-    assert (found.mean, found.seeds) == (pytest.approx(0.0275), 4)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.error == pytest.approx(values.std(ddof=1) / 2)
+
+
+def test_a_test_over_images_alone_is_students():
+    """Where all seeds agree, they say no more than one."""
+    values = np.random.default_rng(0).normal(0.1, 1, 60)
+    found = stats.difference(np.tile(values, (3, 1)))
+    assert found.p == pytest.approx(known.ttest_1samp(values, 0.0).pvalue)
+    assert stats.difference(values[None]).error == pytest.approx(found.error)
+
+
+def test_seeds_that_differ_less_than_images_let_them_differ_by_that():
+    """A variance below 0 is one of 0: three seeds that agree by chance are no proof."""
+    gains = np.array([[1.0, -1, 0, 1], [0, 1, 1, -1], [1, 0, -1, 1]])
+    s, i, e = crossed(gains)
+    assert s < e
+    assert stats.difference(gains).error == pytest.approx(math.sqrt((e + max(i - e, 0)) / 12))
 
 
 def test_one_seed_tests_nothing():
-    found = stats.difference(np.array([0.1]), np.full((50, 1), 0.1), stats.seed_draws(1, draws=50))
+    found = stats.difference(np.array([[0.0, 1, 0, 1]]))
     assert math.isnan(found.p)
     assert math.isnan(found.detectable)
 
 
-def test_no_difference_is_rarely_called_one():
-    """Under the null, with seeds and images that both vary, 5 % of tests or fewer reject."""
-    rng, rejected, trials = np.random.default_rng(0), 0, 200
-    weights = stats.seed_draws(3, draws=300)
-    for trial in range(trials):
-        hard = rng.random(200)
-        skill = rng.normal(0.7, 0.02, size=(6, 1))
-        right = (hard < skill + rng.normal(0, 0.05, size=(6, 200))).astype(float)
-        drawn = stats.image_draws(right, draws=300, seed=trial)
-        found = stats.difference((right[:3] - right[3:]).mean(axis=1), drawn[:, :3] - drawn[:, 3:], weights)
-        rejected += found.p < 0.05
-    assert rejected / trials <= 0.07
+def test_what_never_differs_detects_nothing():
+    found = stats.difference(np.zeros((3, 40)))
+    assert (found.mean, found.error, found.p) == (0, 0, 1)
+    assert math.isnan(found.detectable)
+    assert stats.difference(np.ones((3, 40))).p == 0
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 30, 4000])
+def test_power_is_that_of_the_noncentral_t(df):
+    for limit, shift in ((2.0, 0.5), (12.7, 20.0), (4.3, 5.0), (2.0, 0.0)):
+        assert stats.power(limit, df, shift) == pytest.approx(known.nct.sf(limit, df, shift), abs=2e-4)
+
+
+@pytest.mark.parametrize(("df", "tests"), [(1, 1), (2, 1), (2, 28), (4, 11), (40, 28), (9999, 1)])
+def test_what_can_be_detected_is_found_four_times_out_of_five(df, tests):
+    limit = known.t.ppf(1 - 0.025 / tests, df)
+    assert known.nct.sf(limit, df, stats.detectable(1.0, df, tests)) == pytest.approx(0.8, abs=1e-3)
+    assert stats.detectable(3.0, df, tests) == pytest.approx(3 * stats.detectable(1.0, df, tests))
+
+
+def drawn(rng, n, skills, images=200):
+    """Rights and wrongs of two methods: images that are hard for all, or for one, and seeds that differ."""
+    hard = rng.normal(size=images)
+    own = (rng.normal(0, 0.2, images) for _ in skills)
+    return [
+        0.8 + s + rng.normal(0, 0.15, (n, 1)) + rng.normal(0, 0.5, (n, images)) + o > hard
+        for s, o in zip(skills, own, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_no_difference_is_rarely_called_one(n):
+    """Under the null, with seeds and images that both vary, 5 % of tests or fewer reject; of five not far fewer."""
+    rng, trials = np.random.default_rng(n), 400
+    pairs = (drawn(rng, n, (0, 0)) for _ in range(trials))
+    found = [stats.difference(a.astype(float) - b).p < 0.05 for a, b in pairs]
+    assert np.mean(found) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
+    assert np.mean(found) > (0.02 if n == 5 else -1)
+
+
+def test_the_error_is_the_error():
+    """Of means over runs of their own, which the estimates are on average, within a few percent."""
+    rng = np.random.default_rng(1)
+    found = [stats.difference(a.astype(float) - b) for a, b in (drawn(rng, 5, (0, 0)) for _ in range(400))]
+    true = np.std([one.mean for one in found])
+    assert math.sqrt(np.mean([one.error**2 for one in found])) == pytest.approx(true, rel=0.15)
 
 
 def test_the_share_of_the_teachers_lead():

@@ -41,14 +41,14 @@ def row(method, seed, top1, **words):
     node = "net" if method == "teacher" else "student"
     made = {
         "suite": "s", "pair": "resnet56-resnet20", "method": method, "teacher": "resnet56", "student": "resnet20",
-        "data": "cifar100", "node": node, "seed": seed, "fingerprint": "f", "content": f"{method}{seed}",
+        "data": "cifar100", "node": node, "seed": seed, "fingerprint": "f",
         "variant": method, "last": {node: {"top1": top1}}, "best": {node: {"top1": top1 + 0.01}}, "epochs": 240,
         "protocol": "cifar100_240", "protocol_epochs": 240, "minutes": 30.0, "peak_gb": 1.5, "parameters": 1000,
         "commit": "c0ffee", "versions": {"kdkit": "1", "torch": "2"},
         "machine": {"processor": "P", "threads": 1, "gpus": []}, "curve": [[1, 0.1], [120, top1], [240, top1]],
         "recipe": "losses: [ce]\n", "predictions": packed.pack(np.zeros(IMAGES, int), right),
     }  # fmt: skip
-    whole = {**made, **words}
+    whole = {**made, "content": f"{words.get('variant', method)}{seed}", **words}
     return {**whole, "recipe": f"{HOW}{whole['recipe']}{BELOW}"}
 
 
@@ -190,7 +190,7 @@ def test_few_seeds_a_short_schedule_and_more_parameters_are_noted():
     ]
     assert kd.notes == (
         "published for 240 epochs, trained for 30 here",
-        "fewer than 3 seeds: no deviation or test of it says much",
+        "one seed: no deviation and no test, and a ratio's interval knows test images alone",
         "its student has 1,500 parameters, alone 1,000 (+50.0 %)",
     )
     assert kd.delta is None
@@ -300,7 +300,7 @@ def test_two_weights_of_a_loss_are_two_lines():
     told = "2 recipes were called {}, in the order of their first rows: {}"
     assert made.notes == [told.format("kd", "each counts among the tests")]
     assert line(made, "kd").p == pytest.approx(2 * line(made, "kd").gain.p)
-    (of_the_bases,) = blocks([*grid(), row("teacher", 0, 0.9, variant="o"), row("student", 0, 0.6, variant="o")])
+    (of_the_bases,) = blocks([*grid(), row("teacher", 0, 0.9, variant="o"), row("student", 0, 0.6, variant="p")])
     assert of_the_bases.notes == [
         told.format("teacher", "transfer ratios are of the first"),
         told.format("student", "the others are compared with the first, and count among the tests"),
@@ -309,6 +309,54 @@ def test_two_weights_of_a_loss_are_two_lines():
     assert line(made, "kd").notes == ("of suite s; losses: [ce]",)
     assert line(made, "kd (2)").notes == ("of suite theirs; losses: [{ce: {weight: 3}}]",)
     assert line(made, "student").notes == ()
+
+
+def test_a_recipe_has_the_name_of_its_last_row():
+    """As after a method was renamed in its suite, whose rows are added anew under their new name."""
+    renamed = [{**r, "method": "mine"} for r in grid() if r["method"] == "kd"]
+    (made,) = blocks([*grid(), *renamed[:1]])
+    assert [(one.method, one.n) for one in made.lines] == [("teacher", 1), ("student", 3), ("mine", 3)]
+    swapped = [{**r, "method": {"kd": "student", "student": "kd"}[r["method"]]} for r in grid()[1:]]
+    (made,) = blocks([*grid(), *swapped])
+    assert line(made, "kd").last[0] == pytest.approx(0.69)
+    (made,) = blocks(grid()[:1] + renamed, grid())  # of kdkit's rows those are not shown that one has, too
+    assert [(one.method, one.n) for one in made.lines] == [("teacher", 1), ("student", 3), ("mine", 3)]
+
+
+def test_of_two_rows_of_a_run_the_last_counts():
+    again = row("kd", 0, 0.9, minutes=None, peak_gb=2.0)
+    (made,) = blocks([*grid(), again])
+    kd = line(made, "kd")
+    assert (kd.n, kd.last[0], kd.minutes, kd.gigabytes) == (3, pytest.approx((0.9 + 0.707 + 0.708) / 3), 30, 2.0)
+    assert kd.notes == ("1 of its 3 runs have earlier rows with another accuracy; the last ones count",)
+    (made,) = blocks([*grid(), *grid()])
+    assert line(made, "kd").notes == ()
+
+
+def test_budgets_that_are_not_equal_are_told():
+    told = {"of": "student", "trials": 3, "trial": 0, "score": 0.5, "values": {}}
+    tuned = [row("student-tuned", 0, 0.7, tuned=told), row("kd-tuned", 0, 0.7, tuned={**told, "of": "kd", "trials": 2})]
+    (made,) = blocks([*grid(), *tuned])
+    assert made.notes == [
+        "no equal budget: numbers of trials are student-tuned 3, kd-tuned 2; `kdkit tune --trials 3` goes on"
+    ]
+
+
+def test_rows_without_predictions_are_told():
+    (made,) = blocks([{**r, "predictions": None} for r in grid()])
+    assert made.notes == ["none of the rows has the predictions for the test images, by which methods are compared"]
+    (made,) = blocks([*grid()[:-1], {**grid()[-1], "predictions": None}])
+    assert made.notes[0].startswith("1 of 7 rows do not have the predictions")
+
+
+def test_two_seeds_are_few():
+    rows = [r for r in grid() if r["seed"] < 2]
+    assert line(blocks(rows)[0], "kd").notes == ("two seeds: no deviation or test of them says much",)
+
+
+def test_seeds_that_the_method_lacks_are_told():
+    (made,) = blocks([*grid(), row("student", 7, 0.6)])
+    assert line(made, "kd").notes == ("compared with the student alone on the 3 seeds that both have",)
 
 
 def test_a_tuned_method_is_compared_with_the_tuned_student_and_says_so():

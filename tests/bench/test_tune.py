@@ -18,6 +18,7 @@ from kdkit.bench.expand import expand
 from kdkit.bench.job import Job
 from kdkit.bench.job import run as run_job
 from kdkit.bench.ledger import ledger
+from kdkit.bench.plan import Plan
 from kdkit.bench.rows import append, read_rows
 from kdkit.bench.run import Outcome
 from kdkit.bench.space import Dimension, space, suggest
@@ -274,3 +275,29 @@ def test_whole_numbers_stay_whole(tmp_path, monkeypatch):
         assert isinstance(values["losses.Cut.k"], int)
         known.append((values, float(i)))
     assert len({values["losses.Cut.k"] for values, _ in known}) > 2
+
+
+def test_a_teacher_that_fails_keeps_no_other_pair_from_its_trials(tmp_path, here, monkeypatch):
+    pairs = (
+        "pairs: [{teacher: resnet8, student: resnet8, name: good}, {teacher: resnet14, student: resnet8, name: bad}]"
+    )
+    text = SUITE.replace(SUITE.splitlines()[1], pairs).replace("[student, kd]", "[kd]")
+    real = tuning.run_plan
+
+    def failing(plan, *args, **words):
+        lost = [cell for cell in plan.left if (cell.pair, cell.method) == ("bad", TEACHER)]
+        return real(Plan([cell for cell in plan.cells if cell not in lost], plan.rows), *args, **words)
+
+    monkeypatch.setattr(tuning, "run_plan", failing)
+    outcome, trials, rows = go(tmp_path, text, trials=1)
+    assert [(row["pair"], row["method"]) for row in trials] == [("good", "kd")]
+    assert [(row["pair"], row["method"]) for row in rows] == [("good", "teacher"), ("good", "kd"), ("good", "kd-tuned")]
+    assert outcome.failed == {"bad kd seed 0": "its teacher failed"}
+
+
+def test_a_renamed_method_goes_on_with_its_trials(tmp_path, here):
+    text = SUITE.replace("[student, kd]", "[{mine: [ce, kd]}]")
+    (study,) = go(tmp_path, text, trials=1)[1]
+    first, second = go(tmp_path, text.replace("mine", "ours"), trials=2)[1]
+    assert (first["study"], second["study"]) == (study["study"], study["study"])
+    assert (second["trial"], second["method"]) == (1, "ours")
