@@ -124,12 +124,12 @@ QUICK = ["data.subset=64", "trainer.max_epochs=1", "trainer.check_val_every_n_ep
 def run(args: argparse.Namespace) -> None:
     """A row for each cell that has none."""
     rows = timing.Rows(args, "dml accuracy")
-    done = {(row["set"], row["method"], row["seed"]) for row in read(args.out)}
+    done = {(row["set"], row["method"], row["seed"]) for row in read(args.out) if ("quick" in row) == args.quick}
     for method, seed in cells(args.what):
         if (args.what, method, seed) in done:
             continue
         its = recipe(args.what, method, seed, QUICK if args.quick else ())
-        result = fit(its, out=args.runs / f"{its.name}-seed{seed}", resume=True)
+        result = fit(its, out=args.runs / f"{its.name}-seed{seed}{'-quick' * args.quick}", resume=True)
         peers = {peer: {k: round(v, 5) for k, v in result.last[peer].items()} for peer in its.models}
         archs = {peer: spec.arch for peer, spec in its.models.items()}
         rows.add(set=args.what, method=method, seed=seed, epochs=its.trainer.max_epochs, archs=archs, peers=peers)

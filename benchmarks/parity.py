@@ -89,7 +89,7 @@ def main() -> None:
         found = compare(runs, teacher, batches(data.data, labels, args.steps, args.seed))
         with args.out.open("a") as file:
             for steps in sorted({min(s, args.steps) for s in (1, 10, 50, 100, args.steps)}):
-                worst = {name: float(f"{max(values[:steps]):.3g}") for name, values in found.items()}
+                worst = {name: float(f"{torch.tensor(values[:steps]).max():.3g}") for name, values in found.items()}
                 row = {"method": method, "dtype": args.dtype, "lr": args.lr, "steps": steps} | worst
                 file.write(json.dumps(row | {"seed": args.seed} | provenance(args.repdistiller)) + "\n")
 

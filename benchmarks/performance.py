@@ -1,7 +1,7 @@
 """Writes docs/performance.md from the rows of speed: `python -m benchmarks.performance`.
 
-A test fails where the page is stale. Of rows about the same thing the last one counts, for a bar the last one
-of each machine; those of `--quick` never do.
+A test fails where the page is stale. Of rows about the same thing on the same machine the last one counts; those of
+`--quick` never do.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Each takes `--device cuda`, `--quick` and `--help`.
 LOSSES = """## Losses
 
 Forward and backward, fp32, on the tensors of ResNet-56 → ResNet-20. *Bound*: reading all inputs and writing all
-gradients once, or the fewest products, at the rates of this machine. *Dispatch*: as many operations as kdkit makes on a
+gradients once, or the fewest products, at the rates of its machine. *Dispatch*: as many operations as kdkit makes on a
 single number each; what is small is bound by that and not by its work. *Peers*: how many times kdkit's time each takes;
 above 1 kdkit is faster.
 """
@@ -86,6 +86,7 @@ kdkit alone. *Peak* is what a loss holds at most beyond what lies there between 
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
+WHERE = ("threads", "machine")
 SAME = (
     "bench",
     "device",
@@ -100,18 +101,24 @@ SAME = (
     "value",
     "what",
     "workers",
+    "images",
+    *WHERE,
 )
 
 
 def load(files: Iterable[Path]) -> list[Row]:
     """All rows that count, oldest first."""
     lines = [line for path in files if path.exists() for line in path.read_text(encoding="utf-8").splitlines()]
-    return last([row for row in map(json.loads, lines) if "quick" not in row], (*SAME, "machine"))
+    return last([row for row in map(json.loads, lines) if "quick" not in row])
 
 
-def last(rows: Rows, words: Sequence[str] = SAME) -> list[Row]:
-    """Of rows that agree in these words the last one, in the place of the first."""
-    return list({repr([row.get(word) for word in words]): row for row in rows}.values())
+def last(rows: Rows) -> list[Row]:
+    """Of rows about the same thing the last one; what several machines say of one thing stands together."""
+    found = {repr([row.get(word) for word in SAME]): row for row in rows}
+    things: dict[str, list[Row]] = {}
+    for row in found.values():
+        things.setdefault(repr([row.get(word) for word in SAME if word not in WHERE]), []).append(row)
+    return [row for several in things.values() for row in several]
 
 
 # -- the page ------------------------------------------------------------------------------------------------------
@@ -123,12 +130,11 @@ def page(rows: Rows) -> str:
     bar_table = table(heads, [line for bar in bars() for line in bar.lines(rows)])
     parts = [INTRODUCTION, f"## The bars\n\n{bar_table}\n\n{origins(rows)}\n"]
     for device in ("cpu", "cuda"):
-        here = select(last(rows), device=device)
+        here = select(rows, device=device)
         name = "CPU" if device == "cpu" else "GPU"
         for text, make in ((LOSSES, losses), (STEPS, steps), (DATA, images), (SCALING, scaling)):
             title, _, body = text.partition("\n\n")
-            made = make(select(rows, device=device) if make in (steps, images) else here)
-            parts.append(f"{title}: {name}\n\n{body + chr(10) if device == 'cpu' else ''}{made}\n")
+            parts.append(f"{title}: {name}\n\n{body + chr(10) if device == 'cpu' else ''}{make(here)}\n")
     return "\n".join(parts)
 
 
@@ -143,7 +149,7 @@ def origins(rows: Rows) -> str:
 
 
 def losses(rows: Rows) -> str:
-    """A line for each loss and size, then those where another one is faster."""
+    """A line for each loss, size and machine, then those where another one is faster."""
     lines, lost = [], []
     for row in select(rows, bench="losses"):
         if not (name := row.get("contender", "")).startswith("kdkit"):
@@ -152,12 +158,12 @@ def losses(rows: Rows) -> str:
         peers: dict[str, Quartiles] = row.get("faster", {})
         told = ", ".join(f"{peer} {spread(found)}" for peer, found in peers.items())
         figures = [spread(row["ms"], ""), *(f"{row[word]:.3g}" for word in ("bound_ms", "dispatch_ms", "peak_mb"))]
-        lines.append(f"| {' | '.join([what, str(row['batch']), row['shape'], *figures, told])} |")
-        size = f"{what}, B = {row['batch']}, {row['shape']}"
+        lines.append(f"| {' | '.join([what, str(row['batch']), row['shape'], machine(row), *figures, told])} |")
+        size = f"{what}, B = {row['batch']}, {row['shape']}, {machine(row)}"
         lost += [f"- {size}: {peer} takes {f[1]:.2f} of its time" for peer, f in peers.items() if f[1] < 1]
     if not lines:
         return NOT_RUN
-    heads = ["loss", "B", "of a sample", "ms", "bound ms", "dispatch ms", "peak MB", "peers"]
+    heads = ["loss", "B", "of a sample", "machine", "ms", "bound ms", "dispatch ms", "peak MB", "peers"]
     return f"{table(heads, lines)}\n\nWhere kdkit loses:\n\n" + ("\n".join(lost) or "- nowhere")
 
 
@@ -175,7 +181,7 @@ def steps(rows: Rows) -> str:
                 bench + part,
                 row["method"],
                 row["teacher"],
-                row["machine"].removesuffix(" Processor"),
+                machine(row),
                 spread(row["ms"], ""),
                 total,
                 *peers,
@@ -191,7 +197,6 @@ def images(rows: Rows) -> str:
     for row in select(rows, bench="data", contender="kdkit"):
         rate = [1e3 / ms for ms in reversed(row["ms"])]
         cores = f"{row['ms'][1]:.2g}" if row["what"] == "decode, crop, mirror" else ""
-        machine = row["machine"].removesuffix(" Processor")
         told = ", ".join(
             f"{who.removeprefix('torchvision, ')} {spread(f)}"
             for who, f in row["faster"].items()
@@ -200,9 +205,9 @@ def images(rows: Rows) -> str:
         told = told.removeprefix("torchvision ")
         beside = ", ".join(spread(f) for f in dali(row))
         what = [row["shape"], row["what"], str(row.get("workers", ""))]
-        lines.append(f"| {' | '.join([*what, machine, spread(rate, ''), cores, told, beside])} |")
+        lines.append(f"| {' | '.join([*what, machine(row), spread(rate, ''), cores, told, beside])} |")
         lost += [
-            f"- {', '.join(what[:2])}, {machine}: {who} takes {f[1]:.2f} of its time"
+            f"- {', '.join(what[:2])}, {machine(row)}: {who} takes {f[1]:.2f} of its time"
             for who, f in row["faster"].items()
             if f[1] < 1
         ]
@@ -235,13 +240,18 @@ def verdict(rows: Rows) -> str:
 
 
 def scaling(rows: Rows) -> str:
-    """A line for each value."""
+    """A line for each value and machine."""
     lines = [
-        f"| {row['axis']} | {row['value']:,} | {row['what']} | {spread(row['ms'], '')} | "
+        f"| {row['axis']} | {row['value']:,} | {row['what']} | {machine(row)} | {spread(row['ms'], '')} | "
         f"{row.get('peak_mb', '')} | {row.get('banks_mb', '')} |"
         for row in select(rows, bench="scaling")
     ]
-    return table(["axis", "value", "what", "ms", "peak MB", "banks MB"], lines) if lines else NOT_RUN
+    return table(["axis", "value", "what", "machine", "ms", "peak MB", "banks MB"], lines) if lines else NOT_RUN
+
+
+def machine(row: Row) -> str:
+    """What it ran on, in short."""
+    return str(row["machine"]).removesuffix(" Processor")
 
 
 def table(heads: Sequence[str], lines: Sequence[str]) -> str:

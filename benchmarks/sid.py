@@ -116,12 +116,16 @@ def cells(name: str) -> Iterator[tuple[str, float, int]]:
 def accuracy(args: argparse.Namespace) -> None:
     """A row for each cell that has none."""
     rows = timing.Rows(args, "sid accuracy")
-    done = {tuple(row.get(word) for word in ("set", "method", "noise", "seed")) for row in _rows(args.out)}
+    done = {
+        tuple(row.get(word) for word in ("set", "method", "noise", "seed"))
+        for row in _rows(args.out)
+        if ("quick" in row) == args.quick
+    }
     for method, noise, seed in cells(args.what):
         if (args.what, method, noise, seed) in done:
             continue
         run = recipe(args.what, method, noise, seed, QUICK if args.quick else ())
-        result = fit(run, out=args.runs / f"{run.name}-seed{seed}", resume=True)
+        result = fit(run, out=args.runs / f"{run.name}-seed{seed}{'-quick' * args.quick}", resume=True)
         found = {word: round(value, 5) for word, value in result.last["student"].items()}
         last = max(_metrics(result.folder.metrics))
         rows.add(

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.backends import cudnn
 
+from benchmarks import bars, losses, peers, performance, plain, scaling, step, timing
 from benchmarks import data as images
-from benchmarks import losses, peers, performance, plain, scaling, step, timing
 from kdkit.registry import LOSSES, KdkitError
 from tests.gpu import gpu
 
@@ -176,10 +176,33 @@ def test_bars_that_are_met_missed_and_not_run(tmp_path):
     page = performance.page(performance.load([path]))
     assert "| ≥ 30× | A | 2× (1–3) | **no** |" in page
     assert "| ≥ 30× | B | 29.9× (29–31) | **no** |" in page  # of another machine: both count for a bar
-    assert page.count("\n| `nst` | 64 | 64x32x32 |") == 1  # and the last one elsewhere
+    assert [line.split(" | ")[3] for line in page.splitlines() if line.startswith("| `nst` | 64 |")] == ["A", "B"]
     rows[0]["faster"] = {"plain torch": [0.4, 0.5, 0.6]}
     path.write_text(json.dumps(rows[0]))
-    assert "- `nst`, B = 64, 64x32x32: plain torch takes 0.50 of its time" in performance.page(performance.load([path]))
+    told = f"- `nst`, B = 64, 64x32x32, {machine}: plain torch takes 0.50 of its time"
+    assert told in performance.page(performance.load([path]))
+
+
+def test_a_part_of_an_epoch_is_beside_the_whole_and_meets_no_bar_of_it(tmp_path):
+    crd = {"bench": "epoch", "method": "crd", "teacher": "live", "batch": 64, "steps": 782, "device": "cuda"}
+    whole, part = (
+        row("kdkit", {"repdistiller": [n, n, n]}, **crd) | {"device": "cuda"} | w
+        for n, w in ((9, {}), (11, {"images": 640}))
+    )
+    for rows in ([whole, part], [part, whole]):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        loaded = performance.load([tmp_path / "rows.jsonl"])
+        assert len(loaded) == 2
+        (bar,) = (bar for bar in bars.bars() if bar.what.startswith("epoch, crd"))
+        assert bar.figure(loaded) == [9, 9, 9]
+        assert bar.figure([part]) is None
+
+
+def test_what_is_no_number_is_not_timed():
+    case = losses.Case("kd", 8, [(100,)], CPU)
+    wrong = lambda s, t: plain.kl(s, t, 4.0) + 0 * (s - s.detach()).abs().sqrt().sum()  # noqa: E731  infinite gradient
+    with pytest.raises(KdkitError, match="other is nan from kdkit, not timed"):
+        losses.compare(case, {"kdkit": case.ours(), "other": peers.simple(wrong)(case)})
 
 
 def test_mutual_learning_is_compared_with_the_same_models_alone(tmp_path):
