@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import kdkit.losses  # noqa: F401  fills the registry
+from kdkit.models.heads.kinds import HEADS
 from kdkit.registry import LOSSES, LossInfo, constructor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,17 @@ def catalogue() -> str:
         "# Losses\n\nMade from the docstrings by `docs/catalogue.py`. Every class is an `nn.Module` over plain "
         "tensors, importable from `kdkit.losses`; the name is its word in a recipe.\n"
     )
-    return "\n".join([head, *(_entry(info) for info in _sorted())])
+    return "\n".join([head, *(_entry(info) for info in _sorted()), heads()])
+
+
+def heads() -> str:
+    """A line for each head."""
+    lines = ["## Heads", "", "The word in a recipe's `head:`; which fits where: [guide.md](guide.md).", ""]
+    lines += ["| head | options | what it is |", "| --- | --- | --- |"]
+    for name, info in sorted(HEADS.items()):
+        words = ", ".join(f"`{word}`" for word in info.words)
+        lines.append(f"| `{name}` | {words} | {info.summary.rstrip('.').replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
 
 
 def _entry(info: LossInfo) -> str:

@@ -10,6 +10,7 @@ from rich.console import Group
 import kdkit.losses  # noqa: F401  fills the registry
 from kdkit.console import table
 from kdkit.graph.edge import Edge
+from kdkit.models.heads.kinds import HEADS
 from kdkit.recipe.named import find_loss
 from kdkit.registry import FILLED_WORDS, LOSSES, constructor, reads
 
@@ -21,15 +22,25 @@ def losses_table() -> Group:
     return table(("loss", "tap", ">weight", "what it is"), rows)
 
 
+def heads_table() -> Group:
+    """A line for each head."""
+    rows = [(name, info.summary.rstrip(".")) for name, info in sorted(HEADS.items())]
+    return table(("head", "what it is"), rows)
+
+
 def explained(word: str) -> str:
     """A loss's docstring, with what the registry knows of it, or with what a class of one's own says of itself.
 
     Args:
-        word: as in a recipe: a registered name, `file.py:Class` or `package.module:Class`.
+        word: as in a recipe: a registered name, `file.py:Class` or `package.module:Class`; or a head's name.
 
     Raises:
         KdkitError: no such loss, file or class, or a class that breaks the contract.
     """
+    if word in HEADS and word not in LOSSES:
+        head = HEADS[word]
+        options = f"{', '.join(head.words) or 'none'}; as every head's: l2, maps, grid, weight_norm, teacher"
+        return f"{word}\n\n{head.summary}\n\nin a recipe  head: {word}\noptions      {options}"
     cls, info = find_loss(word)
     edge = Edge(cls)
     own = {name: p.default for name, p in constructor(cls).items() if name not in FILLED_WORDS}

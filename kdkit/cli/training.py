@@ -125,7 +125,7 @@ def check(
 ) -> None:
     """Show shapes, sizes and cost of a recipe.
 
-    It needs neither data nor a GPU. What would fail in training fails here.
+    It needs no GPU, and no images but a folder's, which tell its classes. What would fail in training fails here.
     """
     from kdkit.console import show
     from kdkit.recipe import load

@@ -20,15 +20,16 @@ def losses(
         str | None, typer.Argument(metavar="NAME", help="Explain this one, or one of yours: my_loss.py:MyLoss.")
     ] = None,
 ) -> None:
-    """List the losses, or explain one."""
-    from kdkit.catalogue import explained, losses_table
+    """List the losses and the heads, or explain a loss."""
+    from kdkit.catalogue import explained, heads_table, losses_table
     from kdkit.console import show
 
     if name is not None:
         typer.echo(explained(name))
         return
     show(losses_table(), sys.stdout)
-    typer.echo("\nkdkit losses NAME explains one: formula, options, paper")
+    show(heads_table(), sys.stdout)
+    typer.echo("\nkdkit losses NAME explains one: formula, options, paper; a head: its options")
 
 
 @app.command(epilog="Example: kdkit models 'timm/*vit_tiny*'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ class Digits(DeviceData):
         channels: the grey channel is repeated this often; 3 is what the CIFAR nets read.
     """
 
+    folderless: ClassVar[bool] = True
     padding: int = 2
     flip: bool = False
     image_size: int = 16
@@ -33,7 +35,6 @@ class Digits(DeviceData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_root()
         if self.image_size < 8 or self.channels < 1:
             raise KdkitError(
                 f"data: image_size must be at least 8 and channels at least 1, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,16 +26,13 @@ class FakeData(DeviceData):
         stds: per channel; default 0.25.
     """
 
+    folderless: ClassVar[bool] = True
     classes: int = 10
     samples: int = 256
     shape: tuple[int, int, int] = (3, 32, 32)
     means: tuple[float, ...] | None = None
     stds: tuple[float, ...] | None = None
     _shorter_side: int | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_root()
 
     @classmethod
     def like(cls, module: DataModule) -> FakeData:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -41,9 +41,11 @@ class DataModule(LightningDataModule, ABC):
         drop_last: leave out an epoch's last batch where it is not full.
         augment: random views in training.
         eval_batch_size: images per batch in evaluation, on each rank.
+        folderless: whether the data lie in no folder.
         whole_batches: every rank takes whole batches in training, instead of its share of each.
     """
 
+    folderless: ClassVar[bool] = False
     root: str | Path | None = None
     batch_size: int = 64
     seed: int = 0
@@ -60,20 +62,17 @@ class DataModule(LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
+        if self.folderless and self.root is not None:  # which would silently not be looked at
+            raise KdkitError(
+                f"data: root must be left out, as these data lie in no folder, got {str(self.root)!r}; "
+                f"a folder of images is data={{name: folder, root: {self.root}}}"
+            )
         for name in ("batch_size", "eval_batch_size"):
             if (size := getattr(self, name)) < 1:
                 raise KdkitError(f"data: {name} must be at least 1, got {size}")
         if not 0 <= self.label_noise <= 1:
             raise KdkitError(f"data: label_noise must be a share in [0, 1], got {self.label_noise}")
         self._parts: tuple[Tensor, Tensor] | None = None
-
-    def refuse_root(self) -> None:
-        """For data that lie in no folder: one that is given all the same would silently not be looked at."""
-        if self.root is not None:
-            raise KdkitError(
-                f"data: root must be left out, as these data lie in no folder, got {str(self.root)!r}; "
-                f"a folder of images is data={{name: folder, root: {self.root}}}"
-            )
 
     @abstractmethod
     def describe(self) -> DataFacts:

@@ -110,7 +110,9 @@ def _images(leaving: Leaving) -> str:
     data = read_recipe(leaving.run.recipe, "data").plain["data"]
     of = "its folder of images" if data["name"] == "folder" else f"`{data['name']}`"
     if part := data.get("val_split"):
-        return f"On images held out of the training set (`val_split: {part}` of {of}), not on the test set."
+        several = len(read_recipe(leaving.run.recipe, "models").plain["models"]) > 1
+        teachers = " A teacher may have been trained on them." * several
+        return f"On images held out of the training set (`val_split: {part}` of {of}), not on the test set.{teachers}"
     return f"On the test set of {of}."
 
 

@@ -1,4 +1,4 @@
-"""An epoch's last batch of one sample: BatchNorm has nothing to compare it with where a map is a single value."""
+"""Who sees few samples of a batch: an epoch's last one alone, and the share that each of several processes has."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def ends_alone(samples: int, batch_size: int, drop_last: bool, limit: float | No
     """
     whole = limit is None or (limit == 1.0 if isinstance(limit, float) else limit * batch_size >= samples)
     return whole and samples > batch_size > 1 and samples % batch_size == 1 and not drop_last
+
+
+def apart(graph: Graph, processes: int) -> list[str]:
+    """What is to be told of losses that compare a batch's samples where processes share these out."""
+    names = [edge.name for edge in graph.unbound if edge.min_batch > 1 and not edge.gather]
+    if processes < 2 or not names:
+        return []
+    told = f"samples of one process alone, of {processes} that share a batch; `gather: true` shows all"
+    return [f"{name} compares the {told}" for name in names]
 
 
 def check_alone(graph: Graph, example: Batch) -> None:

@@ -53,7 +53,7 @@ class InBatchCRDLoss(nn.Module):
     where wanted, class numbers (B,). The teacher's features are detached; both heads are trained.
 
     Returns:
-        A scalar in nats; ln B where all embeddings of one side coincide.
+        A scalar in nats; ln B where all embeddings coincide, on both sides.
 
     Differs:
         This is a softmax over the batch. CRD itself (`crd`) is a sum of logistic losses against thousands of stored

@@ -47,8 +47,8 @@ class CRDLoss(nn.Module):
     student's side is 1/B · Σ_b [softplus(−x_b⁺) + Σ_k softplus(x_bk)], where x_bk = s_b·M^t_k/τ − log(K·Z) for the
     negatives and x_b⁺ is the same for the positive; the teacher's side has t and M^s; the loss is their sum. This is
     −log h(+) − Σ log(1 − h(−)) with the paper's h = e^{s·t/τ}/(e^{s·t/τ} + K/n), its exponential divided by n·Z, and n
-    cancels. Z is the mean of e^{s·t/τ} over all pairs of the first training batch, and stays. Then the batch's rows
-    move: M ← unit(m·M + (1 − m)·embedding). The first value at K = 16384, τ = 0.07 is about 23.0 for any n.
+    cancels. Z, one for each side, is the mean of e^{s·t/τ} over all pairs of the first training batch, and stays. Then
+    the batch's rows move: M ← unit(m·M + (1 − m)·embedding). The first value at K = 16384, τ = 0.07 is about 23.
 
     Args:
         student_dim: width of the student's features.

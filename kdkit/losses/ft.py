@@ -53,7 +53,7 @@ class FTLoss(nn.Module):
     `F.l1_loss(loss.paraphraser(t), t)`, and is then frozen by `.eval().requires_grad_(False)`.
 
     Returns:
-        A scalar; the distance has no unit and is at most 2·β/√(k·H·W).
+        A scalar; the distance has no unit and is at most 2·β/√(k·H·W), for attention maps 2·β/√(H·W).
 
     Differs:
         The authors let the paraphraser learn alone at first, for a few epochs, and then freeze it: in a recipe a stage

@@ -37,7 +37,8 @@ class ReviewKDLoss(nn.Module):
     """The teacher's layers told from the student's own and all deeper ones (knowledge review).
 
     Formula: from the deepest level L to the shallowest, R_L = c_L(S_L) and R_l = a_l ⊙ c_l(S_l) + b_l ⊙ up(R_{l+1}),
-    where c is a 1 × 1 convolution with BatchNorm, up takes the nearest neighbour, and the maps a_l, b_l (B, 1, H, W)
+    where c is a 1 × 1 convolution with BatchNorm, R_{l+1} has been brought to the size of T_{l+1}, up and that take the
+    nearest neighbour, and the maps a_l, b_l (B, 1, H, W)
     are the sigmoid of a 1 × 1 convolution of both side by side (ABF); O_l = BatchNorm of a 3 × 3 convolution of R_l in
     the size of T_l. The loss is Σ_l HCL(O_l, T_l), the mean square of O_l − T_l at full size and pooled to 4 × 4,
     2 × 2 and 1 × 1, as far as these are smaller, in the proportions 1, ½, ¼, ⅛ over their sum.

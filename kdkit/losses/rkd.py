@@ -184,6 +184,8 @@ def _relative(square: Tensor) -> Tensor:
 
 def _angle_loss(square_s: Tensor, square_t: Tensor) -> Tensor:
     """The gradient is written out, for autograd would keep half a dozen tensors of B³ numbers."""
+    wider = torch.promote_types(square_s.dtype, square_t.dtype)
+    square_s, square_t = square_s.to(wider), square_t.to(wider)
     with torch.no_grad():
         value, slope = _angles(square_s, square_t)
     return with_slope(value, square_s, slope)

@@ -30,7 +30,8 @@ def _example() -> tuple[dict[str, Any], dict[str, Any]]:
 class SPLoss(nn.Module):
     """Equal similarities between a batch's samples, products of their features (similarity-preserving).
 
-    Formula: 1/B · ‖G_t − G_s‖²_F, where G = F·Fᵀ of the features (B, D) with each row scaled to length 1.
+    Formula: 1/B · ‖G_t − G_s‖²_F, where G is the product F·Fᵀ of the features F (B, D), each of its rows scaled to
+    length 1.
 
     Args:
         reduction: `batchmean` divides by B; `paper` by B², where the weight that goes with it (3000 at B = 64) grows

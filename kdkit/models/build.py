@@ -174,7 +174,10 @@ def _builtin(arch: str, num_classes: int | None, pretrained: bool, options: dict
     if pretrained:
         raise KdkitError(f"{arch}: there are no published weights to fetch; give a file or a recipe as `weights:`")
     if num_classes is None:
-        raise KdkitError(f"{arch}: num_classes must be given, got None; built-in nets have no width of their own")
+        raise KdkitError(
+            f"{arch}: num_classes must be given, got None; built-in nets have no width of their own, and data without "
+            "labels have one where data.classes says it"
+        )
     return call(factory, arch, {**options, "num_classes": num_classes})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdkit.graph import Schedule
+from kdkit.graph.alone import apart
 from kdkit.graph.batch import Batch
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.graph import Graph
@@ -24,7 +25,7 @@ from kdkit.recipe import Experiment, Recipe, source, tuning
 from kdkit.runs.check_cohort import cohort_rows
 from kdkit.runs.check_report import CheckReport, EdgeRow, LearnRow, NodeRow
 from kdkit.runs.dry_run import dry_run
-from kdkit.runs.teacher import teacher_folder
+from kdkit.runs.teacher import saw_held_out, teacher_folder
 from kdkit.runs.trained import device
 from kdkit.train.balance import RATE
 from kdkit.train.distiller import Distiller
@@ -126,15 +127,23 @@ def _notes(recipe: Recipe, experiment: Experiment, graph: Graph, steps: int) -> 
     updates = steps / recipe.trainer.accumulate_grad_batches
     yield from (*missed(graph, updates), *slow(graph, updates * graph.epochs))
     yield from emulated(recipe.trainer.precision, device(recipe))
+    yield from apart(graph, 1 if recipe.trainer.place else _processes(recipe))
     for name, spec in recipe.models.items():
         if spec.source == "pretrained" and not fetched(str(spec.arch)):
             yield f"{name}: the pretrained weights of {spec.arch} will be downloaded"
+        if saw_held_out(recipe, name):
+            yield f"{name}: was trained on the images that data.val_split holds out, too; the test's say how good it is"
         if not any(name in phase.readers for phase in graph.phases):
             yield f"{name}: no loss reads it; it is only scored"
         shapes = (phase.readers[name].shapes for phase in graph.phases if name in phase.readers)
         said = next((shape["logits"][-1] for shape in shapes if "logits" in shape), None)
         if said and (classes := data.facts.num_classes) and said != classes:
             yield UNSCORED % (name, OTHER_CLASSES % (said, classes))
+
+
+def _processes(recipe: Recipe) -> int:
+    devices = recipe.trainer.devices
+    return (devices if isinstance(devices, int) and devices > 0 else 1) * recipe.trainer.num_nodes
 
 
 def _steps_per_epoch(samples: int, batch_size: int, drop_last: bool, limit: int | float | None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdkit.console import tell
 from kdkit.data.home import home
-from kdkit.recipe import Recipe, content_key
+from kdkit.recipe import Recipe, content_key, source, tuning
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.lock import only_here
@@ -57,6 +57,15 @@ def trained_weights(recipe: Recipe, fit: Callable[[Recipe, RunFolder], Any]) -> 
                 fit(recipe, folder)
     _tell(f"using {recipe.name} from {folder.path}")
     return folder.weights(recipe.trained[0])
+
+
+def saw_held_out(recipe: Recipe, name: str) -> bool:
+    """Whether a model was trained, by a recipe of its own, on the images that a run's `val_split` holds out."""
+    spec = recipe.models[name]
+    if not recipe.data.arguments.get("val_split") or not (spec.tune is not None or spec.source == "recipe"):
+        return False
+    its = (tuning(recipe, name) if spec.tune is not None else source(recipe, name)).data
+    return its.name == recipe.data.name and not its.arguments.get("val_split")
 
 
 def _tell(text: str) -> None:

@@ -26,7 +26,7 @@ from kdkit.recipe import Recipe, RecipeError, source, tuning
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, first_rank
 from kdkit.runs.result import read_result
-from kdkit.runs.teacher import teacher_folder
+from kdkit.runs.teacher import saw_held_out, teacher_folder
 from kdkit.runs.told import read
 from kdkit.train.converted import converted
 
@@ -150,6 +150,7 @@ def _judged(recipe: Recipe, name: str, found: Scored, data: DataModule) -> str:
     path, own = _own_run(recipe, name, data)
     least = None if own is None else own - POINTS - ERRORS * (own * (1 - own) / found.images) ** 0.5
     saw = f"{name} is right on {found.right} of {found.images} images ({100 * found.top1:.1f} %)"
+    saw += ", on which it was trained" * saw_held_out(recipe, name)
     ended = "" if own is None else f"; its own run ended at {100 * own:.1f} %"
     if found.by_chance:
         saw += f", and chance on {100 * found.chance:.1f} %{ended}"

@@ -172,8 +172,7 @@ class Distiller(Evaluation):
 
     def on_train_start(self) -> None:
         """Caches are filled, steps compiled and recorded, where that is asked for."""
-        updates = steps_per_epoch(self.trainer) / self.borrow.accumulate
-        tell_odd(self.graph, updates, str(self.trainer.precision), self.device)
+        tell_odd(self.trainer, self.graph, steps_per_epoch(self.trainer) / self.borrow.accumulate)
         self.watch.begin(self)
         for memory in self.memories.values():
             memory.prepare(self.device, self.trainer.precision_plugin.forward_context)

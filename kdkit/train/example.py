@@ -13,7 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdkit.graph.alone import check_alone, ends_alone
+from kdkit.graph.alone import apart, check_alone, ends_alone
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.edge import Edge
 from kdkit.graph.graph import Graph
@@ -87,16 +87,19 @@ def tell_idle(graph: Graph) -> None:
     _warn(idle(graph))
 
 
-def tell_odd(graph: Graph, updates: float, precision: str, device: torch.device) -> None:
-    """Warn of spans that hold no update, of slow copies that hardly move, and of a precision that is slow here.
+def tell_odd(trainer: pl.Trainer, graph: Graph, updates: float) -> None:
+    """Warn of spans that hold no update, copies that hardly move, losses of a share of the batch, a slow precision.
 
     Args:
+        trainer: that runs.
         graph: bound.
         updates: of the optimiser, in an epoch.
-        precision: the Trainer's.
-        device: where the models are.
     """
-    _warn([*missed(graph, updates), *slow(graph, updates * graph.epochs), *emulated(precision, device)])
+    loader = trainer.fit_loop._data_source.dataloader()
+    whole = getattr(getattr(loader, "batch_sampler", None), "whole", False)
+    found = [*missed(graph, updates), *slow(graph, updates * graph.epochs)]
+    found += apart(graph, 1 if whole else trainer.world_size)
+    _warn([*found, *emulated(str(trainer.precision), trainer.strategy.root_device)])
 
 
 def _warn(found: Iterable[str]) -> None:

@@ -308,9 +308,15 @@ def test_a_teacher_is_trained_first_then_there_and_the_run_can_be_scored(monkeyp
     assert float(scored[1]) == pytest.approx(100 * result["top1"], abs=0.01)
     assert float(scored[2]) == pytest.approx(result["nll"], abs=0.01)
 
-    assert refused("eval", run, "--data", "fake").startswith("error: --data fake: data.root: must be left out")
+    assert refused("eval", run, "--data", "fake").startswith("error: --data fake: data.root: must be a readable folder")
     again = kdkit("fit", recipe, "--out", run, "--resume")
     assert again.code == 0
     assert "begins anew" not in again.out
     assert "epoch 1/" not in again.out
     assert str(run) in again.out
+
+
+def test_a_head_is_explained():
+    said = kdkit("losses", "bottleneck").out
+    assert "Through a narrow layer" in said
+    assert "width=None, activation=relu, variational=False, beta=0.001; as every head's: l2" in said

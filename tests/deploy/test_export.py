@@ -169,7 +169,8 @@ def test_transformers_reads_timms_folder(make):
         ("", "On the test set of `digits`."),
         (
             ", val_split: 0.1",
-            "On images held out of the training set (`val_split: 0.1` of `digits`), not on the test set.",
+            "On images held out of the training set (`val_split: 0.1` of `digits`), not on the test set. "
+            "A teacher may have been trained on them.",
         ),
     ],
 )

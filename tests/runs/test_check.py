@@ -244,3 +244,19 @@ def test_attention_counts_in_eval_mode_too():
     projections = tokens * (4 * 32 * 32 + 2 * 32 * 64)
     assert count_macs(net, torch.randn(1, tokens, 32)) == projections + 2 * tokens * tokens * 32
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_losses_that_see_a_share_of_the_batch_are_told():
+    words = ["trainer.devices=2", "trainer.strategy=ddp"]
+    found = report(PAIR, "ce, kd, rkd, pkt: {gather: true}", overrides=words).notes
+    told = "rkd compares the samples of one process alone, of 2 that share a batch; `gather: true` shows all"
+    assert [note for note in found if "process" in note] == [told]
+    assert not [note for note in report(PAIR, "ce, rkd").notes if "process" in note]
+
+
+def test_a_teacher_that_was_trained_on_what_is_held_out_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_HOME", str(tmp_path))
+    told = "teacher: was trained on the images that data.val_split holds out, too; the test's say how good it is"
+    assert told in check(load("kd_digits", ["data.val_split=0.2"])).notes
+    assert told not in check(load("kd_digits")).notes
+    assert told not in check(load("kd_digits", ["data.val_split=0.2", "models.teacher.weights=random"])).notes

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from kdkit import data, models
@@ -143,9 +144,17 @@ def test_overrides_and_splits_that_cannot_be(run, tmp_path, split):
         evaluate(folder, ["data.rot=x"], split=split)
 
 
-def test_a_folder_for_data_that_lie_in_none_is_refused(run, tmp_path):
-    with pytest.raises(KdkitError, match=r"override 'data.root=.*': data\.root: must be left out"):
-        evaluate(run[0], [f"data.root={tmp_path}"])
+def test_a_folder_for_a_run_whose_data_lie_in_none_is_one_of_images(run, tmp_path):
+    made = torch.Generator().manual_seed(0)
+    for label in "0123456789":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(2):
+            pixels = torch.randint(0, 256, (9, 12, 3), dtype=torch.uint8, generator=made)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / label / f"{i}.png")
+    root = f"data.root={tmp_path / 'photos'}"
+    assert evaluate(run[0], [root]) == evaluate(run[0], [root, "data.name=folder", "data.image_size=8"])
+    with pytest.raises(KdkitError, match=r"override 'data.root=.*': data\.root: must be a readable folder"):
+        evaluate(run[0], [f"data.root={tmp_path / 'none'}"])
 
 
 def test_what_is_no_finished_run(tmp_path, run):

@@ -50,6 +50,12 @@ class HeadInfo:
         """The options of its own."""
         return tuple(list(inspect.signature(self.build).parameters)[2:])
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Likewise with their defaults, as in `n=3`."""
+        found = list(inspect.signature(self.build).parameters.values())[2:]
+        return tuple(f"{p.name}={p.default}" for p in found)
+
 
 HEADS: Registry[HeadInfo] = Registry("head")
 
