@@ -69,6 +69,13 @@ def test_a_new_photograph_leaves_the_others_in_their_parts(tmp_path):
     assert len(before ^ after) <= 2
 
 
+def test_images_written_anew_are_others(tmp_path):
+    photo, before = make(tmp_path, {"ant": 2, "bee": 2}) / "ant" / "000.png", build(tmp_path, holdout=0).checksum()
+    photo.write_bytes(photo.read_bytes()[:-1] + b"?")
+    os.utime(photo, ns=(10**18, 10**18))  # some file systems count in seconds
+    assert build(tmp_path, holdout=0).checksum() != before
+
+
 @pytest.mark.parametrize("policy", [None, "randaugment"])
 def test_no_batch_depends_on_the_number_of_workers(photos, policy):
     options = {"holdout": 0.2, "batch_size": 8, "seed": 3, "image_size": 24, "policy": policy}

@@ -17,6 +17,10 @@ def epoch_of(order):
     return batches
 
 
+def keys(n, seed=0):
+    return torch.randint(-(2**31), 2**31 - 1, (n,), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+
+
 def test_each_sample_exactly_once_an_epoch_and_another_order_in_the_next():
     order = Order(103, 10, seed=0)
     first, second = epoch_of(order), epoch_of(order)
@@ -49,12 +53,10 @@ def test_ranks_cut_the_same_batches(monkeypatch, world):
     for rank in range(world):
         monkeypatch.setattr(order_module, "rank_and_world", lambda rank=rank: (rank, world))
         shares.append(epoch_of(Order(101, 8, seed=0)))
+    first = torch.cat(whole)
     for k, batch in enumerate(whole):
-        parts = [share[k] for share in shares]
-        assert len({len(part) for part in parts}) == 1
-        assert set(torch.cat(parts).tolist()) >= set(batch.tolist())
-        if len(batch) == 8:
-            assert torch.equal(torch.stack(parts, 1).flatten(), batch)
+        filled = torch.cat([batch, first[: -len(batch) % world]])  # the last, by the epoch's first samples
+        assert torch.equal(torch.stack([share[k] for share in shares], 1).flatten(), filled)
     assert torch.equal(torch.cat(epoch_of(Order(20, 8))), torch.arange(20))  # evaluation: all of it on every rank
 
 
@@ -97,12 +99,22 @@ def test_resume_with_another_batch_size_is_refused():
 
 def test_stratified_part_is_exact_nested_and_in_proportion():
     labels = torch.cat([torch.full((count,), c) for c, count in enumerate((100, 50, 10))])
-    keys = torch.randint(-(2**31), 2**31 - 1, (160,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
-    chosen, rest = stratified(labels, 32, keys)
+    chosen, rest = stratified(labels, 32, keys(160))
     assert torch.bincount(labels[chosen]).tolist() == [20, 10, 2]
     assert sorted(chosen.tolist() + rest.tolist()) == list(range(160))
-    assert set(stratified(labels, 11, keys)[0].tolist()) < set(chosen.tolist())
-    assert not torch.equal(stratified(labels, 32, keys.flip(0))[0], chosen)
+    assert set(stratified(labels, 11, keys(160))[0].tolist()) < set(chosen.tolist())
+    assert not torch.equal(stratified(labels, 32, keys(160).flip(0))[0], chosen)
+
+
+def test_a_rare_class_is_in_a_small_part_as_seldom_as_in_the_whole():
+    labels = torch.tensor([0] * 99 + [1])
+    assert labels[stratified(labels, 10, keys(100))[0]].sum() == 0
+
+
+def test_what_is_left_over_after_equal_shares_is_of_any_class():
+    labels = torch.arange(10).repeat_interleave(5)
+    parts = [labels[stratified(labels, 3, keys(50, seed))[0]] for seed in range(20)]
+    assert torch.cat(parts).unique().tolist() == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from PIL import Image
 from kdkit import models
 from kdkit.data import build as module
 from kdkit.deploy import export as room
+from kdkit.deploy import int8
 from kdkit.deploy.export import export
+from kdkit.deploy.formats import _example
+from kdkit.deploy.onnx_file import OnnxNet
 from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.result import write_figures
@@ -132,6 +136,11 @@ def test_each_format_says_what_the_model_says(make, form, monkeypatch):
         [3, 8, 8],
     )
     assert (config["mean"], config["classes"]) == (list(MEAN), [str(i) for i in range(10)])
+    if form == "safetensors":
+        assert models.read_metadata(folder / "model.safetensors")["image_size"] == "8"
+    if form == "onnx":
+        notes = OnnxNet(folder / "model.onnx").session.get_modelmeta().custom_metadata_map
+        assert {word: json.loads(notes[word]) for word in config} == config
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "image-classification"
     assert "secret" not in card  # this machine's folders are nobody's business
@@ -151,6 +160,8 @@ def test_a_model_of_timms(make, form, monkeypatch):
             list(MEAN),
         )
         assert config["model_args"]["img_size"] in (32, [32, 32])  # what builds it, as timm says it
+        assert config["label_names"] == [str(i) for i in range(10)]
+        assert not {config["pretrained_cfg"].get(word) for word in ("license", "tag")} - {None}  # of other weights
         assert "num_classes" not in config["model_args"]  # transformers has it from above and would pass it twice
 
 
@@ -266,7 +277,7 @@ def test_a_model_of_torchvisions(make, monkeypatch):
 @onnx
 def test_int8_and_what_it_costs(make, capsys):
     run, _ = make()
-    found = {method: export(run, "onnx", int8=method, overwrite=True) for method in ("static", "dynamic")}
+    found = {method: export(run, "onnx", out=run / method, int8=method) for method in ("static", "dynamic")}
     for method, exported in found.items():
         int8 = exported.int8
         assert (int8.method, int8.images) == (method, 360)
@@ -274,8 +285,37 @@ def test_int8_and_what_it_costs(make, capsys):
         assert int8.agreement > 0.5
         plain = kdkit("eval", run).out.split()
         assert f"{100 * int8.before:.2f}" in plain  # the same figure as `kdkit eval`'s
-        assert f"{method} quantisation" in (exported.folder / "README.md").read_text() or method == "static"
-    assert (exported.folder / "model.int8.onnx").stat().st_size < exported.file.stat().st_size
+        assert f"{method} quantisation" in (exported.folder / "README.md").read_text()
+        assert (exported.folder / "model.int8.onnx").stat().st_size < exported.file.stat().st_size
+    made = pytest.importorskip("onnx").load(run / "static" / "model.int8.onnx").graph.initializer
+    assert any(list(its.dims) == [16] for its in made if its.name.endswith("_scale"))  # one for each channel
+
+
+def test_int8_is_measured_on_training_images_as_the_model_sees_them(make):
+    run, _ = make()
+    seen = torch.cat(list(int8._training_images(room._leaving("student", run / "student.safetensors", []))))
+    pixels = 255 * (seen * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1))
+    found, known = pixels.round().byte(), module("digits", image_size=8).tensors(True)[0].byte()
+    assert len(found) == int8.CALIBRATION
+    assert {x.numpy().tobytes() for x in found} <= {x.numpy().tobytes() for x in known}
+
+
+@torch.no_grad()
+def test_int8_is_scored_by_the_names_of_the_classes(make, monkeypatch):
+    run, net = make()
+    path = run / "student.safetensors"
+    turned = json.dumps([str(i) for i in reversed(range(10))])
+    models.save_weights(net, path, {**models.read_metadata(path), "classes": turned})
+    first = torch.nn.Linear(3 * 8 * 8, 10)
+    first.weight.zero_(), first.bias.copy_(torch.arange(10).flip(0))  # says the first class of everything
+    monkeypatch.setattr(
+        int8, "_Module", {Path("a"): net, Path("b"): torch.nn.Sequential(torch.nn.Flatten(), first)}.get
+    )
+    found = int8._scored(room._leaving("student", path, []), Path("a"), Path("b"), "static")
+    images, labels = module("digits", image_size=8).tensors(False)
+    said = net((images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)).argmax(1)
+    shares = [float(right.double().mean()) for right in (said == 9 - labels, labels == 9, said == 0)]
+    assert found == int8.Int8("b", "static", 360, *map(pytest.approx, shares))
 
 
 def test_a_file_that_says_something_else_is_never_written(make, tmp_path, monkeypatch):
@@ -290,6 +330,12 @@ def test_a_file_that_says_something_else_is_never_written(make, tmp_path, monkey
     with pytest.raises(KdkitError, match=r"differ from the model's by 0\.1 on 1 images"):
         export(run, "safetensors")
     assert not any((tmp_path / "exports").iterdir())
+
+
+def test_an_exporter_sees_two_images_where_there_is_one():
+    """Of one alone it takes the size of the batch as a constant."""
+    one = SimpleNamespace(images=torch.rand(1, 3, 8, 8))
+    assert torch.equal(_example(one), torch.cat([one.images] * 2))
 
 
 def test_the_verb_and_what_it_refuses(make, tmp_path):

@@ -3,7 +3,9 @@
 import json
 import sys
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,14 +72,24 @@ def test_where_time_is_short_five_passes_are_timed_all_the_same():
     assert len(times["a"]) == room.FEWEST
 
 
+def test_slow_passes_are_warmed_up_for_half_the_time_and_told_in_milliseconds(monkeypatch):
+    clock, passes = count(), []
+    monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # a second between two looks
+    times = room._timed({"a": lambda: passes.append("a")}, CPU, repeats=100, seconds=0, seen=True)
+    assert times == {"a": [1000] * room.FEWEST}
+    assert len(passes) == 1 + room.FEWEST
+
+
 def test_sizes_and_peak_memory_by_hand(wide):
+    wide.net.register_buffer("seen", torch.zeros(7))
     report = latency([wide], batches=[2], modes=["eager"], device="cpu", repeats=5, seconds=0)
     (model,), (row,) = report.models, report.times
     weights = 4 * 1000 + 1000 + 1000 * 8 + 8
     assert (model.parameters, model.macs, model.classes) == (weights, 4 * 1000 + 1000 * 8, 8)
-    assert row.peak_bytes == 4 * (weights + 2 * 1000 + 2 * 8)  # both layers' outputs live at once
+    assert row.peak_bytes == 4 * (weights + 7 + 2 * 1000 + 2 * 8)  # both layers' outputs live at once
     assert row.median_ms > 0
     assert row.median_ms <= row.p90_ms
+    assert not wide.net.training
 
 
 def test_what_cannot_be_done_is_left_out_and_told(wide, monkeypatch, capsys):
@@ -99,14 +111,20 @@ def test_compiled_and_exported_passes_say_what_the_model_says(wide, tmp_path, mo
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # a compiler's minute
-    images, net = torch.randn(3, 1, 1, 4), room.Logits(wide.net)
+    images, net = torch.randn(4, 3).t()[:, None, None], room.Logits(wide.net)  # which do not lie in a row
     with torch.inference_mode():
         expected = wide.net(images)[0]
         assert torch.equal(room._ready("compiled", net, images, tmp_path)(), expected)
-        run = room._ready("exported", net, images, tmp_path / "net.onnx")
+        room._ready("exported", net, images, tmp_path / "net.onnx")()
+        made = room.OnnxNet(tmp_path / "net.onnx")
+        binding = made.session.io_binding()
+        monkeypatch.setattr(made.session, "io_binding", lambda: binding)
+        run = made.bound(images)
+        others = [torch.full((12,), 9.0) for _ in range(9)]  # lie where images would have lain that nobody keeps
         run()
-        seen = room.OnnxNet(tmp_path / "net.onnx")(images)
-    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
+    assert len(others) == 9
+    for seen in (made(images), torch.from_numpy(binding.copy_outputs_to_cpu()[0])):
+        torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_verb_times_all_models_of_a_run_and_of_names(tmp_path, monkeypatch):
@@ -296,7 +314,7 @@ def test_cuda_is_timed_on_the_device_that_was_asked_for(monkeypatch):
 
     class Session:
         def __init__(self, path, options, providers):
-            taken["providers"] = providers
+            taken.update(providers=providers, threads=options.intra_op_num_threads)
 
         def get_providers(self):
             return taken["starts"]
@@ -316,7 +334,10 @@ def test_cuda_is_timed_on_the_device_that_was_asked_for(monkeypatch):
     taken["starts"] = Runtime.get_available_providers()
     onnx_file.OnnxNet(Path("net.onnx"), second)
     assert taken["providers"] == [("CUDAExecutionProvider", {"device_id": 1})]
+    assert taken["threads"] == torch.get_num_threads()
     taken["starts"] = ["CPUExecutionProvider"]  # what it falls back to without a word
+    with pytest.raises(KdkitError, match="that is installed does not run on mps; take the CPU"):
+        onnx_file.OnnxNet(Path("net.onnx"), torch.device("mps"))
     with pytest.raises(KdkitError, match="onnxruntime cannot start its CUDAExecutionProvider"):
         onnx_file.OnnxNet(Path("net.onnx"), second)
 
@@ -331,9 +352,10 @@ def test_all_is_timed_while_the_device_is_the_current_one(wide, monkeypatch):
         seen.append("left")
 
     monkeypatch.setattr(room, "_current", current)
-    monkeypatch.setattr(room, "_timed", lambda *a, **k: (seen.append("timed"), timed(*a, **k))[1])
+    looks = torch.is_inference_mode_enabled
+    monkeypatch.setattr(room, "_timed", lambda *a, **k: seen.append(looks()) or timed(*a, **k))
     latency([wide], batches=[1, 2], modes=["eager"], device="cpu", repeats=5, seconds=0)
-    assert seen == ["cpu", "timed", "timed", "left"]
+    assert seen == ["cpu", True, True, "left"]  # and without gradients
 
 
 def test_the_gpu_that_is_named_is_the_one_that_ran(capsys):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from kdkit.graph import Edge, Node, ema, frozen
 from kdkit.graph.batch import Adapter, Batch, Facts
 from kdkit.graph.collect import clip_gradient
+from kdkit.graph.ensemble import merged
 from kdkit.graph.graph import Graph
 from kdkit.losses import KDLoss
 from kdkit.registry import KdkitError
@@ -110,6 +111,18 @@ def test_heads_are_sized_trained_and_shared_by_name():
     assert {id(p) for p in graph.edges["one"].parameters()} == {id(p) for p in graph.edges["two"].parameters()}
 
 
+@pytest.mark.parametrize(
+    ("loss", "source", "target"),
+    [("hint", ["a.stage2", "b.stage2"], "student.stage2"), ("ab", ["a.stage1", "a.stage2"], ["stage1", "stage2"])],
+)
+def test_no_two_heads_of_a_loss_begin_alike(loss, source, target):
+    nodes = {"a": frozen(net(12, seed=1)), "b": frozen(net(12, seed=2)), "student": net(8, seed=9)}
+    graph = bound(nodes, [Edge(loss, source=source, target=target, head="conv1x1")])
+    one, other = (next(head.parameters()) for head in graph.edges[loss].heads)
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+
+
 def test_schedules_move_weights_and_parameters_on_one_tensor():
     kd = Edge("kd", weight={"linear": [1.0, 0.0]}, temperature={"linear": [4.0, 2.0]})
     graph = bound(pair(), ["ce", kd])
@@ -149,6 +162,14 @@ def test_teachers_that_agree_are_one_teacher_also_for_losses_of_the_logits_thems
     graph = bound(nodes, [Edge(loss, source=["t1", "t2"], ensemble=ensemble), Edge(loss, source="t1", name="one")])
     said = run(graph)
     torch.testing.assert_close(said[loss], said["one"])
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_an_ensemble_of_half_precision_is_rounded_once(probabilities):
+    said, weights = [5 * torch.randn(64, 8).bfloat16() for _ in range(3)], torch.tensor([0.1, 0.3, 0.6])
+    half = merged(said, weights, probabilities=probabilities, T=4.0)
+    full = merged([z.float() for z in said], weights, probabilities=probabilities, T=4.0)
+    assert torch.equal(half, full.to(half.dtype))
 
 
 def test_an_inactive_edge_runs_nothing_and_gives_no_gradient():
@@ -301,6 +322,24 @@ def test_each_teacher_of_a_crd_edge_gets_its_own_banks():
         for loss, name in zip(rest.edges["crd"].losses, ("t1", "t2"), strict=True)
     ]
     torch.testing.assert_close(value, sum(parts))
+
+
+class Remembering(nn.Module):
+    """A ready loss with a memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, student, labels):
+        self.seen += 1
+        return F.cross_entropy(student, labels)
+
+
+def test_each_target_of_a_ready_loss_has_a_memory_of_its_own():
+    graph = bound({"a": net(8, seed=1), "b": net(8, seed=2)}, [Edge(Remembering(), target=["a", "b"])])
+    run(graph)
+    assert [int(loss.seen) for loss in graph.edges["Remembering"].losses] == [1, 1]
 
 
 def tapped(model, x):

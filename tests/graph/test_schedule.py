@@ -74,6 +74,8 @@ def test_a_time_that_never_comes_is_refused():
         Schedule.parse({"multistep": {"start": 0.05, "at": [150, 180]}}).bind(30)
     with pytest.raises(KdkitError, match="never comes"):
         Span.parse({"from": 40}).bind(30)
+    with pytest.raises(KdkitError, match="epoch 30 never comes in a run of 30"):
+        Span.parse({"from": 30}).bind(30)
 
 
 def test_extremes_see_both_ends():

@@ -7,7 +7,7 @@ import torch
 from torchmetrics.classification import MulticlassCalibrationError
 
 from kdkit.metrics import NLL, AdaptiveCalibrationError, Brier, certainty, fit_temperature, reliability
-from kdkit.metrics.quality import quality
+from kdkit.metrics.quality import CalibrationError, quality
 
 
 def sample(n=600, classes=7, scale=2.0):
@@ -39,6 +39,11 @@ def test_brier_at_its_ends():
     assert filled(Brier(), torch.zeros(3, 4), torch.arange(3)) == pytest.approx(0.75)
 
 
+def test_double_precision_stays():
+    logits = torch.tensor([[1e-9, 0.0]], dtype=torch.float64)
+    assert NLL().values(logits, torch.tensor([0])) < NLL().values(0 * logits, torch.tensor([0]))
+
+
 def test_adaptive_error_by_equal_groups():
     logits, labels = sample(600)
     confidence, right = certainty(logits, labels)
@@ -63,11 +68,32 @@ def test_reliability_is_torchmetrics_error():
     assert float(found.number.sum()) == 2000
 
 
+def test_a_confidence_at_an_edge_lies_below_it():
+    assert reliability(torch.tensor([0.5]), torch.tensor([1.0]), 2).number.tolist() == [1, 0]
+
+
+def test_logits_between_zero_and_one_are_logits():
+    logits, labels = torch.rand(300, 6), torch.randint(6, (300,))
+    error = float(reliability(*certainty(logits, labels)).error)
+    assert filled(CalibrationError(6, n_bins=15), logits, labels) == pytest.approx(error, abs=1e-5)
+
+
+def test_the_best_five_are_told_of_more_than_five():
+    assert ["top5" in quality(classes) for classes in (5, 6)] == [False, True]
+
+
 @pytest.mark.parametrize("truth", [0.4, 1.0, 2.5])
 def test_the_temperature_that_made_the_labels_is_found(truth):
     logits = 3 * torch.randn(40_000, 5)
     labels = torch.multinomial((logits / truth).softmax(1), 1)[:, 0]
     assert fit_temperature(logits, labels) == pytest.approx(truth, rel=0.03)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e2])
+def test_a_temperature_far_from_one_is_found(scale):
+    logits, labels = sample(500)
+    found = fit_temperature(scale * logits.double(), labels)
+    assert found == pytest.approx(scale * fit_temperature(logits.double(), labels), rel=1e-6)
 
 
 def test_the_temperature_is_where_nll_is_least():

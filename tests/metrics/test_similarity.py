@@ -92,6 +92,7 @@ def test_a_dead_layer_has_no_similarity_and_tiny_batches_are_left_out():
     assert math.isnan(float(filled(LinearCKA(), torch.ones(64, 8), torch.randn(64, 4))))
     x, y = torch.randn(67, 8), torch.randn(67, 4)
     assert float(filled(LinearCKA(), x, y)) == float(filled(LinearCKA(), x[:64], y[:64]))  # the last three
+    assert float(filled(LinearCKA(), x[:4], 2 * x[:4])) == pytest.approx(1, abs=1e-5)  # and four are enough
     with pytest.raises(ValueError, match="same samples"):
         LinearCKA().update(x, y[:50])
 
@@ -129,6 +130,12 @@ def test_correlation_by_numpy_far_from_zero():
     assert np.allclose(found, np.corrcoef(logits.double().numpy().T), atol=1e-4)
 
 
+def test_half_precision_logits_are_looked_at_in_full():
+    s, t = (30 + 5 * torch.randn(256, 8)).bfloat16(), torch.randn(256, 8).bfloat16()
+    for made, pair in ((KLDivergence, (s, t)), (lambda: LogitCorrelation(8), (s,))):
+        torch.testing.assert_close(filled(made(), *pair), filled(made(), *(z.float() for z in pair)))
+
+
 def test_correlation_difference_in_numbers_and_a_class_that_never_moves():
     t, s = torch.randn(300, 4), torch.randn(300, 4)
     a, b = (np.corrcoef(x.double().numpy().T) for x in (t, s))
@@ -153,6 +160,8 @@ def test_transfer_has_an_interval_or_a_reason():
     assert found.low < found.ratio < found.high
     assert found.ratio == pytest.approx(0.5, abs=0.15)
     assert found == transfer_ratio(student, teacher, alone)
+    itself = transfer_ratio(teacher, teacher, alone)
+    assert (itself.low, itself.ratio, itself.high) == pytest.approx((1, 1, 1))  # in every draw
     level = transfer_ratio(student, alone, alone)
     assert math.isnan(level.ratio)
     assert "lead of 0 is not" in level.reason

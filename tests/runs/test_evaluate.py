@@ -22,7 +22,7 @@ from tests.cli.command import kdkit
 logits = Trained.logits
 
 RECIPE = """\
-data: {name: digits, image_size: 8, batch_size: 32}
+data: {name: digits, image_size: 8, batch_size: 32, drop_last: true}
 models:
   teacher: {arch: resnet14, weights: gone_long_ago}
   student: {arch: resnet8}

@@ -33,7 +33,8 @@ def small(name, *words):
 
 @pytest.mark.drawn
 def test_a_run_is_a_folder_that_tells_everything(tmp_path):
-    result = fit(small("student_digits", "seed=3"))
+    own = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    result = fit(small("student_digits", "seed=3", *(f"models.student.{word}={own[word]}" for word in own)))
     folder = result.folder
     assert folder.path.name == "student_digits-seed3"
     for path in (folder.recipe, folder.provenance, folder.metrics, folder.result, folder.curves, folder.checkpoint):
@@ -51,7 +52,7 @@ def test_a_run_is_a_folder_that_tells_everything(tmp_path):
     net.load_state_dict(load_file(folder.weights("student")), strict=True)
     told = models.read_metadata(folder.weights("student"))
     assert told["arch"] == "resnet8"
-    assert len(json.loads(told["mean"])) == 3
+    assert {word: json.loads(told[word]) for word in own} == own
     again = load(folder.recipe)
     assert again.seed == 3
     assert again.trainer.max_epochs == 2

@@ -110,6 +110,11 @@ def test_figures_come_in_the_order_of_the_recipe_whatever_the_rows_order():
         assert found["best"]["student"] == {"top1": 0.6, "nll": 3.0, "epoch": 1}
 
 
+def test_of_equal_epochs_the_first_is_the_best():
+    rows = {epoch: {"val/student/top1": top1} for epoch, top1 in enumerate((0.4, 0.5, 0.5, 0.3), start=1)}
+    assert figures(rows, ["student"])["best"]["student"]["epoch"] == 2
+
+
 def test_rows_after_the_checkpoint_are_forgotten(tmp_path):
     rows = MetricRows(tmp_path / "metrics.csv")
     for epoch in range(3):

@@ -21,6 +21,7 @@ from kdkit.runs.evaluate import evaluate
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.teacher import teacher_folder
 from kdkit.study.compare import WHO, compare
+from kdkit.study.embeddings import Sample, planar
 from kdkit.study.subjects import _file, _names, teacher_of
 from kdkit.study.write import run_of, write_comparison
 
@@ -82,6 +83,9 @@ def test_a_student_beside_its_teacher_by_plain_formulas(pair):
     entropy = -(t.softmax(1) * t.log_softmax(1)).sum(1).mean().item()
     assert numbers["models"]["t"]["entropy"] == pytest.approx(entropy, rel=1e-3)
     assert sum(numbers["models"]["t"]["entropies"]["share"]) == pytest.approx(1, abs=1e-3)
+    for m in numbers["models"].values():
+        bars = zip(*(m["reliability"][word] for word in ("number", "accuracy", "confidence")), strict=True)
+        assert sum(n / 360 * abs(right - sure) for n, right, sure in bars if n) == pytest.approx(m["ece"], abs=1e-5)
     assert its["cka"]["teacher"] == ["stem", "stage1", "stage2", "stage3", "embedding", "logits"]
 
 
@@ -152,6 +156,14 @@ def test_the_verb_writes_every_figure(pair, tmp_path, monkeypatch):
     assert json.loads((out / "compare.json").read_text())["embeddings"] is None
 
 
+def test_the_picture_of_embeddings_names_each_point_by_its_own_class():
+    pytest.importorskip("sklearn")
+    sample = Sample(20, chosen=2, each=5)
+    sample.add(torch.tensor([10, 0, 3] * 5), {"net": torch.randn(15, 4)})
+    found = planar(sample, [f"c{i}" for i in range(20)])
+    assert (found["classes"], found["labels"]) == (["c0", "c10"], ["c10", "c0"] * 5)
+
+
 def test_it_lies_where_its_user_looks(pair, tmp_path, monkeypatch):
     """In the first student's run or here; not with a teacher that is shared, nor in a run that merely is here."""
     _, _, teacher, student = pair
@@ -216,13 +228,14 @@ def test_a_run_of_ones_own_code_beside_a_published_model(tmp_path, monkeypatch):
     own = models.build("mine.py:Net", num_classes=10, base=tmp_path)
     models.save_weights(own, tmp_path / "student.safetensors")
     build = models.build
+    theirs = build("timm/test_resnet.r160_in1k", num_classes=10, pretrained=False).eval()
     asked = []
 
     def published(name, *, num_classes, pretrained, **words):
         if words:  # the run's own
             return build(name, num_classes=num_classes, pretrained=pretrained, **words)
         asked.append((name, num_classes, pretrained))
-        return build("timm/test_resnet.r160_in1k", num_classes=10, pretrained=False)
+        return theirs
 
     monkeypatch.setattr("kdkit.study.subjects.models.build", published)
     found = compare("timm/some", [str(tmp_path)], ["trainer.accelerator=cpu"])
@@ -230,6 +243,11 @@ def test_a_run_of_ones_own_code_beside_a_published_model(tmp_path, monkeypatch):
     assert found.numbers["teacher"] == "some"
     assert list(found.numbers["students"]) == [tmp_path.name]
     assert found.numbers["images"] == 360
+    images, labels = data.build("digits", image_size=16).tensors(False)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in models.normalisation(theirs))
+    with torch.no_grad():
+        nll = F.cross_entropy(theirs((images / 255 - mean) / std), labels).item()
+    assert found.numbers["models"]["some"]["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 def test_nothing_is_cut_at_the_edge_of_a_figure(pair, tmp_path, monkeypatch):
@@ -250,6 +268,14 @@ def test_a_packaged_recipe_is_called_by_its_name(tmp_path):
         "teacher_digits",
         "resnet18",
     ]
+
+
+def test_students_of_two_runs_are_told_apart_by_their_runs(tmp_path):
+    files = [tmp_path / run / "student.safetensors" for run in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    assert _names([str(file) for file in files], files) == ["one/student", "two/student"]
 
 
 def test_a_recipes_file_is_the_teacher_that_was_trained_by_it(tmp_path, monkeypatch):

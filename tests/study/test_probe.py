@@ -1,6 +1,7 @@
 """Probes by libraries and plain loops; features as the model gives them in eval mode, and kept."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from kdkit.registry import KdkitError
 from kdkit.runs.evaluate import evaluate
 from kdkit.study import probe as probing
 from kdkit.study.linear import _fit, linear_probe, neighbours
-from kdkit.study.probe import _side, probe
+from kdkit.study.probe import _features, _side, probe
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 
@@ -66,6 +67,11 @@ def test_regularisation_is_chosen_without_a_look_at_the_test():
     assert told.top1 > 0.6 > again.top1
 
 
+def test_what_is_held_out_was_not_fitted_on():
+    x, y = torch.randn(300, 300), torch.randint(4, (300,))  # nothing to learn, all to remember
+    assert linear_probe(x[:250], y[:250], x[250:], y[250:], 4).held_out < 0.6
+
+
 def test_a_feature_that_never_moves_changes_nothing():
     x, y = blobs(300)
     flat = torch.cat([x, torch.full((300, 1), 7.0)], 1)
@@ -91,7 +97,7 @@ def test_features_are_those_of_eval_mode_in_order_and_are_kept(weights, monkeypa
     monkeypatch.setattr(probing, "_compute", lambda *args: kept.setdefault("found", compute(*args)))
     told = probe(path, "digits", ["trainer.accelerator=cpu"])["net"]
     assert told["linear"] > 0.3  # of a net that learned nothing; by chance: a tenth
-    assert told["train"], told["test"] == (1437, 360)
+    assert (told["train"], told["test"]) == (1437, 360)
     images, labels = data.build("digits", image_size=8).tensors(True)
     net.fc = nn.Identity()
     with torch.no_grad():
@@ -104,7 +110,25 @@ def test_features_are_those_of_eval_mode_in_order_and_are_kept(weights, monkeypa
         probe(path, "digits", ["trainer.accelerator=cpu"], tap="stage1")
 
 
-def test_a_folder_by_the_verb(weights, tmp_path):
+def test_features_are_of_one_model_one_data_set_and_one_size(weights, tmp_path, monkeypatch):
+    calls, compute, path = [], probing._compute, tmp_path / "net.safetensors"
+    monkeypatch.setattr(probing, "_compute", lambda *args: calls.append(args) or compute(*args))
+
+    def found(*words, size=None):
+        samples = len(_features("net", path, "fake", ["trainer.accelerator=cpu", *words], size, "stem")["train_x"])
+        return samples, len(calls)
+
+    path.write_bytes(weights[0].read_bytes())
+    assert [found(), found()] == [(256, 1)] * 2
+    adapter = calls[0][1]
+    assert adapter(torch.zeros(2, 3, 32, 32)).shape == (2, 3, 8, 8)  # as large as those that it was trained on
+    assert found("data.subset=50") == (50, 2)
+    assert found(size=16) == (256, 3)
+    models.save_weights(models.build("resnet8", num_classes=7), path, models.read_metadata(path))
+    assert found() == (256, 4)
+
+
+def test_a_folder_by_the_verb(weights, tmp_path, monkeypatch):
     path, _ = weights
     for i, name in enumerate(("dark", "light")):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -121,6 +145,12 @@ def test_a_folder_by_the_verb(weights, tmp_path):
     assert (found["net"]["train"], found["net"]["test"], found["net"]["features"]) == (18, 6, 16)
     assert found["net"]["linear"] == 1
     assert "100.00" in said.output
+    monkeypatch.setattr(probing, "_compute", None)
+    assert probe(path, str(tmp_path / "photos"), words, tap="stem") == found
+    for photo in (tmp_path / "photos").rglob("*.png"):
+        os.utime(photo, ns=(10**18, 10**18))
+    with pytest.raises(TypeError):  # images written anew are others
+        probe(path, str(tmp_path / "photos"), words, tap="stem")
 
 
 def test_what_cannot_be_probed(weights, tmp_path):

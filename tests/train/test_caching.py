@@ -113,6 +113,15 @@ def test_nothing_is_read_that_belongs_to_something_else(tmp_path, other):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_is_kept_is_of_one_precision_and_one_normalisation(tmp_path):
+    own = {"mean": (0.1,) * 3, "std": (0.5,) * 3}
+    for words, options in (({}, {}), (own, {}), ({}, {"precision": "bf16-mixed"})):
+        teacher = kdkit.frozen(Scaled(net(8, seed=1, classes=10)), cache={"folder": str(tmp_path)}, **words)
+        nodes = {"teacher": teacher, "student": net(8, seed=2, classes=10)}
+        fit(kdkit.Distiller(nodes, ["ce", "kd"], lr=0.05), digits(), epochs=1, **options)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.parametrize("by", ["views", "epochs"])
 def test_a_model_whose_code_says_something_else_is_found_out(tmp_path, by):
     cache = {"by": by, "folder": str(tmp_path)}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import kdkit
-from kdkit import generators
+from kdkit import data, generators
 from kdkit.registry import KdkitError
 from kdkit.train.optim import NodeOptimizers
 from tests.nets import Blobs, loader, net
@@ -76,6 +76,21 @@ def test_the_epochs_mean_of_each_term():
     run = fit(distiller, epochs=1)
     for name in ("ce", "kd"):
         torch.testing.assert_close(run.callback_metrics[f"loss/{name}"], torch.stack([s[name] for s in seen]).mean())
+
+
+def test_the_mean_of_a_term_is_of_all_steps_of_an_epoch_that_was_resumed(tmp_path):
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, i):
+            if i == 1:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    found = []
+    for callbacks, path in (([Save()], None), ([], tmp_path / "mid.ckpt")):
+        distiller = kdkit.Distiller({"net": net(8, seed=1, classes=10)}, ["ce"], lr=0.05)
+        batches, run = data.build("digits", image_size=8, subset=128, batch_size=32), trainer(1, callbacks=callbacks)
+        run.fit(distiller, batches, ckpt_path=path, weights_only=True)
+        found.append(run.callback_metrics["loss/ce"])
+    torch.testing.assert_close(*found)
 
 
 def test_the_trainers_clip_and_accumulation_are_taken_over():

@@ -109,6 +109,13 @@ def test_a_trunk_moves_by_the_formula_and_heads_as_ever():
     assert not torch.allclose(got["conv1.weight"], plain["conv1.weight"])
 
 
+def test_the_order_of_tasks_is_drawn_anew_in_every_step(monkeypatch):
+    keys = []
+    monkeypatch.setattr("kdkit.train.pcgrad.projected", lambda found, key: keys.append(key) or projected(found, key))
+    fit(kdkit.Distiller({"net": made().float()}, LOSSES, lr=0.1, pcgrad=True), epochs=1)
+    assert len({*keys}) == len(keys) == 4
+
+
 def test_hooks_of_a_backward_are_called_as_ever():
     class Watch(pl.Callback):
         seen = ()
