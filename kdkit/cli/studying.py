@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -54,8 +55,8 @@ def compare(
     from kdkit.study.subjects import teacher_of
     from kdkit.study.write import run_of, shown, write_comparison
 
-    models = [word for word in students or () if "=" not in word]
-    words = [word for word in students or () if "=" in word] + ([f"data.root={data}"] if data else [])
+    models, words = _parted(students or ())
+    words += [f"data.root={data}"] if data else []
     if not models:
         teacher, models = teacher_of(teacher), [teacher]
     layers = [tap.strip() for tap in taps.split(",")] if taps else None
@@ -91,24 +92,36 @@ def probe(
     from kdkit.runs.teacher import own_run
     from kdkit.study.probe import probe as measure
 
-    words = [word for word in runs if "=" in word]
-    if len(words) == len(runs):
+    models, words = _parted(runs)
+    if not models:
         raise KdkitError("name a run, or a weights file, whose features are to be looked at")
     ways = [f"tap={tap}"] if tap != "embedding" else []
     ways += [f"image_size={image_size}"] if image_size else []
-    rows = []
-    for run in (word for word in runs if "=" not in word):
-        found = measure(run, data, words, image_size=image_size, tap=tap)
-        own = own_run(Path(run))
-        if path := out or (own and own.probes):
-            keep(path, " ".join([data, *words, *ways, *([run] if out else [])]), found)
-        else:
-            typer.echo(f"nothing is kept: {run} is no folder of a run of yours; --out names a file")
-        if own is not None:
-            log_found(own, "probe", {short([data, *words, *ways]): found})
-        for name, its in found.items():
-            model = name if Path(run).is_file() else f"{Path(run).name}/{name}"
-            cells = [f"{100 * its['linear']:.2f}", f"{100 * its['knn']:.2f}", f"{100 * its['held_out']:.2f}"]
-            rows.append((model, *cells, f"{its['decay']:g}", str(its["features"])))
-    columns = ("model", ">linear %", ">kNN %", ">held out %", ">λ", ">features")
-    show(table(columns, rows, f"frozen features on {data}"), sys.stdout)
+    rows, wrong = [], []
+    for run in models:
+        try:
+            found = measure(run, data, words, image_size=image_size, tap=tap)
+            for name, its in found.items():
+                model = name if Path(run).is_file() else f"{Path(run).name}/{name}"
+                cells = [f"{100 * its['linear']:.2f}", f"{100 * its['knn']:.2f}", f"{100 * its['held_out']:.2f}"]
+                rows.append((model, *cells, f"{its['decay']:g}", str(its["features"])))
+            own = own_run(Path(run))
+            if path := out or (own and own.probes):
+                keep(path, " ".join([data, *words, *ways, *([run] if out else [])]), found)
+            else:
+                typer.echo(f"nothing is kept: {run} is no folder of a run of yours; --out names a file")
+            if own is not None:
+                log_found(own, "probe", {short([data, *words, *ways]): found})
+        except KdkitError as error:  # the others are looked at all the same
+            wrong.append(error)
+    if rows:
+        columns = ("model", ">linear %", ">kNN %", ">held out %", ">λ", ">features")
+        show(table(columns, rows, f"frozen features on {data}"), sys.stdout)
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else KdkitError("\n".join(map(str, wrong)))
+
+
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What names a run or a model, and KEY=VALUE; what lies there is no override, whatever it is called."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides

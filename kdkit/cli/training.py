@@ -107,7 +107,7 @@ def evaluate(
         typer.echo(f"scored in {FULL}; the run scored itself in {precision}, whose rounding moves a few images")
     own = own_run(run)
     if path := out or (own and own.evaluation):
-        write_evaluation(path, found, split, words)
+        write_evaluation(path, found, split, words, str(run) if out else "")
     else:
         typer.echo(f"nothing is kept: {run} is no folder of a run of yours; --out names a file")
     if own is not None:

@@ -68,9 +68,9 @@ class DeviceData(DataModule):
         """See `DataModule.view_number`."""
         return torch.zeros_like(index) if self.crops is None else self.crops.number(epoch, index)
 
-    def checksum(self) -> str:
+    def checksum(self, train: bool = True) -> str:
         """Of the pixels."""
-        images = self.tensors(True)[0].index_select(0, self.parts[0])
+        images = self.tensors(True)[0].index_select(0, self.parts[0]) if train else self.tensors(False)[0]
         return blake2b(images.numpy().data, digest_size=8).hexdigest()
 
     def loader(self, train: bool, ids: Tensor | None, labels: Tensor, order: Order, views: bool) -> DeviceLoader:

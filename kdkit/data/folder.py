@@ -142,13 +142,15 @@ class Folder(DataModule):
             raise KdkitError(f"data: {self.folder / 'train'} must hold the training images, got nothing")
         return self.sets[0 if train else 1].labels
 
-    def checksum(self) -> str:
+    def checksum(self, train: bool = True) -> str:
         """Of the files' names, sizes and times of writing, and of what decodes and resizes them."""
         import PIL
         import torchvision
 
-        names = [self.sets[0].names[i] for i in self.parts[0].tolist()]
-        found = [os.stat(path) for path in self.sets[0].paths(self.parts[0])]
+        files = self.sets[0 if train else 1]
+        ids = self.parts[0] if train else torch.arange(len(files.names))
+        names = [files.names[i] for i in ids.tolist()]
+        found = [os.stat(path) for path in files.paths(ids)]
         told = (
             *["crops by draws.uniforms"] * self.augment,
             torch.__version__,

@@ -220,8 +220,8 @@ class DataModule(LightningDataModule, ABC):
         return {"data": type(self).__name__, **words, "content": self.checksum()}
 
     @abstractmethod
-    def checksum(self) -> str:
-        """Of the training images, in the order of `index`."""
+    def checksum(self, train: bool = True) -> str:
+        """Of the training images, in the order of `index`, or of the test images."""
 
     def target_device(self) -> torch.device:
         """`device` where it is set, else the Trainer's, else the CPU."""

@@ -100,13 +100,20 @@ def score(run: Path | str, overrides: Sequence[str] = (), *, split: str = "test"
     return Evaluation(figures, {name: _by_class(nets[name], counts[name].compute(), data) for name in nets})
 
 
-def write_evaluation(path: Path, found: Evaluation, split: str, overrides: Sequence[str]) -> None:
+def write_evaluation(path: Path, found: Evaluation, split: str, overrides: Sequence[str], of: str = "") -> None:
     """Put it into a JSON file beside what was scored there before, under what was looked at.
+
+    Args:
+        path: the file.
+        found: what goes into it.
+        split: that was scored.
+        overrides: `key=value` words about the data.
+        of: whose it is, in a file that may be of several runs.
 
     Raises:
         KdkitError: it cannot be written.
     """
-    key = " ".join([split, *(word for word in overrides if not word.startswith("trainer."))])
+    key = " ".join([split, *(word for word in overrides if not word.startswith("trainer.")), *([of] if of else [])])
     keep(path, key, found.whole)
 
 

@@ -88,7 +88,8 @@ def _features(name: str, path: Path, on: str, overrides: Sequence[str], image_si
     its.device = place
     its.prepare_data()
     built = {"model": _hash(path), "built": content_key(recipe)}  # own code by what is in its file
-    spec = {**built, "data": its.identity(), "root": str(its.root), "side": side, "tap": tap, "v": VERSION}
+    looked = {"data": its.identity(), "test": its.checksum(train=False), "root": str(its.root)}
+    spec = {**built, **looked, "side": side, "tap": tap, "v": VERSION}
     key = blake2b(json.dumps(spec, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
     file = home() / "features" / f"{key}.safetensors"
     if file.is_file():

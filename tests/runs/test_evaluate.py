@@ -1,6 +1,7 @@
 """Scoring a finished run: rebuilt from its recipe and weights, by a plain loop as the oracle."""
 
 import json
+import shutil
 import sys
 import threading
 from contextlib import suppress
@@ -276,6 +277,11 @@ def test_what_was_found_is_kept_by_what_was_looked_at(run, tmp_path):
     assert list(kept) == ["test", "train data.eval_batch_size=99"]
     assert kept["test"]["student"]["top1"] == evaluate(folder)["student"]["top1"]
     assert len(kept["test"]["slow"]["by_class"]) == 10
+    both = tmp_path / "both.json"
+    named = tmp_path / "lr=0.1"
+    shutil.copytree(folder, named)
+    assert kdkit("eval", folder, "--out", both).code == kdkit("eval", named, "--out", both).code == 0
+    assert list(json.loads(both.read_text())) == [f"test {folder}", f"test {named}"]
     path.write_text("[]")
     with pytest.raises(KdkitError, match=r"eval\.json could not be written .*--out FILE"):
         write_evaluation(path, score(folder), "test", [])
@@ -300,7 +306,7 @@ def test_what_is_found_never_lies_with_a_teacher_that_runs_share(tmp_path, monke
         assert [told in its.out for its in said] == [folder == shared, folder == shared, False]
     assert (tmp_path / "report.html").is_file()
     assert kdkit("eval", shared, "--out", "kept.json").code == 0
-    assert list(json.loads((tmp_path / "kept.json").read_text())) == ["test"]
+    assert list(json.loads((tmp_path / "kept.json").read_text())) == [f"test {shared}"]
 
 
 @pytest.mark.parametrize("name", ["my-net 2", "3rd", "class"])

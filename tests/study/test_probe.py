@@ -145,9 +145,15 @@ def test_a_folder_by_the_verb(weights, tmp_path, monkeypatch):
     assert (found["net"]["train"], found["net"]["test"], found["net"]["features"]) == (18, 6, 16)
     assert found["net"]["linear"] == 1
     assert "100.00" in said.output
+    options = ["--data", str(tmp_path / "photos"), "--tap", "stem", "--out", str(tmp_path / "again.json")]
+    said = CliRunner().invoke(app, ["probe", str(tmp_path / "none"), str(path), *words, *options])  # none is not there
+    assert "100.00" in said.output
+    assert said.exit_code == 2
+    assert next(iter(json.loads((tmp_path / "again.json").read_text()))).endswith(str(path))
     monkeypatch.setattr(probing, "_compute", None)
     assert probe(path, str(tmp_path / "photos"), words, tap="stem") == found
-    for photo in (tmp_path / "photos").rglob("*.png"):
+    held = data.build("folder", root=tmp_path / "photos", holdout=0.25).sets[1].paths()
+    for photo in held:  # those that are scored on are no part of the data's identity, by which caches of training go
         os.utime(photo, ns=(10**18, 10**18))
     with pytest.raises(TypeError):  # images written anew are others
         probe(path, str(tmp_path / "photos"), words, tap="stem")
