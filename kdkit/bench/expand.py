@@ -73,8 +73,8 @@ class Cell:
 
 
 def mark(words: Mapping[str, Any]) -> str:
-    """What tells a tuned run from the published one, which may be the same, and from one of fewer trials."""
-    return f"*{words['tuned']['trials']}" if "tuned" in words else ""
+    """What tells a tuned run from the published one, which may be the same, and from one of fewer trials; a study's."""
+    return f"*{words['tuned']['trials']}" if "tuned" in words else f"#{words['study']}" if "study" in words else ""
 
 
 def _again(words: dict[str, Any], of: Origin) -> Cell:

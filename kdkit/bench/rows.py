@@ -70,28 +70,30 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def latest(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Row]:
-    """One row of each run: the last one's, with what an earlier one alone knows (time and memory).
+    """One row of each run by its name: the last one's, with what an earlier one alone knows (time and memory).
 
-    A recipe has one name, that of its last row, as after its method was renamed. Where rows of a run say different
-    accuracies, as of two machines, the last has `again: True`.
+    A recipe has one name in a suite, that of its last row, as after its method was renamed. Where rows of a run say
+    different accuracies, as of two machines, the last has `again: True`.
 
     Args:
         rows: one's own.
         shipped: kdkit's, of runs that are not one's own.
     """
-    found: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        old = found.get(key(row), row)
+    own = {key(row) for row in rows}
+    whole = [*({**row, "shipped": True} for row in shipped if key(row) not in own), *rows]
+    called = {_recipe(row): row["method"] for row in whole}
+    found: dict[tuple[tuple[str, str], str], Row] = {}
+    for row in [*rows, *whole[: len(whole) - len(rows)]]:
+        name = called[_recipe(row)]
+        old = found.get((key(row), name), row)
         again = {"again": True} if "again" in old or old["last"] != row["last"] else {}
         known = {word: old[word] if row[word] is None else row[word] for word in ("minutes", "peak_gb")}
-        found[key(row)] = {**row, **known, **again}
-    theirs = [{**row, "shipped": True} for row in shipped if key(row) not in found]
-    called = {_recipe(row): row["method"] for row in [*theirs, *rows]}
-    return [{**row, "method": called[_recipe(row)]} for row in [*found.values(), *theirs]]
+        found[key(row), name] = {**row, "method": name, **known, **again}
+    return list(found.values())
 
 
-def _recipe(row: Row) -> tuple[str, str]:
-    return row["variant"], row["fingerprint"] + mark(row)
+def _recipe(row: Row) -> tuple[str, str, str]:
+    return row["suite"], row["variant"], row["fingerprint"] + mark(row)
 
 
 def check_writable(path: Path) -> None:

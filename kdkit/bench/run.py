@@ -84,8 +84,9 @@ def run_suite(
         KeyboardInterrupt: Ctrl-C; every run has saved what it had.
     """
     deadline = after(hours)
+    plan = make_plan(suite, out, results)
     check_writable(results)
-    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
+    plan, wrong = without_the_wrong(plan, suite, out, engine, tell)
     outcome = run_plan(plan, suite, out, results, deadline=deadline, engine=engine, tell=tell, watch=watch)
     outcome.failed = wrong | outcome.failed
     return outcome
@@ -227,7 +228,13 @@ class _Runner:
                 or (row["pair"], row["method"]) == (cell.pair, cell.method)
             ):
                 continue
-            append(self.results, {**row, **place(cell, self.suite.name)})
+            try:
+                append(self.results, {**row, **place(cell, self.suite.name)})
+            except OSError as error:
+                self.tell(
+                    f"{named(cell)} keeps its old name for now: {self.results} cannot be written ({error.strerror})"
+                )
+                return
             self.tell(f"{named(cell)}: the run that was {row['pair']} {row['method']}")
 
     def _begin(self, cell: Cell) -> None:

@@ -14,19 +14,25 @@ from kdkit.bench.published import Published
 from kdkit.bench.rows import Row
 from kdkit.bench.suite import ALONE, TEACHER
 from kdkit.data import DATA
+from kdkit.graph import Schedule
 from kdkit.recipe.find import packaged_text
+from kdkit.recipe.schema import TrainerSpec
 from kdkit.recipe.syntax import parse
 from kdkit.recipe.tree import normalise, override
 from kdkit.recipe.write import MACHINE, READING
 from kdkit.registry import constructor
 
 Words = Mapping[str, Any]
+PLAIN = [{"ce": {"weight": 1.0}}]  # the losses of a published teacher
 # No part of how a model is trained, or told by a note of its own.
 BESIDE = {
-    "data": READING,
+    "data": (*READING, "split_seed"),  # which says nothing without a part that is held out or left out
+    "optimizer": ("foreach", "fused"),
     "trainer": (*MACHINE, "max_epochs", "precision", "check_val_every_n_epoch", "limit_val_batches"),
 }
+USUAL = {"trainer": {name: field.default for name, field in TrainerSpec.model_fields.items()}}
 GIVEN, FETCHED = "pretrained", "imagenet"  # whose published teachers are those that everybody fetches
+TIMES = 400  # of a run, at which learning rates are compared
 
 
 def deviations(row: Row, theirs: Published) -> list[str]:
@@ -37,9 +43,15 @@ def deviations(row: Row, theirs: Published) -> list[str]:
         theirs: the published number; what its source changes of the protocol is the student's.
     """
     recipe, alike = yaml.safe_load(row["recipe"]), _words(theirs.protocol, ())
+    models = recipe.get("models") or {}
     found = list(_differing(recipe, alike if row["method"] == TEACHER else _words(theirs.protocol, theirs.overrides)))
-    found += [f"models.{ALONE}.{word}" for word in recipe["models"].get(ALONE, {}) if word not in ("arch", "options")]
-    if teacher := recipe["models"].get(TEACHER):
+    found += [f"balance={_said(recipe.get('balance'))}"] * bool(recipe.get("balance"))
+    for name, spec in models.items():
+        known = ("arch", "options", "weights", "cache") if name == TEACHER else ("arch", "options")
+        found += [f"models.{name}.{word}" for word in spec if word not in known]
+        found += [f"models.{name}"] * (name not in (ALONE, TEACHER) and row["method"] != TEACHER)
+    if teacher := models.get(TEACHER):
+        found += ["models.teacher.cache.top_k"] * bool((teacher.get("cache") or {}).get("top_k"))
         found += _of_teacher(row, str(teacher.get("weights")), alike, theirs.epochs)
     return found
 
@@ -51,6 +63,10 @@ def _of_teacher(row: Row, weights: str, theirs: Words, length: int) -> Iterator[
         lines = takewhile(lambda line: line.startswith("#  "), text.splitlines())
         trained = yaml.safe_load("\n".join(line.removeprefix("#") for line in lines))
         yield from (f"the teacher's {told}" for told in _differing(trained, theirs))
+        for name, spec in (trained.get("models") or {}).items():
+            yield from (f"the teacher's models.{name}.{word}" for word in spec if word not in ("arch", "options"))
+        if trained.get("losses", PLAIN) != PLAIN:
+            yield f"the teacher's losses={_said(trained['losses'])}"
         if (epochs := trained["trainer"]["max_epochs"]) not in (row["epochs"], length):
             yield f"the teacher's {epochs} epochs"
     elif weights != GIVEN or row["data"] != FETCHED:
@@ -58,19 +74,38 @@ def _of_teacher(row: Row, weights: str, theirs: Words, length: int) -> Iterator[
 
 
 def _differing(ours: Words, theirs: Words) -> Iterator[str]:
-    for section in ("data", "optimizer", "lr", "trainer"):
+    """Section by section; learning rates by their curves."""
+    for section in ("data", "optimizer", "trainer"):
         mine, published = (dict(_flat(words.get(section), section)) for words in (ours, theirs))
-        usual = constructor(DATA[theirs["data"]["name"]]) if section == "data" else {}
+        data = constructor(DATA[theirs["data"]["name"]]) if section == "data" else {}
+        usual = USUAL.get(section) or {name: parameter.default for name, parameter in data.items()}
         for word in dict.fromkeys((*mine, *published)):
             name = word.partition(".")[2]
-            if name in BESIDE.get(section, ()):
+            if name in BESIDE[section]:
                 continue
-            default = usual[name].default if name in usual else None
-            values = [
-                None if (v := of.get(word, default)) in (False, 0, Parameter.empty) else v for of in (mine, published)
-            ]
-            if values[0] != values[1]:
-                yield f"{word}={_said(values[0])} (published: {_said(values[1])})"
+            values = [of.get(word, usual.get(name)) for of in (mine, published)]
+            if _plain(values[0], name) != _plain(values[1], name):
+                yield f"{word}={_said(_plain(values[0], name))} (published: {_said(_plain(values[1], name))})"
+    if _curve(ours) != _curve(theirs):
+        yield f"lr={_said(ours.get('lr'))} (published: {_said(theirs['lr'])})"
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A word that switches nothing on as `None`."""
+    if value in (False, 0, Parameter.empty) or (
+        name == "limit_train_batches" and value == 1 and isinstance(value, float)
+    ):
+        return None
+    return value
+
+
+def _curve(words: Words) -> list[float] | None:
+    """The learning rate over the run."""
+    if words.get("lr") is None:
+        return None
+    epochs = float(words["trainer"]["max_epochs"])
+    curve = Schedule.parse(words["lr"]).bind(epochs)
+    return [round(curve((i + 0.5) / TIMES * epochs), 9) for i in range(TIMES)]
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -82,7 +117,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _said(value: Any) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value is None else str(value).replace("'", "")
 
 
 @cache

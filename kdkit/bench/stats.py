@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +39,20 @@ def t_cdf(t: float, df: int) -> float:
 def t_quantile(p: float, df: int) -> float:
     """Where the distribution reaches p, by bisection."""
     low, high = -1e8, 1e8
-    for _ in range(200):
+    for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
     return (low + high) / 2
+
+
+def quantile(p: float, df: int) -> float:
+    """Likewise for any degrees of freedom: many by the expansion of Cornish and Fisher (A&S 26.7.5)."""
+    if df < 60:
+        return t_quantile(p, df)
+    z = NormalDist().inv_cdf(p)
+    second = 5 * z**5 + 16 * z**3 + 3 * z
+    third = 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
+    return z + (z**3 + z) / (4 * df) + second / (96 * df**2) + third / (384 * df**3)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -111,12 +122,72 @@ class Difference:
     seeds: int
 
 
+@dataclass(frozen=True)
+class Error:
+    """The variance of a mean over seeds and images, by where it comes from.
+
+    Attributes:
+        seeds: by the spread of seeds' means, with n − 1 degrees of freedom.
+        images: what images add to that.
+        n: seeds.
+        size: images.
+    """
+
+    seeds: float
+    images: float
+    n: int
+    size: int
+
+    @property
+    def standard(self) -> float:
+        """The standard error."""
+        return math.sqrt(self.seeds + self.images)
+
+    def limits(self, level: float) -> tuple[float, float]:
+        """Squares of what Student's two-sided test of that level asks of each part."""
+        ends = (t_quantile(1 - level / 2, self.n - 1), quantile(1 - level / 2, self.size - 1))
+        return ends[0] ** 2, ends[1] ** 2
+
+    def p(self, mean: float) -> float:
+        """The least level at which mean² > seeds·t² + images·t² (Banerjee 1960): never too small, for any variances."""
+        low, high = 1e-12, 1.0
+        for _ in range(50):
+            middle = math.sqrt(low * high)
+            of_seeds, of_images = self.limits(middle)
+            found = mean**2 > self.seeds * of_seeds + self.images * of_images
+            low, high = (low, middle) if found else (middle, high)
+        return high
+
+    def power(self, gap: float, limits: tuple[float, float]) -> float:
+        """How often a true difference is found: ∫ Φ((gap − √(seeds·t²·s² + images·t²)) / error) f(s) ds.
+
+        s is the estimated spread of seeds over the true one, √(χ²/(n − 1)).
+        """
+        df = self.n - 1
+        low, high = max(0.0, 1 - 8 / math.sqrt(df)), 1 + 8 / math.sqrt(df)
+        s = low + (high - low) * (np.arange(200) + 0.5) / 200
+        log = (df - 1) * np.log(s) - df * s**2 / 2
+        density = np.exp(log - log.max())
+        asked = np.sqrt(self.seeds * limits[0] * s**2 + self.images * limits[1])
+        above = np.array([math.erfc((x - gap) / self.standard / math.sqrt(2)) / 2 for x in asked])
+        return float((above * density).sum() / density.sum())
+
+    def detectable(self, tests: int = 1) -> float:
+        """The least difference that is found four times out of five as the only one of so many tests."""
+        limits = self.limits(LEVEL / tests)
+        low, high = 0.0, 3 * math.sqrt(self.seeds * limits[0] + self.images * limits[1]) + 10 * self.standard
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.power(middle, limits) < POWER else (low, middle)
+        return high
+
+
 def difference(gains: Floats, tests: int = 1) -> Difference:
     """A paired test of seeds × images, both drawn from more.
 
     The variance of the mean is that of crossed random effects, by the mean squares of seeds, images and their
-    interaction: max(S, E) / nN + max(I − E, 0) / nN, with Satterthwaite's degrees of freedom, rounded down. Drawing
-    seeds and images anew would count the interaction up to three times (Owen 2007, The pigeonhole bootstrap).
+    interaction: S / nN + max(I − E, 0) / nN. Drawing seeds and images anew would count the interaction up to three
+    times (Owen 2007, The pigeonhole bootstrap).
 
     Args:
         gains: (n, N) of each seed and image: 1 where the method alone was right, −1 where the other one was.
@@ -124,43 +195,17 @@ def difference(gains: Floats, tests: int = 1) -> Difference:
     """
     (n, images), mean = gains.shape, float(gains.mean())
     by_image = gains.mean(axis=0)
-    if n < 2:
-        error = float(by_image.std(ddof=1)) / math.sqrt(images) if images > 1 else math.nan
-        return Difference(mean, error, math.nan, math.nan, n)
+    if n < 2 or images < 2:
+        alone = float(by_image.std(ddof=1)) / math.sqrt(images) if images > 1 else math.nan
+        return Difference(mean, alone, math.nan, math.nan, n)
     by_seed = gains.mean(axis=1)
     rest = gains - by_seed[:, None] - by_image + mean
-    square = float((rest**2).sum()) / ((n - 1) * max(images - 1, 1))
-    of_seeds = max(images * float(by_seed.var(ddof=1)), square) / gains.size
-    of_images = max(n * float(by_image.var(ddof=1)) - square, 0.0) / gains.size if images > 1 else 0.0
-    error = math.sqrt(of_seeds + of_images)
-    if error == 0:
-        return Difference(mean, error, float(mean == 0), math.nan, n)
-    freedom = error**4 / (of_seeds**2 / (n - 1) + of_images**2 / max(images - 1, 1))
-    freedom = max(1, int(freedom + 1e-9))
-    return Difference(mean, error, 2 * (1 - t_cdf(abs(mean) / error, freedom)), detectable(error, freedom, tests), n)
-
-
-def detectable(error: float, df: int, tests: int = 1) -> float:
-    """The least difference that is found four times out of five as the only one of so many tests."""
-    limit = t_quantile(1 - LEVEL / (2 * tests), df)
-    low, high = 0.0, limit + 10 * math.sqrt(1 + limit**2 / df)
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(limit, df, middle) < POWER else (low, middle)
-    return high * error
-
-
-def power(limit: float, df: int, shift: float) -> float:
-    """How often Student's t of a mean that lies so many errors above 0 exceeds a limit: ∫ Φ(shift − limit·s) f(s) ds.
-
-    s is the estimated error over the true one, √(χ²/df).
-    """
-    low, high = max(0.0, 1 - 8 / math.sqrt(df)), 1 + 8 / math.sqrt(df)
-    s = low + (high - low) * (np.arange(200) + 0.5) / 200
-    log = (df - 1) * np.log(s) - df * s**2 / 2
-    density = np.exp(log - log.max())
-    above = np.array([math.erfc((limit * x - shift) / math.sqrt(2)) / 2 for x in s])
-    return float((above * density).sum() / density.sum())
+    square = float((rest**2).sum()) / ((n - 1) * (images - 1))
+    of_images = max(n * float(by_image.var(ddof=1)) - square, 0.0) / gains.size
+    error = Error(float(by_seed.var(ddof=1)) / n, of_images, n, images)
+    if error.standard == 0:
+        return Difference(mean, 0.0, float(mean == 0), math.nan, n)
+    return Difference(mean, error.standard, error.p(mean), error.detectable(tests), n)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,9 @@ def tune(
     """
     check_optuna()
     deadline = after(hours)
+    plan = make_plan(suite, out, results)
     check_writable(results)
-    plan, wrong = without_the_wrong(make_plan(suite, out, results), suite, out, engine, tell)
+    plan, wrong = without_the_wrong(plan, suite, out, engine, tell)
     cells, ledger = plan.cells, ledger_of(results)
     first = [cell for cell in cells if cell.method != TEACHER and cell.seed == suite.seeds[0]]
     studies = [study for cell in first if (study := Study(cell, space(cell.recipe))).dimensions]

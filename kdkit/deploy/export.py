@@ -168,9 +168,9 @@ def _move(part: Path, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for old in OURS:  # of a former export, whose card goes too
             (out / old).unlink(missing_ok=True)
-        shutil.copytree(part, out, dirs_exist_ok=True)
+        shutil.copytree(part, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:
-        raise KdkitError(f"{out} cannot be written: {error.strerror}") from None
+        raise KdkitError(f"{out} cannot be written: {error.strerror or error}") from None
 
 
 def exported_cells(found: Exported) -> list[tuple[Any, ...]]:

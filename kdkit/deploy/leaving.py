@@ -79,7 +79,8 @@ class Leaving:
     @property
     def code(self) -> list[Path]:
         """One's own files that it is built by: its own, and those of the nets inside it."""
-        return list(dict.fromkeys(Path(word.rpartition(":")[0]) for word in _named([self.arch, self.options])))
+        files = (Path(word.rpartition(":")[0]) for word in _named([self.arch, self.options]))
+        return list(dict.fromkeys(file for file in files if file.is_file()))
 
     @property
     def public_arch(self) -> str:
@@ -104,6 +105,8 @@ def _named(value: Any) -> Iterator[str]:
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
         return {word: _public(part) for word, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(part) for part in value]
     if not _is_code(value):
         return value
     place, _, name = value.rpartition(":")

@@ -30,7 +30,7 @@ def apart(graph: Graph, processes: int) -> list[str]:
     if processes < 2 or not names:
         return []
     told = f"samples of one process alone, of {processes} that share a batch; `gather: true` shows all"
-    return [f"{name} compares the {told}" for name in names]
+    return [f"{name} sees the {told}" for name in names]
 
 
 def check_alone(graph: Graph, example: Batch) -> None:

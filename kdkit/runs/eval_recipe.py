@@ -59,7 +59,7 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
     own = data.plain.get("name")
     if "data.root" in changed and not {"data", "data.name"} & changed.keys() and own in DATA and DATA[own].folderless:
         side = side_of(data.plain, told[name])  # of the run's images, which lie in no folder; those given are one
-        data = _said({"name": "folder", **({"image_size": side} if side else {})}, first)
+        data = _said({"name": "folder", **({"image_size": side, "resize": side} if side else {})}, first)
     part = _part(data.plain, changed, split)
     if isinstance(changed.get("data"), dict):  # which says all of the data anew
         part |= _sized(data.plain, told[name], changed)

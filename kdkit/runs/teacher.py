@@ -64,8 +64,9 @@ def saw_held_out(recipe: Recipe, name: str) -> bool:
     spec = recipe.models[name]
     if not recipe.data.arguments.get("val_split") or not (spec.tune is not None or spec.source == "recipe"):
         return False
-    its = (tuning(recipe, name) if spec.tune is not None else source(recipe, name)).data
-    return its.name == recipe.data.name and not its.arguments.get("val_split")
+    its, ours = (tuning(recipe, name) if spec.tune is not None else source(recipe, name)).data, recipe.data
+    same = all(its.arguments.get(word) == ours.arguments.get(word) for word in ("val_split", "split_seed"))
+    return its.name == ours.name and its.arguments.get("root") == ours.arguments.get("root") and not same
 
 
 def _tell(text: str) -> None:

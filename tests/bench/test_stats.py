@@ -79,12 +79,10 @@ def test_the_error_is_that_of_crossed_random_effects():
     gains = rng.normal(0, 0.9, (4, 1)) + rng.normal(0, 2, (1, 50)) + rng.normal(0, 0.5, (4, 50)) + 0.4
     s, i, e = crossed(gains)
     found = stats.difference(gains)
-    assert s > e
     assert i > e
     assert found.error == pytest.approx(math.sqrt((s + i - e) / 200))
-    freedom = int((s + i - e) ** 2 / (s**2 / 3 + (i - e) ** 2 / 49))
-    assert freedom > 3
-    assert found.p == pytest.approx(2 * known.t.sf(gains.mean() / found.error, freedom))
+    of_seeds, of_images = known.t.isf(found.p / 2, 3) ** 2, known.t.isf(found.p / 2, 49) ** 2
+    assert (s * of_seeds + (i - e) * of_images) / 200 == pytest.approx(gains.mean() ** 2, rel=1e-3)
     assert (found.mean, found.seeds) == (pytest.approx(gains.mean()), 4)
 
 
@@ -101,16 +99,8 @@ def test_a_test_over_images_alone_is_students():
     """Where all seeds agree, they say no more than one."""
     values = np.random.default_rng(0).normal(0.1, 1, 60)
     found = stats.difference(np.tile(values, (3, 1)))
-    assert found.p == pytest.approx(known.ttest_1samp(values, 0.0).pvalue)
+    assert found.p == pytest.approx(known.ttest_1samp(values, 0.0).pvalue, rel=1e-3)
     assert stats.difference(values[None]).error == pytest.approx(found.error)
-
-
-def test_seeds_that_differ_less_than_images_let_them_differ_by_that():
-    """A variance below 0 is one of 0: three seeds that agree by chance are no proof."""
-    gains = np.array([[1.0, -1, 0, 1], [0, 1, 1, -1], [1, 0, -1, 1]])
-    s, i, e = crossed(gains)
-    assert s < e
-    assert stats.difference(gains).error == pytest.approx(math.sqrt((e + max(i - e, 0)) / 12))
 
 
 def test_one_seed_tests_nothing():
@@ -124,19 +114,45 @@ def test_what_never_differs_detects_nothing():
     assert (found.mean, found.error, found.p) == (0, 0, 1)
     assert math.isnan(found.detectable)
     assert stats.difference(np.ones((3, 40))).p == 0
+    assert math.isnan(stats.difference(np.ones((3, 1))).p)
 
 
-@pytest.mark.parametrize("df", [1, 2, 4, 30, 4000])
-def test_power_is_that_of_the_noncentral_t(df):
-    for limit, shift in ((2.0, 0.5), (12.7, 20.0), (4.3, 5.0), (2.0, 0.0)):
-        assert stats.power(limit, df, shift) == pytest.approx(known.nct.sf(limit, df, shift), abs=2e-4)
+@pytest.mark.parametrize("df", [60, 359, 9999])
+def test_quantiles_of_many_degrees_of_freedom(df):
+    for p in (0.6, 0.975, 1 - 1e-4, 1 - 1e-9):
+        assert stats.quantile(p, df) == pytest.approx(known.t.ppf(p, df), rel=3e-4)
 
 
-@pytest.mark.parametrize(("df", "tests"), [(1, 1), (2, 1), (2, 28), (4, 11), (40, 28), (9999, 1)])
-def test_what_can_be_detected_is_found_four_times_out_of_five(df, tests):
-    limit = known.t.ppf(1 - 0.025 / tests, df)
-    assert known.nct.sf(limit, df, stats.detectable(1.0, df, tests)) == pytest.approx(0.8, abs=1e-3)
-    assert stats.detectable(3.0, df, tests) == pytest.approx(3 * stats.detectable(1.0, df, tests))
+@pytest.mark.parametrize(("n", "tests"), [(2, 1), (3, 1), (3, 28), (5, 11), (41, 28)])
+def test_what_seeds_alone_can_detect_is_the_noncentral_ts(n, tests):
+    limit = known.t.ppf(1 - 0.025 / tests, n - 1)
+    gap = stats.Error(4.0, 0.0, n, 360).detectable(tests)
+    assert known.nct.sf(limit, n - 1, gap / 2) == pytest.approx(0.8, abs=2e-3)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_what_can_be_detected_is_found_four_times_out_of_five(n):
+    """With both variances known: drawn gaps are judged by drawn spreads of seeds."""
+    true, rng = stats.Error(1.0, 2.0, n, 10_000), np.random.default_rng(n)
+    limits, draws = true.limits(0.05 / 4), 40_000
+    means = true.detectable(4) + rng.normal(0, true.standard, draws)
+    asked = np.sqrt(rng.chisquare(n - 1, draws) / (n - 1) * limits[0] + 2.0 * limits[1])
+    assert (means > asked).mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("parts", [(1, 0.2, 0.05), (1, 1, 0.3), (1, 0.01, 0), (0, 1, 0.3), (0.3, 0.3, 1)])
+def test_no_level_is_exceeded_whatever_varies(n, parts):
+    """Mean squares drawn as of normal seeds, images and interactions, also at the level that Holm's first step asks."""
+    rng, draws, size = np.random.default_rng(0), 100_000, 2000
+    seeds, images, rest = parts
+    s = (seeds + rest) * rng.chisquare(n - 1, draws) / (n - 1)
+    added = np.maximum((images + rest) * rng.chisquare(size - 1, draws) / (size - 1) - rest, 0)
+    means = rng.normal(0, math.sqrt(sum(parts)), draws)
+    for level in (0.05, 0.05 / 28):
+        of_seeds, of_images = stats.Error(1, 1, n, size).limits(level)
+        rejected = (means**2 > s * of_seeds + added * of_images).mean()
+        assert rejected <= level + 2.5 * math.sqrt(level / draws)
 
 
 def drawn(rng, n, skills, images=200):
@@ -152,17 +168,17 @@ def drawn(rng, n, skills, images=200):
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_no_difference_is_rarely_called_one(n):
     """Under the null, with seeds and images that both vary, 5 % of tests or fewer reject; of five not far fewer."""
-    rng, trials = np.random.default_rng(n), 400
+    rng, trials = np.random.default_rng(n), 250
     pairs = (drawn(rng, n, (0, 0)) for _ in range(trials))
     found = [stats.difference(a.astype(float) - b).p < 0.05 for a, b in pairs]
     assert np.mean(found) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
-    assert np.mean(found) > (0.02 if n == 5 else -1)
+    assert np.mean(found) > (0.015 if n == 5 else -1)
 
 
 def test_the_error_is_the_error():
     """Of means over runs of their own, which the estimates are on average, within a few percent."""
     rng = np.random.default_rng(1)
-    found = [stats.difference(a.astype(float) - b) for a, b in (drawn(rng, 5, (0, 0)) for _ in range(400))]
+    found = [stats.difference(a.astype(float) - b) for a, b in (drawn(rng, 5, (0, 0)) for _ in range(250))]
     true = np.std([one.mean for one in found])
     assert math.sqrt(np.mean([one.error**2 for one in found])) == pytest.approx(true, rel=0.15)
 

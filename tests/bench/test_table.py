@@ -32,6 +32,12 @@ models: {teacher: {arch: resnet56, weights: other.yaml}}
 #   data: {name: cifar100}
 #   trainer: {max_epochs: 9}
 """
+SMOOTH = f"""\
+models: {{teacher: {{arch: resnet56, weights: other.yaml}}}}
+# other.yaml:
+#   models: {{net: {{arch: resnet56, lr: 0.5}}}}
+#   losses: [{{ce: {{weight: 1.0, label_smoothing: 0.3}}}}]
+{"".join(f"#   {line}" + chr(10) for line in packaged_text("cifar100_240").splitlines())}"""
 BELOW = "# theirs.yaml:\n" + "".join(f"#   {line}\n" for line in packaged_text("cifar100_240").splitlines())
 
 
@@ -102,7 +108,13 @@ def test_a_published_best_epoch_is_compared_with_the_best(method, epoch, ours):
         ("data: {name: cifar100, batch_size: 64, label_noise: 0.4}", "data.label_noise=0.4 (published: none)"),
         ("data: {name: cifar100, subset: 2000}", "data.subset=2000 (published: none)"),
         ("data: {name: cifar100, batch_size: 32}", "data.batch_size=32 (published: 64)"),
-        ("lr: 0.05", "lr=0.05 (published: none), lr.multistep.start=none (published: 0.05)"),
+        ("lr: 0.05", "lr=0.05 (published: {multistep: {start: 0.05, at: [0.625, 0.75, 0.875], factor: 0.1}})"),
+        ("balance: gradnorm", "balance=gradnorm"),
+        ("trainer: {max_epochs: 240, accumulate_grad_batches: 2}", "trainer.accumulate_grad_batches=2 (published: 1)"),
+        ("models: {student: {arch: resnet20}, teacher_b: {arch: resnet8, weights: random}}", "models.teacher_b"),
+        ("models: {teacher: {arch: resnet56, weights: theirs.yaml, tune: {epochs: 1}}}", "models.teacher.tune"),
+        ("models: {teacher: {arch: resnet56, weights: theirs.yaml, cache: {top_k: 3}}}", "models.teacher.cache.top_k"),
+        (SMOOTH, "the teacher's models.net.lr, the teacher's losses=[{ce: {weight: 1.0, label_smoothing: 0.3}}]"),
         ("trainer: {max_epochs: 240, gradient_clip_val: 5.0}", "trainer.gradient_clip_val=5.0 (published: none)"),
         ("models: {student: {arch: resnet20, weights: a.pth}}", "models.student.weights"),
         ("models: {teacher: {arch: resnet56, weights: random}}", "models.teacher.weights=random"),
@@ -128,7 +140,10 @@ def test_no_published_number_is_beside_what_was_trained_otherwise(recipe, told):
     [
         "data: {name: cifar100, batch_size: 64, augment: true, label_noise: 0, root: photos, num_workers: 3}",
         "trainer: {max_epochs: 240, precision: bf16-mixed, compile: auto, check_val_every_n_epoch: 5}",
-        "optimizer: {name: sgd, momentum: 0.9, weight_decay: 0.0005, nesterov: false}",
+        "trainer: {max_epochs: 240, update: simultaneous, accumulate_grad_batches: 1, limit_train_batches: 1.0}",
+        "optimizer: {name: sgd, momentum: 0.9, weight_decay: 0.0005, nesterov: false, foreach: true}",
+        "lr: {multistep: {start: 0.05, at: [150, 180, 210]}}",
+        "data: {name: cifar100, batch_size: 64, split_seed: 3}",
     ],
 )
 def test_what_changes_no_training_takes_no_published_number_away(recipe):
@@ -153,7 +168,7 @@ def test_a_student_that_was_published_at_another_rate():
     words = {"teacher": "wrn_40_2", "student": "shufflenetv1"}
     (made,) = blocks(grid(**words))
     (note,) = line(made, "kd").notes
-    assert note == "not trained as published: lr.multistep.start=0.05 (published: 0.01)"
+    assert note.startswith("not trained as published: lr={multistep: {start: 0.05,")
     slower = "losses: [ce]\nlr: {multistep: {start: 0.01, at: [0.625, 0.75, 0.875], factor: 0.1}}\n"
     (made,) = blocks(grid(**words, recipe=slower))
     assert (line(made, "kd").notes, line(made, "kd").delta) == ((), pytest.approx(70.70 - 74.83))
@@ -174,6 +189,7 @@ def test_tests_are_corrected_for_their_number():
     (made,) = blocks(rows)
     kd, at = line(made, "kd"), line(made, "at")
     assert kd.p == pytest.approx(2 * kd.gain.p)
+    assert kd.gain.detectable > line(blocks(grid())[0], "kd").gain.detectable  # of one test alone
     assert at.p == pytest.approx(at.gain.p)
     assert at.p > 0.5
     assert math.isnan(line(made, "student").p)
@@ -316,6 +332,10 @@ def test_a_recipe_has_the_name_of_its_last_row():
     renamed = [{**r, "method": "mine"} for r in grid() if r["method"] == "kd"]
     (made,) = blocks([*grid(), *renamed[:1]])
     assert [(one.method, one.n) for one in made.lines] == [("teacher", 1), ("student", 3), ("mine", 3)]
+    theirs = [{**r, "method": "plain", "suite": "theirs"} for r in grid() if r["method"] == "student"]
+    (made,) = blocks([*grid(), *theirs])  # another suite's name takes no student alone away
+    assert [one.method for one in made.lines] == ["teacher", "student", "kd", "plain"]
+    assert line(made, "kd").gain.mean == pytest.approx(0.017)
     swapped = [{**r, "method": {"kd": "student", "student": "kd"}[r["method"]]} for r in grid()[1:]]
     (made,) = blocks([*grid(), *swapped])
     assert line(made, "kd").last[0] == pytest.approx(0.69)
@@ -325,9 +345,9 @@ def test_a_recipe_has_the_name_of_its_last_row():
 
 def test_of_two_rows_of_a_run_the_last_counts():
     again = row("kd", 0, 0.9, minutes=None, peak_gb=2.0)
-    (made,) = blocks([*grid(), again])
+    (made,) = blocks([*grid(), row("kd", 0, 0.706, minutes=90.0), again])
     kd = line(made, "kd")
-    assert (kd.n, kd.last[0], kd.minutes, kd.gigabytes) == (3, pytest.approx((0.9 + 0.707 + 0.708) / 3), 30, 2.0)
+    assert (kd.n, kd.last[0], kd.minutes, kd.gigabytes) == (3, pytest.approx((0.9 + 0.707 + 0.708) / 3), 50, 2.0)
     assert kd.notes == ("1 of its 3 runs have earlier rows with another accuracy; the last ones count",)
     (made,) = blocks([*grid(), *grid()])
     assert line(made, "kd").notes == ()

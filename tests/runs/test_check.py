@@ -249,7 +249,7 @@ def test_attention_counts_in_eval_mode_too():
 def test_losses_that_see_a_share_of_the_batch_are_told():
     words = ["trainer.devices=2", "trainer.strategy=ddp"]
     found = report(PAIR, "ce, kd, rkd, pkt: {gather: true}", overrides=words).notes
-    told = "rkd compares the samples of one process alone, of 2 that share a batch; `gather: true` shows all"
+    told = "rkd sees the samples of one process alone, of 2 that share a batch; `gather: true` shows all"
     assert [note for note in found if "process" in note] == [told]
     assert not [note for note in report(PAIR, "ce, rkd").notes if "process" in note]
 

@@ -89,7 +89,7 @@ def test_rows(tmp_path):
     for word in rows[0]:
         for value in (3, "x", [[1]]):
             changed = {**rows[0], word: value}
-            wrong.append((json.dumps(changed) + "\n").encode() + content)
+            wrong.append(content + (json.dumps(changed) + "\n").encode())
     for damaged in (*odd, *wrong, *spoilt(content, 20, 1000)):
         path.write_bytes(damaged)
         with in_time():

@@ -153,7 +153,8 @@ def test_a_folder_for_a_run_whose_data_lie_in_none_is_one_of_images(run, tmp_pat
             pixels = torch.randint(0, 256, (9, 12, 3), dtype=torch.uint8, generator=made)
             Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / label / f"{i}.png")
     root = f"data.root={tmp_path / 'photos'}"
-    assert evaluate(run[0], [root]) == evaluate(run[0], [root, "data.name=folder", "data.image_size=8"])
+    words = ["data.name=folder", "data.image_size=8", "data.resize=8"]  # whole, as the run's own images are
+    assert evaluate(run[0], [root]) == evaluate(run[0], [root, *words])
     with pytest.raises(KdkitError, match=r"override 'data.root=.*': data\.root: must be a readable folder"):
         evaluate(run[0], [f"data.root={tmp_path / 'none'}"])
 
