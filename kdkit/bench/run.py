@@ -17,6 +17,7 @@ from kdkit.bench.plan import Plan
 from kdkit.bench.rows import append, check_writable, place, read_rows
 from kdkit.bench.suite import Read
 
+ENDING = "-tuned"  # of the name of a method whose values were tuned
 TEACHERLESS = "its teacher failed"
 UNSCORED = "it was never scored, so it has no row: there must be labelled test images, and limit_val_batches not 0"
 
@@ -219,23 +220,23 @@ class _Runner:
         return None
 
     def _rename(self) -> None:
-        """Rows of this suite whose method or pair has another name in it now get that one."""
-        for cell in self.plan.cells:
-            row = self.plan.rows.get(cell.key)
-            if (
-                row is None
-                or row["suite"] != self.suite.name
-                or (row["pair"], row["method"]) == (cell.pair, cell.method)
-            ):
-                continue
-            try:
-                append(self.results, {**row, **place(cell, self.suite.name)})
-            except OSError as error:
-                self.tell(
-                    f"{named(cell)} keeps its old name for now: {self.results} cannot be written ({error.strerror})"
-                )
-                return
-            self.tell(f"{named(cell)}: the run that was {row['pair']} {row['method']}")
+        """Rows of this suite whose method or pair has another name in it now get that one, and so do the tuned ones."""
+        mine = [row for row in self.plan.rows.values() if row["suite"] == self.suite.name]
+        now: dict[tuple[str, str], Cell] = {}
+        try:
+            for cell in self.plan.cells:
+                row = self.plan.rows.get(cell.key)
+                if row in mine and (row["pair"], row["method"]) != (cell.pair, cell.method):
+                    append(self.results, {**row, **place(cell, self.suite.name)})
+                    self.tell(f"{named(cell)}: the run that was {row['pair']} {row['method']}")
+                    now[row["pair"], row["method"]] = cell
+            for row in mine:
+                of = now.get((row["pair"], row["tuned"]["of"])) if "tuned" in row else None
+                if of is not None and "tuned" not in of.told:
+                    name, how = f"{of.method}{ENDING}", {**row["tuned"], "of": of.method}
+                    append(self.results, {**row, "pair": of.pair, "method": name, "tuned": how})
+        except OSError as error:
+            self.tell(f"some runs keep their old names for now: {self.results} cannot be written ({error.strerror})")
 
     def _begin(self, cell: Cell) -> None:
         job = _job(cell, self.suite, self.out, self.engine)

@@ -14,13 +14,12 @@ from kdkit.bench.expand import Cell, reseeded
 from kdkit.bench.live import State
 from kdkit.bench.plan import Plan
 from kdkit.bench.rows import Row, append, check_writable, read_rows
-from kdkit.bench.run import TEACHERLESS, Outcome, after, make_plan, named, run_plan, without_the_wrong
+from kdkit.bench.run import ENDING, TEACHERLESS, Outcome, after, make_plan, named, run_plan, without_the_wrong
 from kdkit.bench.space import Dimension, check_optuna, space, suggest
 from kdkit.bench.suite import TEACHER, Read
 from kdkit.recipe import content_key, loads, resolved
 
 HELD_OUT = 0.1  # of the training images, class by class: 45,000 and 5,000 of CIFAR's
-ENDING = "-tuned"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,13 +156,28 @@ def _brings_its_code(leaving: Leaving, folder: Path) -> bool:
     for place, text in copies.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes(text)
-    try:
-        models.build(leaving.public_arch, num_classes=leaving.num_classes, base=folder, **leaving.public_options)
-    except KdkitError:
-        for place in copies:
-            (folder / place).unlink()
-        return False
-    return True
+    if _builds_alone(leaving, folder):
+        return True
+    for place in copies:
+        (folder / place).unlink()
+    return False
+
+
+def _builds_alone(leaving: Leaving, folder: Path) -> bool:
+    """Whether a process that knows nothing of this one builds the model in the folder."""
+    asked = json.dumps([leaving.public_arch, leaving.num_classes, leaving.public_options])
+    home = Path(models.__file__).parents[2]  # of kdkit itself
+    code = (
+        f"import sys, json; sys.path.append({str(home)!r}); from kdkit import models; "
+        "arch, classes, options = json.loads(sys.argv[1]); models.build(arch, num_classes=classes, **options)"
+    )
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return (
+        subprocess.run(
+            [sys.executable, "-B", "-c", code, asked], cwd=folder, env=known, capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def _loading(leaving: Leaving) -> str:

@@ -6,18 +6,19 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kdkit.console import tell
 from kdkit.data import DATA, data_root, facts
-from kdkit.recipe import Recipe, of_tree
+from kdkit.recipe import Recipe, content_key, load, of_tree
 from kdkit.recipe.errors import Mark
 from kdkit.recipe.own_code import known_of
 from kdkit.recipe.syntax import Item, parse_value
 from kdkit.recipe.tree import split as parts
 from kdkit.registry import KdkitError, constructor
-from kdkit.runs.folder import RunFolder
+from kdkit.runs.folder import RunFolder, read_json
 from kdkit.runs.papers import read_recipe
 from kdkit.runs.told import BUILDING, refuse_code
 
@@ -73,6 +74,8 @@ def eval_recipe(files: Mapping[str, Path], told: Headers, overrides: Sequence[st
     listed = run.child("models")
     known = listed is not None and all(listed.child(name) for name in files)
     code: dict[str, Any] = {"allow_custom": known, "known": known_of(path)}
+    if path.is_file():
+        _tell_changed(path.resolve())
     return of_tree(root, name="eval", folder=first.parent, overrides=overrides, **code)
 
 
@@ -92,6 +95,19 @@ def _model(run: Item, name: str, file: Path, told: Mapping[str, Any]) -> Item:
     return Item({**width, **words, **_said({"frozen": False}, file).value}, spec.mark)
 
 
+@cache
+def _tell_changed(path: Path) -> None:
+    """A line where a run's images or code are no longer what they were: a holdout is drawn from what there is."""
+    with suppress(KdkitError, OSError):  # what is not there any more is told where it is needed
+        begun = read_json(RunFolder(path.parent).provenance).get("content")
+        if begun and begun != content_key(load(path)):
+            tell(
+                f"{path.parent} names images, code or weights that have other content than when it was trained: these "
+                "are not its numbers, and what is held out now may have been trained on",
+                sys.stderr,
+            )
+
+
 def _part(own: Mapping[str, Any], changed: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Which images of another folder of class folders are scored: all, or those of its `val`."""
     whole = changed["data"] if isinstance(changed.get("data"), dict) else {}
@@ -107,6 +123,8 @@ def _part(own: Mapping[str, Any], changed: Mapping[str, Any], split: str) -> dic
     mine = own.get("root")
     same = isinstance(mine, str) and data_root(mine).resolve() == folder.resolve()
     if same or split == "train" or "data.holdout" in changed or "holdout" in whole:
+        if same and split != "train" and own.get("holdout") and "data.holdout" not in changed:
+            tell(f"the part of {root} is scored that the run held out; data.holdout=all scores every image", sys.stderr)
         return {}
     if own.get("holdout"):
         tell(f"every image of {root} is scored; data.holdout={own['holdout']} scores its held-out part", sys.stderr)

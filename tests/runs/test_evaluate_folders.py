@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kdkit import data, models
 from kdkit.recipe import loads
 from kdkit.registry import KdkitError
+from kdkit.runs import eval_recipe
 from kdkit.runs.evaluate import evaluate
 from kdkit.runs.fit import fit
 
@@ -79,7 +80,36 @@ def test_every_image_of_another_folder_is_scored_and_the_held_out_ones_of_its_ow
     count, own = plain(run, "photos", holdout=0.3)
     assert count == 9
     assert evaluate("run", ["data.root=photos"])["student"]["nll"] == own
+    told = "the part of photos is scored that the run held out; data.holdout=all scores every image\n"
+    assert capsys.readouterr().err == told
+    assert evaluate("run")["student"]["nll"] == own
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("what", ["images", "code"])
+def test_a_run_whose_images_or_code_have_changed_says_so(tmp_path, capsys, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", "ant", "bee", "cat")
+    (tmp_path / "blocks.py").write_text("from torch.nn import ReLU as Act\n")
+    lines = ["from torch import nn", "from blocks import Act", "", "class Net(nn.Sequential):"]
+    lines += [
+        "    def __init__(self, num_classes):",
+        "        layers = nn.Conv2d(3, 4, 3), Act(), nn.AdaptiveAvgPool2d(1)",
+    ]
+    lines += ["        super().__init__(*layers, nn.Flatten(), nn.Linear(4, num_classes))"]
+    (tmp_path / "net.py").write_text("\n".join(lines))
+    words = RECIPE.replace(f"resnet8, options: {json.dumps(OPTIONS)}", "net.py:Net")
+    fit(loads(words, name="r", folder=tmp_path), out=tmp_path / "run")
+    evaluate("run")
+    assert "other content" not in capsys.readouterr().err
+    if what == "images":
+        (tmp_path / "photos" / "ant" / "3.png").unlink()
+    else:
+        (tmp_path / "blocks.py").write_text("from torch.nn import GELU as Act\n")
+    eval_recipe._tell_changed.cache_clear()  # as in another process
+    evaluate("run")
+    told = "names images, code or weights that have other content than when it was trained"
+    assert told in capsys.readouterr().err
 
 
 def test_a_relative_folder_is_found_from_anywhere(run, tmp_path, monkeypatch):
