@@ -199,6 +199,10 @@ def test_a_renamed_method_takes_its_rows_along(tmp_path, monkeypatch):
     for cell in make_plan(suite, tmp_path / "out", file).cells:
         words = dict.fromkeys(NEEDED - {"seed"}, 1) | place(cell, suite.name) | {"content": cell.content}
         append(file, {**words, "variant": "v", "seed": cell.seed, "last": {}})
+    tuned = {"of": "mine", "trials": 2, "trial": 0, "score": 0.5, "values": {}}
+    append(
+        file, {**words, "variant": "w", "seed": 0, "last": {}, "method": "mine-tuned", "content": "c", "tuned": tuned}
+    )
     before = read_rows(file)
     renamed = TINY.replace("[student, kd]", "[student, {ours: [ce, kd]}]")
     outcome = run_suite(
@@ -211,7 +215,9 @@ def test_a_renamed_method_takes_its_rows_along(tmp_path, monkeypatch):
     )
     assert (outcome.done, read_rows(file), told) == (0, before, [])
     run_suite(load_suite(write(tmp_path, renamed)), tmp_path / "out", file, hours=None, engine=Here(), tell=told.append)
-    assert [row["method"] for row in read_rows(file)[len(before) :]] == ["ours", "ours"]
+    added = read_rows(file)[len(before) :]
+    assert [row["method"] for row in added] == ["ours", "ours", "ours-tuned"]
+    assert added[-1]["tuned"] == {**tuned, "of": "ours"}
     assert told == [f"tiny ours seed {seed}: the run that was tiny mine" for seed in (0, 1)]
 
 
