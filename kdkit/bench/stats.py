@@ -131,12 +131,17 @@ class Error:
         images: what images add to that.
         n: seeds.
         size: images.
+        least: what `seeds` are at least, as each image lets seeds differ: seeds that agree by chance are no proof.
     """
 
     seeds: float
     images: float
     n: int
     size: int
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", max(self.seeds, self.least))
 
     @property
     def standard(self) -> float:
@@ -149,7 +154,7 @@ class Error:
         return ends[0] ** 2, ends[1] ** 2
 
     def p(self, mean: float) -> float:
-        """The least level at which mean² > seeds·t² + images·t² (Banerjee 1960): never too small, for any variances."""
+        """The least level at which mean² > seeds·t² + images·t² (Banerjee 1960): never too small, whatever varies."""
         low, high = 1e-12, 1.0
         for _ in range(50):
             middle = math.sqrt(low * high)
@@ -168,7 +173,7 @@ class Error:
         s = low + (high - low) * (np.arange(200) + 0.5) / 200
         log = (df - 1) * np.log(s) - df * s**2 / 2
         density = np.exp(log - log.max())
-        asked = np.sqrt(self.seeds * limits[0] * s**2 + self.images * limits[1])
+        asked = np.sqrt(np.maximum(self.seeds * s**2, self.least) * limits[0] + self.images * limits[1])
         above = np.array([math.erfc((x - gap) / self.standard / math.sqrt(2)) / 2 for x in asked])
         return float((above * density).sum() / density.sum())
 
@@ -186,8 +191,8 @@ def difference(gains: Floats, tests: int = 1) -> Difference:
     """A paired test of seeds × images, both drawn from more.
 
     The variance of the mean is that of crossed random effects, by the mean squares of seeds, images and their
-    interaction: S / nN + max(I − E, 0) / nN. Drawing seeds and images anew would count the interaction up to three
-    times (Owen 2007, The pigeonhole bootstrap).
+    interaction: max(S, E) / nN + max(I − E, 0) / nN. Drawing seeds and images anew would count the interaction up to
+    three times (Owen 2007, The pigeonhole bootstrap).
 
     Args:
         gains: (n, N) of each seed and image: 1 where the method alone was right, −1 where the other one was.
@@ -202,7 +207,7 @@ def difference(gains: Floats, tests: int = 1) -> Difference:
     rest = gains - by_seed[:, None] - by_image + mean
     square = float((rest**2).sum()) / ((n - 1) * (images - 1))
     of_images = max(n * float(by_image.var(ddof=1)) - square, 0.0) / gains.size
-    error = Error(float(by_seed.var(ddof=1)) / n, of_images, n, images)
+    error = Error(float(by_seed.var(ddof=1)) / n, of_images, n, images, square / gains.size)
     if error.standard == 0:
         return Difference(mean, 0.0, float(mean == 0), math.nan, n)
     return Difference(mean, error.standard, error.p(mean), error.detectable(tests), n)

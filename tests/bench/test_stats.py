@@ -79,6 +79,7 @@ def test_the_error_is_that_of_crossed_random_effects():
     gains = rng.normal(0, 0.9, (4, 1)) + rng.normal(0, 2, (1, 50)) + rng.normal(0, 0.5, (4, 50)) + 0.4
     s, i, e = crossed(gains)
     found = stats.difference(gains)
+    assert s > e
     assert i > e
     assert found.error == pytest.approx(math.sqrt((s + i - e) / 200))
     of_seeds, of_images = known.t.isf(found.p / 2, 3) ** 2, known.t.isf(found.p / 2, 49) ** 2
@@ -101,6 +102,15 @@ def test_a_test_over_images_alone_is_students():
     found = stats.difference(np.tile(values, (3, 1)))
     assert found.p == pytest.approx(known.ttest_1samp(values, 0.0).pvalue, rel=1e-3)
     assert stats.difference(values[None]).error == pytest.approx(found.error)
+
+
+def test_seeds_that_differ_less_than_images_let_them_differ_by_that():
+    """Three seeds that agree by chance are no proof."""
+    gains = np.array([[1.0, -1, 0, 1], [0, 1, 1, -1], [1, 0, -1, 1]])
+    s, i, e = crossed(gains)
+    assert s < e
+    assert stats.difference(gains).error == pytest.approx(math.sqrt((e + max(i - e, 0)) / 12))
+    assert stats.Error(1.0, 0.0, 3, 360, least=2.0).p(3.0) == stats.Error(2.0, 0.0, 3, 360).p(3.0)
 
 
 def test_one_seed_tests_nothing():
@@ -133,10 +143,10 @@ def test_what_seeds_alone_can_detect_is_the_noncentral_ts(n, tests):
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_what_can_be_detected_is_found_four_times_out_of_five(n):
     """With both variances known: drawn gaps are judged by drawn spreads of seeds."""
-    true, rng = stats.Error(1.0, 2.0, n, 10_000), np.random.default_rng(n)
+    true, rng = stats.Error(1.0, 2.0, n, 10_000, least=0.5), np.random.default_rng(n)
     limits, draws = true.limits(0.05 / 4), 40_000
     means = true.detectable(4) + rng.normal(0, true.standard, draws)
-    asked = np.sqrt(rng.chisquare(n - 1, draws) / (n - 1) * limits[0] + 2.0 * limits[1])
+    asked = np.sqrt(np.maximum(rng.chisquare(n - 1, draws) / (n - 1), 0.5) * limits[0] + 2.0 * limits[1])
     assert (means > asked).mean() == pytest.approx(0.8, abs=0.01)
 
 
@@ -151,8 +161,9 @@ def test_no_level_is_exceeded_whatever_varies(n, parts):
     means = rng.normal(0, math.sqrt(sum(parts)), draws)
     for level in (0.05, 0.05 / 28):
         of_seeds, of_images = stats.Error(1, 1, n, size).limits(level)
-        rejected = (means**2 > s * of_seeds + added * of_images).mean()
-        assert rejected <= level + 2.5 * math.sqrt(level / draws)
+        for least in (0, rest):
+            rejected = (means**2 > np.maximum(s, least) * of_seeds + added * of_images).mean()
+            assert rejected <= level + 2.5 * math.sqrt(level / draws)
 
 
 def drawn(rng, n, skills, images=200):
