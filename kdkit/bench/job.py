@@ -106,18 +106,18 @@ def run(job: Job) -> dict[str, Any]:
 
     torch.set_num_threads(job.threads)
     forget_peak()
-    folder, tried = job.folder, False
-    there, resumed = folder.complete, folder.begun and not folder.complete
-    while not tried:
+    folder = job.folder
+    while True:
+        there, resumed = folder.complete, folder.begun and not folder.complete
         try:
             if job.cell.method == TEACHER:  # who asks for one waits
                 trained_weights(job.cell.recipe, fit_teacher)
             else:
                 fit(job.cell.recipe, out=folder.path, resume=True)
-            tried = True
+            break
         except BusyError:  # another suite's, or a run that was lost with its machine and holds it for a while
             with only_here(folder, waiting=lambda who: print(f"waiting for another process that trains it ({who})")):
-                there, resumed = folder.complete, folder.begun and not folder.complete
+                pass
         except KdkitError as error:  # a recipe's blame is put on whatever stops its run
             if not (job.cell.trial and isinstance(error.__cause__, NonFiniteLossError)):
                 raise

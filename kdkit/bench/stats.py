@@ -127,11 +127,11 @@ class Error:
     """The variance of a mean over seeds and images, by where it comes from.
 
     Attributes:
-        seeds: by the spread of seeds' means, with n − 1 degrees of freedom.
+        seeds: by the spread of seeds' means, with n − 1 degrees of freedom; at least `least`.
         images: what images add to that.
         n: seeds.
         size: images.
-        least: what `seeds` are at least, as each image lets seeds differ: seeds that agree by chance are no proof.
+        least: by how much images let seeds differ: seeds that agree by chance are no proof.
     """
 
     seeds: float
@@ -139,9 +139,6 @@ class Error:
     n: int
     size: int
     least: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", max(self.seeds, self.least))
 
     @property
     def standard(self) -> float:
@@ -205,9 +202,9 @@ def difference(gains: Floats, tests: int = 1) -> Difference:
         return Difference(mean, alone, math.nan, math.nan, n)
     by_seed = gains.mean(axis=1)
     rest = gains - by_seed[:, None] - by_image + mean
-    square = float((rest**2).sum()) / ((n - 1) * (images - 1))
-    of_images = max(n * float(by_image.var(ddof=1)) - square, 0.0) / gains.size
-    error = Error(float(by_seed.var(ddof=1)) / n, of_images, n, images, square / gains.size)
+    least = float((rest**2).sum()) / ((n - 1) * (images - 1)) / gains.size
+    of_seeds, of_images = float(by_seed.var(ddof=1)) / n, float(by_image.var(ddof=1)) / images
+    error = Error(max(of_seeds, least), max(of_images - least, 0.0), n, images, least)
     if error.standard == 0:
         return Difference(mean, 0.0, float(mean == 0), math.nan, n)
     return Difference(mean, error.standard, error.p(mean), error.detectable(tests), n)

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdkit.data import DataModule
 from kdkit.recipe import Recipe
 from kdkit.runs.folder import RunFolder
+from kdkit.runs.portable import without_folders
 from kdkit.runs.trained import Trained
 
 
@@ -85,12 +86,12 @@ class Leaving:
     @property
     def public_arch(self) -> str:
         """Without this machine's folders."""
-        return str(_public(self.arch))
+        return str(without_folders(self.arch))
 
     @property
     def public_options(self) -> dict[str, Any]:
         """Likewise."""
-        return {word: _public(value) for word, value in self.options.items()}
+        return dict(without_folders(self.options))
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -100,17 +101,6 @@ def _named(value: Any) -> Iterator[str]:
             yield from _named(part)
     elif _is_code(value):
         yield value
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {word: _public(part) for word, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_public(part) for part in value]
-    if not _is_code(value):
-        return value
-    place, _, name = value.rpartition(":")
-    return f"{Path(place).name}:{name}"
 
 
 def _is_code(value: Any) -> bool:

@@ -36,8 +36,8 @@ class ATLoss(nn.Module):
 
     Args:
         p: power of the activations, at least 1.
-        mode: `code`, which the weight of 1000 belongs to, or `paper`, larger by more the larger the maps are: H·W over
-            the mean distance (on random maps of 16 channels 36 times at 4 × 4, some 2,000 times at 32 × 32).
+        mode: `code`, which the weight of 1000 belongs to, or `paper`, which is larger, and by more the larger the maps
+            are: for samples all of one distance d by H·W/d.
 
     `forward(student, teacher)` takes maps (B, C, H, W); channels may differ. Of unequal sizes the larger map is brought
     to the smaller by adaptive average pooling; 1 × 1 is refused. The teacher's is detached. There is no forward-mode

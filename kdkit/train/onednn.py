@@ -60,10 +60,10 @@ def no_wide_strides(models: Mapping[str, nn.Module], precision: str, device: tor
 
 
 def emulated(precision: str, device: torch.device) -> Iterator[str]:
-    """What to be told where convolutions in bf16 are imitated in fp32: an AVX2 CPU takes five to ten times as long."""
+    """What to be told where convolutions in bf16 are imitated, as on a CPU with AVX2 alone."""
     known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if device.type == "cpu" and precision.startswith("bf16") and known is not None and not known():
-        told = f"trainer.precision={precision} is several times slower than 32-true"
+        told = f"trainer.precision={precision} is imitated, and slower than 32-true"
         yield f"this CPU has no instructions for bf16: {told}"
 
 

@@ -109,8 +109,9 @@ def test_seeds_that_differ_less_than_images_let_them_differ_by_that():
     gains = np.array([[1.0, -1, 0, 1], [0, 1, 1, -1], [1, 0, -1, 1]])
     s, i, e = crossed(gains)
     assert s < e
-    assert stats.difference(gains).error == pytest.approx(math.sqrt((e + max(i - e, 0)) / 12))
-    assert stats.Error(1.0, 0.0, 3, 360, least=2.0).p(3.0) == stats.Error(2.0, 0.0, 3, 360).p(3.0)
+    found = stats.difference(gains)
+    assert found.error == pytest.approx(math.sqrt((e + max(i - e, 0)) / 12))
+    assert found.p == pytest.approx(stats.Error(e / 12, max(i - e, 0) / 12, 3, 4).p(gains.mean()))
 
 
 def test_one_seed_tests_nothing():

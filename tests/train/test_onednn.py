@@ -116,7 +116,7 @@ def test_check_tells_of_it_too(tmp_path):
 
 @pytest.mark.parametrize("has", [False, True])
 def test_bf16_that_a_cpu_imitates_is_told_before_hours_are_spent(has, monkeypatch, caplog):
-    told = "this CPU has no instructions for bf16: trainer.precision=bf16-mixed is several times slower than 32-true"
+    told = "this CPU has no instructions for bf16: trainer.precision=bf16-mixed is imitated, and slower than 32-true"
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
     words = ["trainer.accelerator=cpu", "data.subset=64"]
     assert told not in check(load("teacher_digits", words)).notes

@@ -1,11 +1,14 @@
 """What a slow copy keeps of its first weights, beside numbers of steps."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import kdkit
 from kdkit.graph.slow import slow
+from kdkit.train.example import tell_odd
 from tests.nets import loader, net
 from tests.train.running import fit
 
@@ -39,6 +42,16 @@ def test_a_decay_that_it_names_is_enough():
     assert "0.819 has the memory of a tenth of them" in told
     fit(better := made(0.819), loader(n=16), epochs=1)
     assert not list(slow(better.graph, 50))
+
+
+def test_a_share_of_the_batch_is_told_where_processes_share_it(caplog):
+    distiller = kdkit.Distiller({"student": net(4), "teacher": kdkit.frozen(net(8))}, ["ce", "rkd"], lr=0.01)
+    fit(distiller, batches := loader(n=16), epochs=1)
+    assert "share a batch" not in caplog.text
+    source = SimpleNamespace(_data_source=SimpleNamespace(dataloader=lambda: batches))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    tell_odd(SimpleNamespace(fit_loop=source, world_size=2, precision="32-true", strategy=strategy), distiller.graph, 5)
+    assert "rkd sees the samples of one process alone, of 2 that share a batch" in caplog.text
 
 
 def test_half_weights_are_told():
