@@ -19,10 +19,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 DOT = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 
 
-def pytest_collection_finish():
+IMPORTED = {"modules": 0}
+
+
+@pytest.fixture(autouse=True)
+def _frozen():
     """What has been imported stays: no collection, of which every run ends with one, looks at it again."""
-    gc.collect()
-    gc.freeze()
+    if len(sys.modules) > IMPORTED["modules"] + 100:
+        IMPORTED["modules"] = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_sessionfinish(session):
