@@ -47,6 +47,7 @@ def _undrawn(request, monkeypatch):
     """Curves take a third of a short run; a test that looks at them says `@pytest.mark.drawn`."""
     if "kdkit.runs.fit" in sys.modules and request.node.get_closest_marker("drawn") is None:
         monkeypatch.setattr("kdkit.runs.fit.draw_curves", lambda rows, path, *_: path.write_bytes(DOT))
+        monkeypatch.setattr("kdkit.runs.fit.draw_depth", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -115,7 +115,7 @@ def test_losses_are_compared_in_whole_fp32():
 
 
 def test_rows_of_a_step(tmp_path):
-    words, path = quick("--methods", "crd", tmp_path=tmp_path)
+    words, path = quick("--methods", "crd", "--precision", "32-true", tmp_path=tmp_path)
     step.main(words)
     rows = {(row["teacher"], row["contender"]): row for row in read(path)}
     assert rows.keys() == {(teacher, name) for teacher in ("live", "cached") for name in ("kdkit", "by hand")}

@@ -287,6 +287,8 @@ def test_int8_and_what_it_costs(make, capsys):
         assert f"{100 * int8.before:.2f}" in plain  # the same figure as `kdkit eval`'s
         assert f"{method} quantisation" in (exported.folder / "README.md").read_text()
         assert (exported.folder / "model.int8.onnx").stat().st_size < exported.file.stat().st_size
+    exported = export(run, "onnx", out=run / "dynamic", overwrite=True)  # nothing of the former one is left
+    assert sorted(path.name for path in exported.folder.iterdir()) == ["README.md", "config.json", "model.onnx"]
     made = pytest.importorskip("onnx").load(run / "static" / "model.int8.onnx").graph.initializer
     assert any(list(its.dims) == [16] for its in made if its.name.endswith("_scale"))  # one for each channel
 
@@ -377,14 +379,6 @@ def test_a_model_that_cannot_be_written_down_is_one_message(make, tmp_path):
     assert "Net cannot be exported: " in told
     assert "if float(x.sum()) > 0" in told
     assert "--format safetensors" in told
-
-
-@onnx
-def test_a_former_export_leaves_nothing_behind(make):
-    run, _ = make()
-    export(run, "onnx", int8="dynamic", overwrite=True)
-    found = export(run, "onnx", overwrite=True)
-    assert sorted(path.name for path in found.folder.iterdir()) == ["README.md", "config.json", "model.onnx"]
 
 
 def test_files_of_ones_own_beside_an_export_stay(make, tmp_path):

@@ -7,6 +7,7 @@ from kdkit.recipe import loads
 from kdkit.runs.depth import by_depth, draw_depth
 from kdkit.runs.fit import fit
 
+pytestmark = pytest.mark.drawn
 RECIPE = """
 models: {student: {arch: sid, options: {backbone: {arch: resnet8, widths: [4, 4, 8, 16]}, modules: 3}}}
 losses: [%s]

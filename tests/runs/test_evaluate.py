@@ -212,6 +212,7 @@ def test_predictions_are_those_that_the_score_counts(run):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_predictions_are_in_the_precision_of_the_run(tmp_path, monkeypatch, precision):
     words = [f"trainer.precision={precision}", "trainer.max_epochs=1", "trainer.accelerator=cpu", "data.subset=128"]
+    words.append("models.net.arch=resnet8")
     assert kdkit("fit", "teacher_digits", *words, "--out", str(tmp_path / "run")).code == 0
     last = json.loads((tmp_path / "run" / "result.json").read_text())["last"]["net"]["top1"]
     seen = []

@@ -45,6 +45,11 @@ def save(module, path, arch="resnet8", **told):
     return str(path)
 
 
+def undrawn(monkeypatch):
+    """Figures take most of a comparison's time."""
+    monkeypatch.setattr("kdkit.study.write._save", lambda figure, path: path.touch())
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
@@ -150,6 +155,7 @@ def test_the_verb_writes_every_figure(pair, tmp_path, monkeypatch):
     assert {name: len(at) for name, at in points.items()} == {"t": 60, "s": 60}
     assert sorted(told["embeddings"]["labels"]) == sorted(6 * DIGITS)
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    undrawn(monkeypatch)
     said = CliRunner().invoke(app, ["compare", teacher, student, *DATA, "--out", str(out)])
     assert said.exit_code == 0
     assert "pip install 'kdkit[study]'" in said.stderr
@@ -170,6 +176,7 @@ def test_it_lies_where_its_user_looks(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KDKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("kdkit.study.write.planar", lambda *words: None)
+    undrawn(monkeypatch)
     shared, run = tmp_path / "home" / "teachers" / "t-0123", tmp_path / "runs" / "s"
     for folder, weights, arch in ((shared, teacher, "resnet14"), (run, student, "resnet8")):
         folder.mkdir(parents=True)
@@ -206,6 +213,7 @@ def test_what_cannot_be_compared(pair, tmp_path, monkeypatch):
     other = save(nets["s"], tmp_path / "other.safetensors", classes=list("abcdefghij"))
     with pytest.raises(KdkitError, match="was trained on other classes"):
         compare(teacher, [other], DATA)
+    monkeypatch.setattr("kdkit.study.write.planar", lambda *words: None)
     taken = tmp_path / "file"
     taken.touch()
     with pytest.raises(KdkitError, match="could not be written"):
