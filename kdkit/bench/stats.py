@@ -152,13 +152,16 @@ class Error:
 
     def p(self, mean: float) -> float:
         """The least level at which mean² > seeds·t² + images·t² (Banerjee 1960): never too small, whatever varies."""
-        low, high = 1e-12, 1.0
+        low, high, level = 0.0, math.pi / 2, 1.0  # of the angle whose tangent is t/√(n − 1)
         for _ in range(50):
-            middle = math.sqrt(low * high)
-            of_seeds, of_images = self.limits(middle)
-            found = mean**2 > self.seeds * of_seeds + self.images * of_images
-            low, high = (low, middle) if found else (middle, high)
-        return high
+            middle = (low + high) / 2
+            t = math.sqrt(self.n - 1) * math.tan(middle)
+            asked = max(2 - 2 * t_cdf(t, self.n - 1), 1e-12)
+            if mean**2 > self.seeds * t**2 + self.images * quantile(1 - asked / 2, self.size - 1) ** 2:
+                low, level = middle, asked
+            else:
+                high = middle
+        return level
 
     def power(self, gap: float, limits: tuple[float, float]) -> float:
         """How often a true difference is found: ∫ Φ((gap − √(seeds·t²·s² + images·t²)) / error) f(s) ds.
