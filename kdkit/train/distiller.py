@@ -30,7 +30,7 @@ from kdkit.train.captured import CapturedStep, backward, recordable, speed_up
 from kdkit.train.checkpoint import add_to, take_from
 from kdkit.train.eager import check_compile
 from kdkit.train.evaluation import Evaluation
-from kdkit.train.example import check_last, check_validation, example_batch, facts_of, tell_idle, tell_odd
+from kdkit.train.example import check_last, check_validation, example_batch, facts_of, tell_idle, tell_odd, tell_short
 from kdkit.train.finite import FiniteWatch
 from kdkit.train.late import seen, unread
 from kdkit.train.layout import lay_out
@@ -280,6 +280,7 @@ class Distiller(Evaluation):
 
     def on_train_epoch_end(self) -> None:
         """Means of terms, learning rates, weights that are shares; what is not finite is never checkpointed."""
+        tell_short(self.trainer)
         self.watch.drain()
         self.place.settle(self.graph)
         look_at_weights({name: self.graph.model(name) for name in self.graph.trained}, self.current_epoch)

@@ -102,6 +102,20 @@ def tell_odd(trainer: pl.Trainer, graph: Graph, updates: float) -> None:
     _warn([*found, *emulated(str(trainer.precision), trainer.strategy.root_device)])
 
 
+def tell_short(trainer: pl.Trainer) -> None:
+    """Warn of an epoch that ended before its time, in which every schedule is counted."""
+    loop = trainer.fit_loop.epoch_loop
+    read, told = loop.batch_progress.current.ready, trainer.num_training_batches
+    if read < told and not trainer.should_stop and not loop._is_training_done:
+        _warn(
+            [
+                f"the data ended after {read} of the {told} batches that limit_train_batches promises: schedules stop "
+                f"before their end, and the Trainer, which validates after the last batch, does not; give "
+                f"limit_train_batches={read}"
+            ]
+        )
+
+
 def _warn(found: Iterable[str]) -> None:
     for told in found:
         log.warning("warning: %s", told)

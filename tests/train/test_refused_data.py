@@ -58,6 +58,16 @@ def test_a_stream_needs_a_length():
     assert run.global_step == 6
 
 
+@pytest.mark.parametrize(("promised", "told"), [(6, 2), (4, 0)])
+def test_a_stream_that_is_shorter_than_was_promised_is_told_each_epoch(promised, told, caplog):
+    trainer(2, limit_train_batches=promised).fit(student(), DataLoader(Stream(), batch_size=4))
+    found = f"the data ended after 4 of the {promised} batches"
+    assert [found in record.message for record in caplog.records].count(True) == told
+    caplog.clear()
+    trainer(2, max_steps=3, limit_train_batches=4).fit(student(), DataLoader(Stream(), batch_size=4))
+    assert not [record for record in caplog.records if "the data ended" in record.message]
+
+
 def blobs(**wrong):
     """A loader whose samples at the given places have the given labels."""
     data = Blobs(n=32)
