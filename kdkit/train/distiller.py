@@ -186,7 +186,7 @@ class Distiller(Evaluation):
         if begin_step(graph):
             self.compiled, self.captured = speed_up(self)
         if graph.stochastic:  # dropout and the like are a function of the step, so that resume is exact
-            generators.seed(draws.key(self.seed, "step", step, self.global_rank))
+            generators.seed(draws.key(self.seed, "step", step, self.global_rank), self.device)
         data = batch if self.captured is not None and unread(batch) else seen(self, batch)
         with self.watch.step(self, data, step, batch_idx):
             if self.captured is not None:

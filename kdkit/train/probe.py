@@ -32,7 +32,7 @@ def probe_batches(trainer: Any, size: int, seed: int) -> list[Any]:
     held_out = bool(getattr(module, "selects", False))
     loader = module.val_dataloader() if held_out else trainer.fit_loop._data_source.dataloader()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed & 0x7FFFFFFF)  # a data set that augments draws from torch's generator
+        torch.default_generator.manual_seed(seed & 0x7FFFFFFF)  # a data set that augments draws from torch's generator
         found = list(_read(loader, size))
     labels = [Batch.of(batch).labels for batch in found]
     if not found or any(one is None or bool((one < 0).any()) for one in labels):

@@ -195,10 +195,18 @@ def test_what_is_drawn_is_a_function_of_the_step(dropout, loss):
     runs = []
     for noise in (0, 1):
         distiller = kdkit.Distiller({"student": net(8, seed=3, dropout=dropout)}, [kdkit.Edge(loss)], lr=0.1)
-        generators.seed(noise)
+        generators.seed(noise, torch.device("cpu"))
         fit(distiller, epochs=1)
         runs.append(distiller.student.fc.weight.detach().clone())
     assert torch.equal(*runs)
+
+
+def test_a_step_is_seeded_as_torch_would_and_notes_no_traceback(monkeypatch):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    monkeypatch.setattr("traceback.format_stack", lambda: pytest.fail("half a millisecond"))
+    generators.seed(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), wanted)
 
 
 def test_half_precision_trains():
