@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kdkit import data, models
+from kdkit.models.custom import load_factory
 from kdkit.recipe.errors import RecipeError
 from kdkit.recipe.own_code import known_of, strays
 from kdkit.registry import KdkitError
@@ -73,8 +75,16 @@ def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subj
             refuse_code(path, told)
         shape, base = _shape(told, told.get("data"), image_size), path.parent if own else None
         return [_made(path.stem, told, shape, told.get("num_classes"), base)]
-    net = models.build(word, num_classes=num_classes or (None if "/" in word or ":" in word else CLASSES))
+    net = models.build(word, num_classes=num_classes or _classes(word))
     return [Subject(word, word, net, _published_shape(net, image_size))]
+
+
+def _classes(name: str) -> int | None:
+    """Of a model that was given by its name: `CLASSES` where it wants to be told, `None` where it has its own."""
+    if ":" not in name:
+        return None if "/" in name else CLASSES
+    asked = signature(load_factory(name)).parameters.get("num_classes")
+    return CLASSES if asked and asked.default is asked.empty else None
 
 
 def _of_run(folder: Path, image_size: int | None) -> list[Subject]:

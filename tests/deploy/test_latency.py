@@ -155,6 +155,16 @@ def test_two_of_one_name_are_told_apart_and_images_take_another_size():
     assert subjects(["timm/resnet10t"], num_classes=4)[0].shape == (3, 176, 176)  # what timm says it is made for
 
 
+def test_a_model_of_ones_own_that_wants_to_know_its_classes_has_a_hundred(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\ndef wants(num_classes): return nn.Linear(32, num_classes)\n\n"
+        "def has(num_classes=7): return nn.Linear(32, num_classes)\n"
+    )
+    names = [f"{tmp_path}/own.py:{name}" for name in ("wants", "has")]
+    assert [one.net.out_features for one in subjects(names)] == [100, 7]
+    assert [one.net.out_features for one in subjects(names, num_classes=4)] == [4, 4]
+
+
 def test_what_is_wrong_is_one_message(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["--batch", 1, "--repeats", 5, "--seconds", 0, "--device", "cpu"]
