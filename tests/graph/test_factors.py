@@ -72,6 +72,13 @@ def test_an_ensemble_is_found_in_any_order():
     assert torch.equal(run(graph)["kd"], before * 0.25)
 
 
+def test_all_calls_between_two_nodes_are_set():
+    graph = bound({"t": frozen(net(9, seed=3)), "s": Node(net(8))}, [Edge("at", source="t", target="s")])
+    assert len(graph.edges["at"].calls) == 2
+    set_factor(graph, "at", 0, sources="t", target="s")
+    assert run(graph)["at"] == 0
+
+
 @pytest.mark.parametrize(
     ("edge", "value", "words", "said"),
     [
@@ -79,6 +86,7 @@ def test_an_ensemble_is_found_in_any_order():
         ("dml", 1, {"sources": "a", "target": "d"}, "nothing goes from a to d; it has a → b; a → c"),
         ("dml", 1, {"target": "a"}, "nothing goes from labels to a"),
         ("ce", -1, {"target": "a"}, "a factor must be 0 or a positive number, got -1"),
+        ("ce", True, {"target": "a"}, "a factor must be 0 or a positive number, got True"),
         ("ce", float("nan"), {"target": "a"}, "a factor must be 0 or a positive number, got nan"),
     ],
 )

@@ -19,6 +19,7 @@ def test_linear_and_cosine_end_where_they_should():
     assert values({"linear": [0.9, 0.7]}, 10, [0, 5, 10]) == pytest.approx([0.9, 0.8, 0.7])
     assert values({"cosine": [1.0, 0.0]}, 8, [0, 2, 4, 8]) == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, 0])
     assert values({"linear": {"start": 1, "end": 0, "over": 0.5}}, 10, [2.5, 5, 9]) == pytest.approx([0.5, 0, 0])
+    assert values({"linear": {"start": 1, "end": 0, "over": 1}}, 10, [0.5, 1, 9]) == pytest.approx([0.5, 0, 0])
 
 
 def test_exp_moves_once_an_epoch():
@@ -30,6 +31,12 @@ def test_exp_moves_once_an_epoch():
 def test_step_has_a_floor():
     spec = {"step": {"start": 0.5, "every": 10, "factor": 0.5, "floor": 0.07}}
     assert values(spec, 240, [0, 9.99, 10, 20, 239]) == pytest.approx([0.5, 0.5, 0.25, 0.125, 0.07])
+
+
+def test_a_drop_at_a_share_that_is_an_epoch_is_in_that_epoch():
+    """0.07 · 100 is a hair above 7."""
+    for drops in ({"step": {"start": 1, "every": 0.07}}, {"multistep": {"start": 1, "at": [0.07], "factor": 0.5}}):
+        assert values(drops, 100, [6.99, 7]) == [1, 0.5]
 
 
 def test_warmup_leads_into_another_schedule():
@@ -47,6 +54,7 @@ def test_multistep_of_the_cifar_protocol_is_repdistillers():
 def test_one_cycle_peaks_where_it_should():
     spec = {"one_cycle": {"peak": 0.4, "up": 0.25}}
     assert values(spec, 20, [0, 2.5, 5, 12.5, 20]) == pytest.approx([0, 0.2, 0.4, 0.2, 0.0])
+    assert values({"one_cycle": {"peak": 0.4}}, 20, [3, 6, 13]) == pytest.approx([0.2, 0.4, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,9 @@ def test_one_cycle_peaks_where_it_should():
         ({"linear": [1]}, r"must be \[start, end\]"),
         ({"linear": {"start": 1, "ende": 0}}, "did you mean 'end'"),
         ({"multistep": {"start": 0.1, "at": [0.5, 0.2]}}, "ascending"),
+        ({"multistep": {"start": 0.1, "at": [0, 0.5]}}, "positive times"),
         ({"step": {"start": 0.1, "every": 0}}, "positive"),
+        ({"one_cycle": {"peak": 0.1, "up": 0}}, "positive"),
         ({"warmup": {"to": 1}}, "over must be given"),
         ("fast", "a number or one word"),
         (float("nan"), "finite number"),
@@ -72,6 +82,8 @@ def test_wrong_schedules_say_what_is_right(spec, words):
 def test_a_time_that_never_comes_is_refused():
     with pytest.raises(KdkitError, match="150 never comes in a run of 30"):
         Schedule.parse({"multistep": {"start": 0.05, "at": [150, 180]}}).bind(30)
+    with pytest.raises(KdkitError, match="30 never comes in a run of 30"):
+        Schedule.parse({"multistep": {"start": 0.05, "at": [30]}}).bind(30)
     with pytest.raises(KdkitError, match="never comes"):
         Span.parse({"from": 40}).bind(30)
     with pytest.raises(KdkitError, match="epoch 30 never comes in a run of 30"):
@@ -85,8 +97,13 @@ def test_extremes_see_both_ends():
 def test_span_in_shares_of_the_run():
     assert Span.parse({"from": 0.5, "to": 0.75}).bind(40) == (20, 30)
     assert Span.parse(None).bind(3) == (0, math.inf)
+    assert Span.parse({"from": 0, "to": 5}).bind(40) == (0, 5)
+    assert Span.parse({"from": 1}).bind(40) == (1, math.inf)
+    assert Span.parse({"from": 10, "to": 0.5}).bind(40) == (10, 20)
     with pytest.raises(KdkitError, match="end after it starts"):
         Span.parse({"from": 10, "to": 5})
+    with pytest.raises(KdkitError, match="end after it starts, got epochs 20 to 20 of 40"):
+        Span.parse({"from": 0.5, "to": 20}).bind(40)
     with pytest.raises(KdkitError, match="did you mean 'from'"):
         Span.parse({"form": 5})
 

@@ -27,6 +27,13 @@ def test_the_advised_head_fits(cls, student, teacher):
     assert s.grad.abs().sum() > 0
 
 
+def test_the_hint_of_a_larger_map_keeps_its_own_head():
+    with pytest.raises(ValueError, match=r"mse: .*the head `identity` pools the larger maps"):
+        MSELoss()(torch.randn(2, *MAP), torch.randn(2, 9, 8, 8))
+    with pytest.raises(ValueError, match=r"hint: .*\(head: conv_bn_relu\)"):
+        HintLoss()(torch.randn(2, *MAP), torch.randn(2, 9, 8, 8))
+
+
 def test_tokens_of_one_number_need_no_map():
     with pytest.raises(ValueError, match=r"\(head: linear\)"):
         CosineLoss()(torch.randn(2, 5, 6), torch.randn(2, 5, 7))

@@ -78,6 +78,15 @@ def test_the_scale_of_a_map_is_taken_out_of_the_gradient_too(p, size):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, small)[0], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("p", [2, 3.0])
+@pytest.mark.parametrize("size", [1e-8, 1e-11])
+def test_maps_that_are_nearly_zero_are_no_attention_and_pull_at_nothing(p, size):
+    s, t = (size * torch.randn(2, 8, 4, 4)).requires_grad_(), torch.randn(2, 8, 4, 4)
+    value = ATLoss(p=p)(s, t)
+    torch.testing.assert_close(value, ATLoss(p=p)(0 * s, t), rtol=1e-5, atol=0)
+    assert torch.autograd.grad(value, s)[0].abs().max() < 1
+
+
 @pytest.mark.parametrize("larger", ["student", "teacher"])
 def test_the_larger_map_is_pooled_before_its_attention(larger):
     large, small = maps(3, 4, 8, 6), maps(3, 4, 4, 3)

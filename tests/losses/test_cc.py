@@ -80,6 +80,8 @@ def test_repdistillers_is_neighbour_by_neighbour():
     assert loss(s[[0, 2, 1, 3, 4]], t[[0, 2, 1, 3, 4]]) != loss(s, t)
     assert torch.autograd.gradcheck(lambda x: loss(x, t), s.requires_grad_())
     assert loss(t, t) == 0
+    loss(s, t.requires_grad_()).backward()
+    assert t.grad is None
 
 
 @pytest.mark.parametrize("order", [1, 3, None])
@@ -93,6 +95,8 @@ def test_refusals():
         CCLoss(gamma=0)
     with pytest.raises(ValueError, match=r"cc: order must be a whole number of at least 1, got 0; give"):
         CCLoss(order=0)
+    with pytest.raises(ValueError, match=r"cc: order must be a whole number of at least 1, got True; give"):
+        CCLoss(order=True)
     with pytest.raises(ValueError, match=r"cc: mode must be 'paper' or 'code', got 'bilinear'; choose"):
         CCLoss(mode="bilinear")
     with pytest.raises(ValueError, match=r"cc: student must hold teacher's 5 samples, got 4"):

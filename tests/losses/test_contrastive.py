@@ -67,6 +67,7 @@ def test_nt_xent_without_heads_compares_the_features():
     value = loss(s, t)
     assert value.item() == pytest.approx(nt_xent(views, 0.5), rel=1e-10)
     assert not list(loss.parameters())
+    assert loss(s.unflatten(1, (3, 2)), t.unflatten(1, (3, 2))) == value
     value.backward()
     assert t.grad is None
 

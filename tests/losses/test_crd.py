@@ -281,6 +281,22 @@ def test_torch_generator_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_sample_whose_shared_negatives_are_all_of_its_class_is_told_of_its_positive_alone():
+    loss, (student, teacher, _) = small(negatives="shared", num_negatives=1), batch(0)
+    value = loss(student, teacher, index=torch.arange(6))  # every class is among them
+    assert value.isfinite()
+    assert torch.autograd.grad(value, student)[0].isfinite().all()
+
+
+def test_all_negatives_stand_for_any_number():
+    assert small(negatives="all", replace=False, num_negatives=49).pairs.num_negatives == 49
+
+
+def test_both_heads_are_the_one_that_is_named():
+    loss = small(head="mlp")
+    assert [head.hidden.out_features for head in (loss.embed_student, loss.embed_teacher)] == [8, 8]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

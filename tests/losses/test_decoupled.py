@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import entropy, pearsonr, zscore
 
-from kdkit.losses import DISTLoss, DKDLoss, DMLLoss, KDLoss
+from kdkit.losses import DISTLoss, DKDLoss, DMLLoss, HardLoss, KDLoss
 from kdkit.losses.geometry import correlation
 
 
@@ -168,10 +168,16 @@ def test_logits_that_do_not_vary_stay_so(level):
     assert s.grad.abs().max() < 10
 
 
+def test_which_losses_read_a_teachers_probabilities_alone():
+    assert all(cls().of_probabilities for cls in (DISTLoss, DKDLoss, DMLLoss, HardLoss, KDLoss))
+    assert not any(cls(standardise=True).of_probabilities for cls in (DKDLoss, KDLoss))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: DKDLoss(alpha=-1), "dkd: alpha must be a number of at least 0"),
+        (lambda: DKDLoss(beta=np.inf), "dkd: beta must be a number of at least 0, got inf"),
         (lambda: DKDLoss(temperature=0), "dkd: temperature must be a number above 0"),
         (lambda: DISTLoss(intra=-1), "dist: intra must be a number of at least 0"),
         (lambda: DISTLoss()(torch.randn(1, 5), torch.randn(1, 5)), "dist: batch must hold at least 2 samples"),
@@ -180,6 +186,7 @@ def test_logits_that_do_not_vary_stay_so(level):
         (lambda: DKDLoss()(torch.randn(2, 5), torch.randn(2, 4), torch.arange(2)), "dkd: student must be shaped like"),
         (lambda: DISTLoss()(*torch.ones(2, 2, 1)), "dist: student must tell at least 2 classes, got 1; choose `mse`"),
         (lambda: KDLoss()(*torch.ones(2, 2, 1)), "kd: student must tell at least 2 classes, got 1; choose `mse`"),
+        (lambda: HardLoss()(*torch.ones(2, 2, 1)), "hard: student must tell at least 2 classes, got 1; choose `mse`"),
         (lambda: DMLLoss()(*torch.ones(2, 2, 1)), "dml: student must tell at least 2 classes, got 1; choose `mse`"),
         (
             lambda: KDLoss(standardise=True)(*torch.randn(2, 2, 2)),

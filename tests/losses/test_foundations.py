@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdkit.losses.geometry import centred_gram, pooled, squared_distances, unit
+from kdkit.losses.geometry import centred_gram, pooled, squared_distances, unit, unit_of_powers
 from kdkit.losses.precision import full_precision
 from kdkit.registry import LOSSES, register_loss
 
@@ -49,6 +49,20 @@ def test_autocast_outside_is_left_as_it_was():
         assert (torch.randn(3, 3) @ torch.randn(3, 3)).dtype == torch.bfloat16
 
 
+def test_autocast_is_that_of_the_first_tensors_device_which_may_lie_in_a_list(monkeypatch):
+    class Late(nn.Module):
+        @full_precision
+        def forward(self, students):
+            return students[0].sum()
+
+    asked, real = [], torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: asked.append(device) or real(device))
+    for x in (torch.zeros(1), torch.zeros(1, device="meta")):
+        Late()([x])
+        Late()(students=[x])
+    assert asked == ["cpu", "cpu"], "a dry run's meta device knows no autocast"
+
+
 def test_unit_vectors():
     x = torch.randn(5, 4, dtype=torch.float64)
     x[2] = 0
@@ -75,6 +89,13 @@ def test_a_vector_that_is_nearly_zero_has_a_finite_gradient(size):
     torch.testing.assert_close(x.grad[1], torch.tensor([4.0, -2.0]) / 5**1.5)
 
 
+def test_powers_that_are_nearly_zero_stay_so():
+    x = torch.tensor([[1e-20, 2e-20], [3.0, 4.0]], requires_grad=True)
+    y = unit_of_powers(x)
+    torch.testing.assert_close(y, torch.stack([x[0], x[1] / 5]), rtol=1e-6, atol=0)
+    assert torch.autograd.grad(y[0].sum(), x)[0][0].tolist() == [1, 1]
+
+
 def test_squared_distances():
     x = torch.randn(6, 4, dtype=torch.float64) + 5
     torch.testing.assert_close(squared_distances(centred_gram(x)), torch.cdist(x, x) ** 2)
@@ -84,6 +105,8 @@ def test_squared_distances():
     assert (square[:8, 8:].diagonal() == 0).all()
     assert (square.diagonal() == 0).all()
     assert (square > 0).sum() == 16 * 15 - 16
+    x = torch.randn(512, 64) * 100  # of so many some are off by more than one last digit
+    assert (squared_distances(centred_gram(torch.cat([x, x * (1 + 1e-7)])))[:512, 512:].diagonal() == 0).all()
 
 
 class Seen(TorchDispatchMode):

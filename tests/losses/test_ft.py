@@ -1,5 +1,7 @@
 """`ft` against loops over numpy, and who of its three nets learns from what."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,25 @@ def test_frozen_it_has_no_gradient_and_the_student_the_same():
     torch.testing.assert_close(made(beta=7).requires_grad_(False)(s, t), value * 7 / 500)
 
 
+def test_a_paraphraser_of_which_a_part_may_move_learns():
+    loss, s, t = made(), maps(2, 3, 3, 3), maps(2, 4, 3, 3)
+    before = loss(s, t)
+    loss.paraphraser.encoder.requires_grad_(False)
+    assert loss(s, t) == before
+
+
+def test_widths_and_kinds_are_the_authors():
+    loss, conv, back = FTLoss(3, 8), nn.Conv2d, nn.ConvTranspose2d
+    for net, kind, widths in (
+        (loss.translator, conv, (3, 3, 4, 4)),
+        (loss.paraphraser.encoder, conv, (8, 8, 4, 4)),
+        (loss.paraphraser.decoder, back, (4, 4, 8, 8)),
+    ):
+        assert [(type(c), c.in_channels, c.out_channels) for c in net.convs] == [
+            (kind, *pair) for pair in pairwise(widths)
+        ]
+
+
 def test_it_learns_to_give_the_maps_back():
     torch.manual_seed(0)
     loss, t = FTLoss(3, 4), torch.rand(32, 2, 4, 4).repeat_interleave(2, 1)  # four channels that are two
@@ -130,6 +151,7 @@ def test_batch_norm_stands_before_the_leaky_relus_where_it_is_asked_for(norm, wh
         chain = [part for pair in zip(loss.translator.convs, loss.translator.norms, strict=True) for part in pair]
         plain = nn.Sequential(*(p for i in range(0, 6, 2) for p in (*chain[i : i + 2], nn.LeakyReLU(0.1))))
         torch.testing.assert_close(loss.translator(s), plain(s))
+        assert all(norm.affine for norm in loss.translator.norms)
 
 
 def test_samples_that_say_nothing_keep_finite_gradients():

@@ -187,5 +187,8 @@ def test_wrong_shapes_say_what_to_do():
         KDLoss()(torch.randn(4, 7, 5), torch.randn(4, 7, 5))
     with pytest.raises(ValueError, match=r"ce: labels must be int64 class numbers of shape \(4,\), got torch.float32"):
         CrossEntropyLoss()(torch.randn(4, 5), torch.randn(4))
+    for labels in (torch.zeros(4, dtype=torch.int32), torch.zeros(4, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"ce: labels must be int64 class numbers of shape \(4,\), got torch.int"):
+            CrossEntropyLoss()(torch.randn(4, 5), labels)
     with pytest.raises(ValueError, match=r"ce: label_smoothing must lie in \[0, 1\], got 10; give it as a share"):
         CrossEntropyLoss(label_smoothing=10)

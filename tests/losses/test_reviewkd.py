@@ -112,6 +112,12 @@ def test_the_width_inside_is_the_deepest_levels_512_at_most_or_what_is_said():
     assert ReviewKDLoss((16, 1280), (16, 64), hidden=256).fusions[1].conv2.in_channels == 256
 
 
+def test_convolutions_begin_as_the_authors():
+    for fusion in ReviewKDLoss((16, 64), (16, 64)).fusions:
+        for conv in (fusion.conv1, fusion.conv2):
+            assert conv.weight.abs().max().item() == pytest.approx((3 / conv.weight[0].numel()) ** 0.5, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -144,6 +144,18 @@ def test_monitor_tells_proposition_2(direction, smoothing, alpha):
     assert (told["slack"] < 0).any(), "and may fail where it does not"
 
 
+def test_a_module_that_says_what_the_one_before_says_is_no_worse():
+    z, y = beliefs(modules=1)
+    told = SIDLoss().monitor(z.expand(-1, 3, -1), y)
+    assert (told["improved"][:, 1:] == 1).all()
+
+
+def test_monitor_counts_in_full_precision():
+    z, y = beliefs()
+    told, exact = (SIDLoss().monitor(x, y) for x in (z.bfloat16(), z.bfloat16().float()))
+    assert all(torch.equal(told[word], exact[word]) for word in exact)
+
+
 def test_monitor_at_the_optimum():
     """On the ladder of mixtures every module improves, and beliefs sharpen with depth."""
     z, y = ladder(10, 5, 0.5), torch.tensor([0])

@@ -72,3 +72,5 @@ def test_refusals():
         SPLoss(reduction="mean")
     with pytest.raises(ValueError, match=r"sp: student must hold teacher's 5 samples, got 4"):
         SPLoss()(features(4, 3), features(5, 3))
+    with pytest.raises(ValueError, match=r"sp: teacher must be \(B, …\), got shape \(4,\); give a row of numbers"):
+        SPLoss()(features(4, 3), features(4))

@@ -79,6 +79,16 @@ def test_batch_norm_stands_before_each_relu_of_the_net_where_it_is_asked_for():
     assert {type(module) for module in VIDLoss(3, 5).norms} == {nn.Identity}
 
 
+def test_batch_norm_counts_places_and_in_evaluation_takes_a_single_one():
+    loss, one = VIDLoss(3, 5, norm="batch"), (torch.ones(1, 3, 1, 1), torch.ones(1, 5, 1, 1))
+    assert loss(*(x.expand(-1, -1, 2, 1) for x in one)).isfinite()
+    assert loss.eval()(*one).isfinite()
+
+
+def test_left_out_the_net_is_as_wide_inside_as_the_teacher():
+    assert [tuple(layer.weight.shape) for layer in VIDLoss(3, 5).layers] == [(5, 3), (5, 5), (5, 5)]
+
+
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_batch_norm_takes_maps_of_another_type_than_its_weights(weights):
     torch.manual_seed(0)

@@ -53,6 +53,11 @@ def test_adaptive_error_by_equal_groups():
     assert filled(AdaptiveCalibrationError(), logits, labels) == pytest.approx(error, abs=1e-6)
 
 
+def test_there_is_a_bin():
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        AdaptiveCalibrationError(0)
+
+
 def test_adaptive_error_does_not_depend_on_the_order_of_equals():
     logits, labels = torch.zeros(100, 4), torch.tensor([0] * 30 + [1] * 70)
     found = filled(AdaptiveCalibrationError(), logits, labels)

@@ -43,6 +43,16 @@ def test_forward_and_merged_are_update(name):
     torch.testing.assert_close(half.compute(), plain.compute(), rtol=1e-4, atol=1e-5)
 
 
+def test_two_that_saw_nothing_are_one_that_saw_nothing():
+    one, other = metrics.LogitCorrelation(6), metrics.LogitCorrelation(6)
+    one.update(LOGITS[:0])
+    other.update(LOGITS[:0])
+    one.merge_state(other)
+    one.update(LOGITS)
+    other.update(LOGITS)
+    assert torch.equal(one.compute(), other.compute())
+
+
 def test_kar_called_on_batches_counts_from_an_epoch():
     kar = metrics.KAR()
     right = 9.0 * torch.eye(4)

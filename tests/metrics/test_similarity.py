@@ -16,6 +16,7 @@ from kdkit.metrics import (
     LogitCorrelation,
     correlation_difference,
     hsic,
+    transfer,
     transfer_ratio,
 )
 
@@ -124,15 +125,28 @@ def test_fidelity_at_its_ends():
     assert float(filled(JSDivergence(), one, two)) == pytest.approx(float(filled(JSDivergence(), two, one)))
 
 
+def test_no_divergence_of_a_sample_is_negative():
+    same = 30 * torch.randn(500, 6)
+    assert KLDivergence().values(same, same + 4).min() == JSDivergence().values(same, same + 4).min() == 0
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.nan])
+def test_no_divergence_at_no_temperature(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        KLDivergence(temperature)
+
+
 def test_correlation_by_numpy_far_from_zero():
     logits = (torch.randn(500, 8) @ torch.randn(8, 8)) + 100
     found = filled(LogitCorrelation(8), logits)
     assert np.allclose(found, np.corrcoef(logits.double().numpy().T), atol=1e-4)
+    twins = torch.randn(500, 64).repeat(1, 2)
+    assert filled(LogitCorrelation(128), twins, size=500).max() == 1
 
 
 def test_half_precision_logits_are_looked_at_in_full():
     s, t = (30 + 5 * torch.randn(256, 8)).bfloat16(), torch.randn(256, 8).bfloat16()
-    for made, pair in ((KLDivergence, (s, t)), (lambda: LogitCorrelation(8), (s,))):
+    for made, pair in ((KLDivergence, (s, t)), (LinearCKA, (s, s + 5 * t)), (lambda: LogitCorrelation(8), (s,))):
         torch.testing.assert_close(filled(made(), *pair), filled(made(), *(z.float() for z in pair)))
 
 
@@ -143,6 +157,7 @@ def test_correlation_difference_in_numbers_and_a_class_that_never_moves():
     assert told["mean"] == pytest.approx(np.abs(a - b)[~np.eye(4, dtype=bool)].mean(), abs=1e-5)
     assert told["frobenius"] == pytest.approx(np.linalg.norm(a - b), abs=1e-5)
     s[:, 2] = 1.5
+    assert filled(LogitCorrelation(4), s).isnan().sum() == 7  # its row and its column
     told = correlation_difference(filled(LogitCorrelation(4), t), filled(LogitCorrelation(4), s))
     assert told["left_out"] == 1
     assert told["frobenius"] == pytest.approx(np.linalg.norm(np.delete(np.delete(a - b, 2, 0), 2, 1)), abs=1e-5)
@@ -170,6 +185,33 @@ def test_transfer_has_an_interval_or_a_reason():
     assert "not above twice its error" in few.reason
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Four hundred draws instead of two thousand."""
+    monkeypatch.setattr(transfer, "DRAWS", 400)
+
+
+def test_a_lead_of_less_than_two_standard_errors_says_nothing(few):
+    gap = torch.tensor([0.0, 1.0, 2.0, 3.0])  # twice the error of the mean is 1.29
+    for shift, told in ((-0.3, False), (-0.1, True), (-2.7, False), (-2.9, True)):
+        found = transfer_ratio((gap + shift) / 4, gap + shift, torch.zeros(4))
+        assert math.isnan(found.ratio) is bool(found.reason) is not told
+
+
+def test_transfer_s_interval_is_that_of_the_mean(few):
+    half = torch.arange(400) % 2
+    found = transfer_ratio(half, torch.ones(400), torch.zeros(400))
+    reach = 1.96 * 0.5 / math.sqrt(400)
+    assert (0.5 - found.low, found.high - 0.5) == pytest.approx((reach, reach), rel=0.1)
+    assert transfer_ratio(half, torch.ones(400), torch.zeros(400), seed=1) != found
+
+
+def test_a_draw_without_a_lead_counts_for_nothing(few):
+    gap = torch.tensor([0.0, 4.0, 4.0, 4.0])  # 0.4 % of the draws are of the first alone
+    found = transfer_ratio(gap / 2, gap, torch.zeros(4))
+    assert (found.low, found.ratio, found.high) == (0.5, 0.5, 0.5)
+
+
 def test_the_size_of_activations_changes_no_similarity():
     """The product of two sums overflowed before its root was taken: 0 for a layer beside itself."""
     x = torch.randn(64, 64)
@@ -178,7 +220,7 @@ def test_the_size_of_activations_changes_no_similarity():
         assert float(filled(LinearCKA(), size * x, size * x, size=32)) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("top_k", [1, 2, 5, 10])
 def test_equal_logits_are_named_in_one_order(top_k):
     """`topk` and `argmax` break ties each in their own way: a model of rounded logits disagreed with itself."""
     z, other = torch.randint(0, 4, (2000, 10)).float(), torch.randint(0, 4, (2000, 10)).float()
@@ -187,3 +229,5 @@ def test_equal_logits_are_named_in_one_order(top_k):
     share = (order == other.argmax(1)[:, None]).any(1).float().mean()
     assert float(filled(Agreement(top_k), z, other)) == pytest.approx(float(share))
     assert float(filled(Agreement(top_k), torch.full((4, 10), torch.nan), other[:4], size=4)) == 0
+    unsaid = other[:4].scatter(1, other[:4].argmax(1, keepdim=True), torch.nan)
+    assert float(filled(Agreement(top_k), unsaid, other[:4], size=4)) == 0

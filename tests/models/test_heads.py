@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdkit.graph.heads import charge
+from kdkit.graph.heads import bind_head, charge
 from kdkit.models.heads import HEADS, build_head
 from kdkit.registry import KdkitError, UnknownNameError
 
@@ -240,6 +240,28 @@ def test_a_penalty_neither_copies_nor_pickles(tmp_path: Any) -> None:
     assert copy.deepcopy(head).penalty is None
     assert pickle.loads(pickle.dumps(head)).penalty is None
     assert head.penalty is not None
+
+
+@pytest.mark.parametrize("spec", ["sparse", VARIATIONAL, {"ensemble": {"n": 2, "of": VARIATIONAL}}], ids=str)
+def test_a_penalty_is_charged_once(spec: Any) -> None:
+    head, _, _ = run(spec, (6,), (7,))
+    assert charge(head) is not None
+    assert charge(head) is None
+
+
+def test_a_head_that_was_bound_has_counted_nothing_and_learns() -> None:
+    state = torch.random.get_rng_state()
+    head, ours, theirs = bind_head("conv_bn_relu", (6, 4, 4), (7, 8, 8), key=0, shared={})
+    assert ours == theirs == (7, 8, 8)
+    assert head is not None
+    assert all(module.training for module in head.modules())
+    assert all(module.num_batches_tracked == 0 for module in head.modules() if isinstance(module, nn.BatchNorm2d))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_loss_without_a_teacher_takes_no_head() -> None:
+    with pytest.raises(KdkitError, match="a loss that reads no teacher takes none"):
+        bind_head("linear", (6,), None, key=0, shared={})
 
 
 @pytest.mark.parametrize("spec", ["linear", "mlp", "conv1x1", "conv_bn_relu", "dwsep"])

@@ -7,6 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import kdkit
+from kdkit.graph.batch import Facts
+from kdkit.graph.labels import check_labels, classes
+from kdkit.graph.links import End
 from kdkit.registry import KdkitError
 from tests.nets import Blobs, Net, loader, net
 from tests.train.running import fit, pair, trainer
@@ -84,6 +87,21 @@ def test_a_label_that_is_no_class_is_named(place, label):
         fit(student(), blobs(**{place: label}), epochs=1)
     with pytest.raises(KdkitError, match=told):
         trainer().validate(student(), blobs(**{place: label}), verbose=False)
+
+
+def test_a_label_of_minus_one_says_none_only_where_all_do():
+    check_labels(torch.full((4,), -1), 5)
+    check_labels(torch.tensor([0.5, 7.0]), 5)  # no class numbers
+    check_labels(torch.tensor([], dtype=torch.int64), 5)
+    with pytest.raises(KdkitError, match=r"^label -1 stands for no class"):
+        check_labels(torch.tensor([-1, 3]), 5)
+
+
+def test_there_are_as_many_classes_as_the_narrowest_logits_or_as_the_data_say():
+    outputs = {End("a", "logits"): torch.zeros(2, 3, 7), End("b", "logits"): torch.zeros(2, 9)}
+    outputs[End("b", "embedding")] = torch.zeros(2, 4)
+    assert classes(outputs, Facts(num_classes=5)) == 7
+    assert classes({}, Facts(num_classes=5)) == 5
 
 
 def test_the_labels_that_a_data_module_tells_are_looked_at_before_training():

@@ -12,6 +12,7 @@ from kdkit.graph import share
 from kdkit.losses import MSELoss
 from kdkit.registry import KdkitError
 from kdkit.train import captured as recording
+from tests.graph.test_graph import bound
 from tests.nets import loader, net
 from tests.train.running import fit, pair, trainer
 from tests.train.test_captured import recorded  # noqa: F401
@@ -223,6 +224,14 @@ def test_a_measurement_that_is_not_finite_is_passed_over(few):
     assert float(spoilt.graph.edges["odd"].weight) == pytest.approx(float(plain.graph.edges["odd"].weight), rel=0.1)
 
 
+@pytest.mark.parametrize(("own", "whole"), [(0, 4), (2, 0), (torch.inf, 4), (2, torch.nan), (2, torch.inf)])
+def test_a_step_that_tells_nothing_moves_no_weight(own, whole):
+    measured = share.Calibration(share.Share(0.5))
+    assert measured.add(torch.tensor(2.0), torch.tensor(8.0)) == 2
+    assert measured.add(torch.tensor(float(own)), torch.tensor(float(whole))) == 2
+    assert measured.add(torch.tensor(2.0), torch.tensor(4.0)) == 1.5
+
+
 def test_no_gradient_no_share(few):
     nodes = {"teacher": kdkit.frozen(linear(1, 192, 5)), "student": linear(1, 192, 5)}
     made = kdkit.Distiller(nodes, ["ce", kdkit.Edge("mse", weight=AT)], **STILL)
@@ -237,12 +246,27 @@ def test_no_gradient_no_share(few):
         ([kdkit.Edge("ce", weight=0), kdkit.Edge("kd", weight=AT)], "needs a loss beside it"),
         ([kdkit.Edge("kd", weight=AT), kdkit.Edge("at", weight=AT)], "needs a loss beside it"),
         (["ce", kdkit.Edge("kd", weight=AT), kdkit.Edge("at", weight={"share": 0.6})], r"got 0.4 \(kd\) \+ 0.6 \(at\)"),
+        (
+            ["ce", *(kdkit.Edge("kd", name=f"kd{x}", weight={"share": x / 10}) for x in (7, 2, 1))],
+            "leave something to the other",
+        ),
         ([kdkit.Edge("ce", when={"from": 1}), kdkit.Edge("kd", weight=AT)], "at the same time"),
     ],
 )
 def test_shares_that_cannot_be(edges, words):
     with pytest.raises(KdkitError, match=words):
         fit(kdkit.Distiller(pair(), edges, lr=0.01), epochs=2)
+
+
+def test_a_weight_that_was_measured_may_stay_alone():
+    nodes = kdkit.Distiller(pair(), ["ce"], lr=0.1).graph.nodes
+    bound(nodes, [kdkit.Edge("ce", when={"to": 5}), kdkit.Edge("kd", weight=AT)])
+
+
+def test_a_weight_may_move_until_its_last_measured_step_is_over(few):
+    measured = share.Calibration(share.Share(0.5))
+    seen = [(measured.begin(), measured.open) for _ in range(8)]
+    assert seen == [(True, True), *[(False, True)] * 5, (True, False), (False, False)]
 
 
 def test_shares_of_two_wholes():
