@@ -33,7 +33,7 @@ class Span:
         for word, value in spec.items():
             if word not in ("from", "to"):
                 raise KdkitError(f"when: unknown word {word!r}{nearest(str(word), ['from', 'to'])}")
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
                 raise KdkitError(f"when.{word} must be a time of 0 or more, got {value!r}")
         span = cls(spec.get("from", 0.0), spec.get("to"))
         if span.end is not None and (span.start < 1) == (span.end < 1) and span.end <= span.start:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from kdkit.metrics.sample_mean import exact
+from kdkit.metrics.sample_mean import exact, moves
 
 
 class LinearCKA(Metric):
@@ -65,11 +65,16 @@ def hsic(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _grams(layers: Sequence[Tensor]) -> Tensor:
-    """Gram matrices with zero diagonals, (layers, B, B). Centring first changes no HSIC₁ and saves digits."""
+    """Gram matrices with zero diagonals, (layers, B, B). Centring first changes no HSIC₁ and saves digits.
+
+    A feature that says the same of every sample is zero, not the rounding of its mean.
+    """
     found = []
     for layer in layers:
         x = exact(layer.detach()).flatten(1)
-        x = x - x.mean(0)
+        mean = x.mean(0)
+        x = x - mean
+        x = torch.where(moves(x.square().sum(0), mean, len(x)), x, 0)
         gram = (x @ x.T).fill_diagonal_(0)
         found.append(gram if gram.device.type == "mps" else gram.double())  # mps knows no float64
     return torch.stack(found)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from kdkit.metrics.sample_mean import moves
+
 
 class LogitCorrelation(Metric):
     """Pearson correlation of the logits of every two classes over all samples, (C, C): `update(logits (B, C))`.
@@ -37,10 +39,10 @@ class LogitCorrelation(Metric):
 
     def compute(self) -> Tensor:
         """(C, C) in [−1, 1]."""
-        products = self.moments[2:]
-        deviation = products.diagonal().sqrt()
-        found = products / torch.where(deviation > 0, deviation, torch.nan).outer(deviation)
-        return found.clamp(-1, 1)
+        (n, mean), products = self.moments[:2], self.moments[2:]
+        square = products.diagonal()
+        deviation = torch.where(moves(square, mean, n), square, torch.nan).sqrt()
+        return (products / deviation.outer(deviation)).clamp(-1, 1)
 
 
 def _merge(a: Tensor, b: Tensor) -> Tensor:

@@ -45,3 +45,8 @@ def exact(x: Tensor) -> Tensor:
 def widest(x: Tensor) -> Tensor:
     """In fp64, for long sums, where the device knows it."""
     return exact(x) if x.device.type == "mps" else x.double()
+
+
+def moves(square: Tensor, mean: Tensor, n: Tensor | int) -> Tensor:
+    """Whether the squared differences of n numbers from their mean, summed, are more than rounding."""
+    return square > (square + n * mean.square()) * (8 * torch.finfo(square.dtype).eps) ** 2

@@ -95,6 +95,8 @@ def test_extremes_see_both_ends():
 
 
 def test_span_in_shares_of_the_run():
+    with pytest.raises(KdkitError, match=r"when\.to must be a time of 0 or more, got nan"):
+        Span.parse({"to": math.nan})
     assert Span.parse({"from": 0.5, "to": 0.75}).bind(40) == (20, 30)
     assert Span.parse(None).bind(3) == (0, math.inf)
     assert Span.parse({"from": 0, "to": 5}).bind(40) == (0, 5)

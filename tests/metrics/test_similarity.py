@@ -163,6 +163,31 @@ def test_correlation_difference_in_numbers_and_a_class_that_never_moves():
     assert told["frobenius"] == pytest.approx(np.linalg.norm(np.delete(np.delete(a - b, 2, 0), 2, 1)), abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, 0.1, -7.3, 100.1, 1 / 3])
+def test_what_never_moves_is_none_whatever_its_mean_rounds_to(constant, dtype):
+    """Seen: half the mean |Δ|, and a CKA of −16."""
+    batches = [torch.randn(96, 4, dtype=dtype) for _ in range(3)]
+    still = torch.full((96, 512), constant, dtype=dtype)
+    correlation, cka, both = LogitCorrelation(4).to(dtype), LinearCKA().set_dtype(dtype), LinearCKA().set_dtype(dtype)
+    for z in batches:
+        cka.update(z, still)
+        both.update(1.3 * still, still)
+        z[:, 2] = constant
+        correlation.update(z)
+    assert correlation.compute().isnan().sum() == 7
+    assert cka.compute().isnan()
+    assert both.compute().isnan()
+
+
+def test_what_hardly_moves_has_its_correlation():
+    x = torch.randn(96, 4)
+    torch.testing.assert_close(
+        filled(LogitCorrelation(4), 1 + 1e-3 * x), filled(LogitCorrelation(4), x), rtol=0, atol=1e-3
+    )
+    assert float(filled(LinearCKA(), 1 + 1e-3 * x, x)) == pytest.approx(1, abs=1e-3)
+
+
 def test_transfer_of_published_accuracies():
     ratio = transfer_ratio(*(torch.tensor([a], dtype=torch.float64) for a in (71.16, 72.34, 69.06))).ratio
     assert ratio == pytest.approx((71.16 - 69.06) / (72.34 - 69.06))
