@@ -16,6 +16,11 @@ CHECK = 2
 """Words of a checksum."""
 
 
+def aligned(words: Tensor) -> Tensor:
+    """A copy whose rows can be looked at as wider numbers; `contiguous()` makes none of a single row."""
+    return words.clone(memory_format=torch.contiguous_format)
+
+
 class RowFile:
     """A table on disk that is filled in any order, by any number of processes that would write the same numbers.
 
@@ -48,8 +53,8 @@ class RowFile:
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The rows `ids` (m,): words (m, width) int16, and whether each is there (m,)."""
         found = self.words.index_select(0, ids)
-        words = found[:, : self.width]
-        return words, found[:, self.width :].contiguous().view(torch.int32)[:, 0] == self._checksum(ids, words)
+        words, check = found[:, : self.width], aligned(found[:, self.width :])
+        return words, check.view(torch.int32)[:, 0] == self._checksum(ids, words)
 
     def write(self, ids: Tensor, words: Tensor) -> None:
         """Put words (m, width) int16 into the rows `ids` (m,).

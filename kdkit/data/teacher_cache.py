@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data.row_file import CHECK, RowFile
+from kdkit.data.row_file import CHECK, RowFile, aligned
 from kdkit.registry import KdkitError
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -75,7 +75,7 @@ class Layout:
     def decode(self, rows: Tensor) -> dict[str, Tensor]:
         """Rows (m, width) → values (m, …) of each tap, in fp32."""
         parts = rows.split([self.words(tap) for tap in self.shapes], 1)
-        return {tap: self._unpack(tap, part.contiguous()) for tap, part in zip(self.shapes, parts, strict=True)}
+        return {tap: self._unpack(tap, aligned(part)) for tap, part in zip(self.shapes, parts, strict=True)}
 
     def _pack(self, tap: str, value: Tensor) -> Tensor:
         kept = DTYPES[self.dtype]
@@ -88,7 +88,7 @@ class Layout:
         kept = DTYPES[self.dtype]
         if tap != "logits" or self.top_k is None:
             return words.view(kept).float().view(-1, *self.shapes[tap])
-        best, classes = words[:, : -self.top_k].contiguous().view(kept).float(), self.shapes[tap][0]
+        best, classes = aligned(words[:, : -self.top_k]).view(kept).float(), self.shapes[tap][0]
         rest = (1 - best.exp().sum(1, keepdim=True)).clamp_min(1e-7) / (classes - self.top_k)
         return rest.log().repeat(1, classes).scatter(1, words[:, -self.top_k :].long() % MOST, best)
 

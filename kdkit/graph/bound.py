@@ -16,7 +16,7 @@ from kdkit.graph.audience import Audience
 from kdkit.graph.batch import Batch, Facts
 from kdkit.graph.calls import Call, Shape, calls, check_classes, source_shape
 from kdkit.graph.collect import clip_gradient, gather_rows, gather_rows_detached
-from kdkit.graph.construct import check_control, construct, filled, least_and_most
+from kdkit.graph.construct import check_control, check_sized, construct, filled, least_and_most
 from kdkit.graph.control import Climb, Control
 from kdkit.graph.coordinate import Standing
 from kdkit.graph.edge import Edge
@@ -120,6 +120,7 @@ class BoundEdge(nn.Module):
     def _loss(self, i: int, known: Mapping[str, Any], epochs: float) -> nn.Module:
         edge = self.edge
         if not isinstance(edge.loss, type):
+            check_sized(edge, edge.loss)
             stateful = next(edge.loss.parameters(), None) is not None or next(edge.loss.buffers(), None) is not None
             return copy.deepcopy(edge.loss) if i and stateful else edge.loss
         moving = {word: value for word, value in edge.options.items() if isinstance(value, (Schedule, Control))}

@@ -106,7 +106,9 @@ def check_owners(parameters: Mapping[str, tuple[Iterable[nn.Parameter], ...]]) -
     for name, several in parameters.items():
         for parameter in (p for some in several for p in some):
             if (other := owner.setdefault(id(parameter), name)) != name:
-                raise KdkitError(f"models {other!r} and {name!r} share parameters; give each its own head")
+                raise KdkitError(
+                    f"models {other!r} and {name!r} share parameters; give each a head and a loss of its own"
+                )
 
 
 def check_terms(terms: Mapping[str, Any]) -> None:

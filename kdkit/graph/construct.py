@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kdkit.fault import what, where
 from kdkit.graph.batch import Facts
@@ -36,11 +37,22 @@ def filled(students: Sequence[Shape], teachers: Sequence[Shape | None], facts: F
 def construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
     """The loss that an edge names."""
     try:
-        return edge.cls(**options)
+        loss: nn.Module = edge.cls(**options)
     except (ValueError, TypeError) as error:
         raise KdkitError(f"edge {edge.name!r}: {error}") from error
     except Exception as error:  # anybody's code fails in any way
         raise KdkitError(f"edge {edge.name!r}: the loss could not be built: {what(error)}\n  {where(error)}") from error
+    check_sized(edge, loss)
+    return loss
+
+
+def check_sized(edge: Edge, loss: nn.Module) -> None:
+    """Its layers have their sizes before a first batch."""
+    if lazy := [name for name, p in loss.named_parameters() if is_lazy(p)]:
+        raise KdkitError(
+            f"edge {edge.name!r}: {', '.join(lazy)} would get a size from a first batch (Lazy…); let the constructor "
+            "ask for student_dim, teacher_dim or their _shape, which are known"
+        )
 
 
 def least_and_most(word: str, edge: Edge, schedule: Schedule, epochs: float) -> tuple[float, float]:

@@ -77,8 +77,8 @@ def _check(stage: Stage, there: Sequence[str], graph: Graph) -> None:
 
 
 def phase_at(found: Sequence[Phase], t: float) -> Phase:
-    """The phase that the run is in at time `t`."""
-    return next(phase for phase in reversed(found) if phase.start <= t)
+    """The phase that the run is in at time `t`; a step that rounding sets beside a phase's start begins it."""
+    return next(phase for phase in reversed(found) if phase.start <= t + 1e-9)
 
 
 def idle(graph: Graph) -> list[str]:

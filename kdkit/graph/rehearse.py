@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
 from kdkit.graph.twins import check_twins
 from kdkit.registry import KdkitError
-from kdkit.untouched import untouched
+from kdkit.untouched import kept_apart, untouched
 
 if TYPE_CHECKING:
     from kdkit.graph.graph import Graph
+
+log = logging.getLogger(__name__)
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
 
@@ -37,9 +40,10 @@ def rehearse(graph: Graph, example: Batch) -> tuple[bool, str]:
     """
     check_twins(graph)
     with untouched(graph), ranks.silence():
-        before, held = generators.states(), _buffers(graph)
+        before, held, apart = generators.states(), _buffers(graph), _apart(graph)
         graph.train()
         _step(graph, example)
+        _tell_lost(graph, apart, _apart(graph))
         drew, now = generators.states() != before, _buffers(graph)
         if _anew(held, now):  # or made at the first step, and kept from then on
             _step(graph, example)
@@ -61,6 +65,30 @@ def _step(graph: Graph, example: Batch) -> None:
                 for i, call in enumerate(edge.calls):
                     if call.target in taught:
                         _call(graph, edge, i, outputs, example)
+
+
+def _apart(graph: Graph) -> dict[Any, Any]:
+    found = kept_apart(graph)
+    return {where: value.detach().clone() if isinstance(value, Tensor) else value for where, value in found.items()}
+
+
+def _tell_lost(graph: Graph, before: Mapping[Any, Any], now: Mapping[Any, Any]) -> None:
+    """Warn of what a step leaves where no checkpoint looks."""
+    paths = {part: path for path, part in graph.named_modules()}
+    for (part, name), value in before.items():
+        if not _same(value, now.get((part, name), value)):
+            log.warning(
+                "warning: %s.%s changes with every step, and no checkpoint holds it: a run that is resumed begins it "
+                "anew; register_buffer(%r, …) with a tensor that is changed in place lasts",
+                *(paths[part], name, name),
+            )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Two numbers or tensors, of which NaN is the same as NaN."""
+    if type(a) is not type(b) or getattr(a, "shape", ()) != getattr(b, "shape", ()):
+        return False
+    return bool(torch.as_tensor((a == b) | ((a != a) & (b != b))).all())
 
 
 def _anew(before: Mapping[str, Tensor | None], now: Mapping[str, Tensor | None]) -> str:
@@ -92,6 +120,8 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
             f"edge {edge.name!r}: the loss compares the samples of a batch with each other and needs at least "
             f"{edge.edge.min_batch} of them, got {seen}; raise the batch size"
         )
+    given = {**{str(end): value for end, value in outputs.items()}, "labels": example.labels, "index": example.index}
+    versions = [(name, value, value._version) for name, value in given.items() if value is not None]
     try:
         value = edge.value(i, outputs, example, graph.progress, graph.loss_scale)
     except FAILURES as error:
@@ -101,6 +131,11 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
         line = f"\n  {own_line(error)}".rstrip()
         told = f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown}){line}"
         raise KdkitError(told) from error
+    if changed := [name for name, value, version in versions if value._version != version]:
+        raise KdkitError(
+            f"edge {edge.name!r}: the loss changes {', '.join(changed)} in place, which other losses read, too; let it "
+            "work on a copy: t = teacher / 4 for t /= 4, or clone()"
+        )
     checks.check_terms({edge.name: value})
     named = edge.name in graph.now.beside
     if not edge.silent and not _reaches(value, graph.model(call.target), *[edge] * named):
@@ -117,6 +152,8 @@ def _unreached(graph: Graph, call: Call, named: bool) -> str:
     if parts != ("",):
         told = f"what a stage lets learn of {call.target!r} {when} ({', '.join(parts)})"
         return f"{told}; let more of it learn, or leave the loss out of that stage"
+    if not any(p.requires_grad for p in graph.model(call.target).parameters()):
+        return f"{where}: no weight of {call.target!r} asks for a gradient; requires_grad_() lets a frozen one learn"
     told = f"{where}: its value does not depend on any trained weight of {call.target!r} there"
     return f"{told}; let the loss use the student's tensor without detach(), or set its weight to 0"
 

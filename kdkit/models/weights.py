@@ -91,15 +91,27 @@ def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str
     """
     path = Path(path)
     module = getattr(module, "_orig_mod", module)
+    check_saved(module)
     state = module.state_dict()
-    if odd := [k for k, v in state.items() if not isinstance(v, Tensor)]:
-        raise KdkitError(f"{path}: safetensors hold tensors only, {type(module).__name__} also has {', '.join(odd)}")
     copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}  # tied weights part here
     try:
         with whole(path) as file:
             file.write(stamped(save(copies, dict(metadata or {}))))
     except (OSError, SafetensorError) as error:
         raise KdkitError(f"{path}: could not be written ({error})") from error
+
+
+def check_saved(module: nn.Module) -> None:
+    """Whether its weights can be written as safetensors.
+
+    Raises:
+        KdkitError: it has more than tensors in its state.
+    """
+    if odd := [k for k, v in module.state_dict().items() if not isinstance(v, Tensor)]:
+        raise KdkitError(
+            f"{type(module).__name__}: safetensors hold tensors only, its state also has {', '.join(odd)}; keep that "
+            "in a buffer, not in get_extra_state"
+        )
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

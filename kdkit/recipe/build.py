@@ -129,7 +129,7 @@ def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.M
             with blaming(recipe, "models", name, "weights"):
                 width = data.facts(theirs.name, **theirs.arguments).num_classes
     with blaming(recipe, "models", name), models.seeded(recipe.seed, name):
-        return models.build(
+        made = models.build(
             str(spec.arch),
             num_classes=width,
             pretrained=fetch and spec.source == "pretrained" and spec.tune is None,
@@ -137,6 +137,9 @@ def _module(recipe: Recipe, name: str, num_classes: int, *, fetch: bool) -> nn.M
             allow_custom=recipe.origin.custom,
             **spec.options,
         )
+        if recipe.kind(name) == "trained":
+            models.check_saved(made)
+        return made
 
 
 def _weights(recipe: Recipe, name: str, module: nn.Module, num_classes: int, resolve: Resolver) -> Path | None:

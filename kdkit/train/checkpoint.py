@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from kdkit.train.distiller import Distiller
@@ -19,12 +22,21 @@ def add_to(checkpoint: dict[str, Any], distiller: Distiller) -> None:
     checkpoint["kdkit"] = {"sums": sums, "wanted": wanted, "watch": watch}
 
 
+def _make_room(distiller: Distiller, state: Mapping[str, Any]) -> None:
+    """Buffers that are None until a first forward, and were filled when this was written."""
+    for path, part in distiller.named_modules():
+        for name, buffer in part._buffers.items():
+            if buffer is None and (value := state.get(f"{path}.{name}")) is not None:
+                part._buffers[name] = torch.empty_like(value, device=distiller.device)
+
+
 def take_from(checkpoint: dict[str, Any], distiller: Distiller) -> None:
     """Go on in the middle of an epoch; outside fit, what only training needs is left in the file."""
     if not distiller.graph.phases:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("graph.edges.")}
         return
+    _make_room(distiller, checkpoint["state_dict"])
     held, distiller.watch.resumed = checkpoint["kdkit"], distiller.trainer.state.fn == "fit"
     distiller.sums.load_state_dict(held["sums"], distiller.device)
     if distiller.scores and held["wanted"] is not None:

@@ -103,7 +103,7 @@ def tell_odd(trainer: pl.Trainer, graph: Graph, updates: float) -> None:
 
 
 def tell_short(trainer: pl.Trainer) -> None:
-    """Warn of an epoch that ended before its time, in which every schedule is counted."""
+    """Warn of an epoch that ended before its time, and drop the gradients that wait for an update in it."""
     loop = trainer.fit_loop.epoch_loop
     read, told = loop.batch_progress.current.ready, trainer.num_training_batches
     if read < told and not trainer.should_stop and not loop._is_training_done:
@@ -114,6 +114,7 @@ def tell_short(trainer: pl.Trainer) -> None:
                 f"limit_train_batches={read}"
             ]
         )
+        trainer.lightning_module.zero_grad()
 
 
 def _warn(found: Iterable[str]) -> None:

@@ -42,6 +42,27 @@ def test_rows_come_back_from_another_process(tmp_path):
     assert torch.equal(found[[0, 2]], words[[2, 0]])
 
 
+@pytest.mark.parametrize(
+    ("shapes", "layout"),
+    [
+        ({"logits": (5,)}, {}),
+        ({"logits": (3,), "embedding": (7,)}, {}),
+        ({"logits": (10,)}, {"dtype": "float32", "top_k": 3}),
+        ({"logits": (10,), "embedding": (3,)}, {"dtype": "float32", "top_k": 5}),
+    ],
+)
+def test_one_row_of_an_odd_width_is_read_as_several_are(tmp_path, shapes, layout):
+    layout = Layout(shapes, **{"dtype": "float16", **layout})
+    file, rows = RowFile(tmp_path / "rows", 4, layout.width), torch.arange(4)
+    file.write(rows, layout.encode({tap: torch.randn(4, *shape) for tap, shape in shapes.items()}))
+    several = layout.decode(file.read(rows)[0])
+    for row in range(4):
+        words, there = file.read(torch.tensor([row]))
+        assert there.tolist() == [True]
+        for tap, value in layout.decode(words).items():
+            assert torch.equal(value[0], several[tap][row])
+
+
 @pytest.mark.parametrize("word", range(7))
 def test_a_flipped_bit_is_seen_in_every_word(tmp_path, word):
     file = RowFile(tmp_path / "rows", 4, 5)

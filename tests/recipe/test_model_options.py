@@ -57,6 +57,13 @@ def test_options_of_a_backbone_have_one_place():
     assert told.endswith("beside its arch; say backbone: {arch: resnet8, widths: [4, 4, 8, 8]}")
 
 
+def test_a_state_that_no_weights_file_holds_is_refused_before_training(tmp_path):
+    (tmp_path / "extra.py").write_text(f"{NET}\n    def get_extra_state(self):\n        return {{'k': 1}}\n")
+    assert "Net: safetensors hold tensors only, its state also has _extra_state" in refused(
+        "extra.py:Net", "{}", tmp_path
+    )
+
+
 @pytest.mark.parametrize("arch", ["resnet8", "timm/test_resnet", "torchvision/resnet18", "my_net.py:Net"])
 def test_num_classes_is_none_of_them(arch, tmp_path):
     (tmp_path / "my_net.py").write_text(NET)

@@ -252,6 +252,45 @@ def test_a_run_may_be_measured_in_steps(options):
     assert rate == pytest.approx(distiller.rates["student"](1.25))
 
 
+class Filled(nn.Module):
+    """A loss whose buffer is made by its first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", None)
+
+    def forward(self, student):
+        mean = student.detach().mean(0)
+        if self.centre is None:
+            self.centre = mean.clone()
+        return (student - self.centre.lerp_(mean, 0.1).clone()).square().mean()
+
+
+def test_a_buffer_that_a_first_batch_makes_goes_on_with_the_run(tmp_path):
+    def make():
+        return kdkit.Distiller({"student": net(8, seed=3)}, ["ce", kdkit.Edge(Filled(), name="own")], lr=0.1)
+
+    whole, half, rest = make(), make(), make()
+    fit(whole, epochs=2)
+    fit(half, epochs=2, max_steps=4).save_checkpoint(tmp_path / "half.ckpt")
+    trainer(2).fit(rest, loader(), ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(rest.graph.edges["own"].losses[0].centre, whole.graph.edges["own"].losses[0].centre)
+    assert torch.equal(rest.student.fc.weight, whole.student.fc.weight)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.6, 0.7])
+def test_a_span_begins_with_the_step_that_its_share_names(share):
+    begun = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            begun.append([edge.name for edge in module.graph.now.edges])
+
+    edges = ["ce", kdkit.Edge("kd", when={"from": share})]
+    fit(kdkit.Distiller(pair(), edges), loader(n=160), epochs=3, callbacks=[Look()])
+    assert begun.index(["ce", "kd"]) == round(30 * share)
+
+
 def test_index_is_asked_for_before_training():
     distiller = kdkit.Distiller(pair(), [kdkit.Edge("crd", num_samples=64, num_negatives=8)])
     with pytest.raises(KdkitError, match=r"let the training batches be \(x, y, index\)"):

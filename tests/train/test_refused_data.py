@@ -71,6 +71,19 @@ def test_a_stream_that_is_shorter_than_was_promised_is_told_each_epoch(promised,
     assert not [record for record in caplog.records if "the data ended" in record.message]
 
 
+def test_gradients_that_wait_when_a_stream_ends_are_of_no_later_epoch():
+    """Four batches by three: the fourth waits for two that never come."""
+    distiller, left = student(), []
+
+    class Look(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            left.append([p.grad for p in module.student.parameters() if p.grad is not None and p.grad.any()])
+
+    words = {"limit_train_batches": 6, "accumulate_grad_batches": 3, "callbacks": [Look()]}
+    trainer(2, **words).fit(distiller, DataLoader(Stream(), batch_size=4))
+    assert left == [[], []]
+
+
 def blobs(**wrong):
     """A loader whose samples at the given places have the given labels."""
     data = Blobs(n=32)

@@ -28,7 +28,7 @@ class Poison(nn.Module):
 
     def forward(self, student):
         self.calls += 1
-        return student.mean() * (self.poison if self.calls > 3 else 1.0)
+        return student.mean() * (self.poison if self.calls > 2 else 1.0)
 
 
 def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
@@ -97,7 +97,7 @@ def test_a_failed_rehearsal_leaves_no_trace_either():
 def test_models_of_two_students_share_no_head():
     nodes = {"teacher": kdkit.frozen(net(12, seed=1)), "a": net(8, seed=2), "b": net(8, seed=3)}
     edge = kdkit.Edge("mse", taps="embedding", head={"linear": {"share": "p"}})
-    with pytest.raises(KdkitError, match="share parameters; give each its own head"):
+    with pytest.raises(KdkitError, match="share parameters; give each a head and a loss of its own"):
         fit(kdkit.Distiller(nodes, [edge]))
 
 
@@ -125,3 +125,72 @@ def test_what_sets_buffers_anew_begins_with_its_own():
     fit(kdkit.Distiller({"student": student}, ["ce"], lr=0.1), epochs=1, callbacks=[Watch()])
     assert {name: float(value) for name, value in seen[0].items()} == {"seen": 0.0}
     assert float(student.seen) == 64
+
+
+class Writes(nn.Module):
+    """A loss that changes what it is given."""
+
+    def __init__(self, word):
+        super().__init__()
+        self.word = word
+
+    def forward(self, student, teacher, labels):
+        {"teacher": teacher.detach(), "student": student, "labels": labels}[self.word].mul_(1)
+        return (student - teacher).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("teacher", "teacher.logits"), ("student", "student.logits"), ("labels", "labels")]
+)
+def test_a_loss_that_writes_into_what_others_read_is_refused(word, told):
+    edge = kdkit.Edge(Writes(word), name="own", source="teacher", target="student")
+    with pytest.raises(KdkitError, match=f"edge 'own': the loss changes {told} in place, which other losses read"):
+        fit(kdkit.Distiller(pair(), ["ce", edge]))
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.translator = nn.LazyLinear(4)
+
+    def forward(self, student):
+        return self.translator(student).mean()
+
+
+@pytest.mark.parametrize("loss", [Lazy, Lazy()])
+def test_a_layer_of_a_loss_has_its_size_before_the_first_batch(loss):
+    with pytest.raises(KdkitError, match=r"edge 'own': translator.weight, translator.bias would get a size"):
+        fit(kdkit.Distiller(pair(), [kdkit.Edge(loss, name="own")]))
+
+
+class Remembers(nn.Module):
+    """Keeps numbers from step to step where no checkpoint looks, and others that are of one step alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.centre, self.scale, self.last = 0, torch.zeros(5), float("nan"), None
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("held", torch.zeros(()))
+
+    def forward(self, student):
+        self.steps += 1
+        self.centre.lerp_(student.detach().mean(0), 0.1)
+        self.seen, self.last = self.seen + 1, student.detach()
+        self.held += 1
+        return student.mean()
+
+
+def test_what_no_checkpoint_holds_is_told_and_begins_untouched(caplog):
+    loss = Remembers()
+    fit(kdkit.Distiller({"student": net(8)}, ["ce", kdkit.Edge(loss, name="own")]), epochs=1, limit_train_batches=3)
+    told = [record.getMessage() for record in caplog.records if "no checkpoint holds it" in record.getMessage()]
+    assert [words.partition(" changes")[0] for words in told] == [
+        f"warning: edges.own.losses.0.{name}" for name in ("steps", "centre", "seen")
+    ]
+    assert (loss.steps, float(loss.seen), float(loss.held)) == (3, 3, 3)
+
+
+def test_a_student_that_was_frozen_once_is_told_so():
+    student = net(8).requires_grad_(False)
+    with pytest.raises(KdkitError, match="no weight of 'student' asks for a gradient; requires_grad_"):
+        fit(kdkit.Distiller({"student": student}, ["ce"]))
