@@ -48,7 +48,7 @@ def construct(edge: Edge, options: Mapping[str, Any]) -> nn.Module:
 
 def check_sized(edge: Edge, loss: nn.Module) -> None:
     """Its layers have their sizes before a first batch."""
-    if lazy := [name for name, p in loss.named_parameters() if is_lazy(p)]:
+    if lazy := [name for name, p in (*loss.named_parameters(), *loss.named_buffers()) if is_lazy(p)]:
         raise KdkitError(
             f"edge {edge.name!r}: {', '.join(lazy)} would get a size from a first batch (Lazy…); let the constructor "
             "ask for student_dim, teacher_dim or their _shape, which are known"

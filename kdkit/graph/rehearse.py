@@ -13,7 +13,7 @@ from kdkit import generators, ranks
 from kdkit.fault import own_line, what
 from kdkit.fault import where as line_of
 from kdkit.graph import checks
-from kdkit.graph.batch import Batch
+from kdkit.graph.batch import Batch, inputs
 from kdkit.graph.bound import BoundEdge
 from kdkit.graph.calls import Call
 from kdkit.graph.closing import check_cuts
@@ -21,13 +21,14 @@ from kdkit.graph.labels import check_labels, classes
 from kdkit.graph.links import End
 from kdkit.graph.twins import check_twins
 from kdkit.registry import KdkitError
-from kdkit.untouched import kept_apart, untouched
+from kdkit.untouched import untouched
 
 if TYPE_CHECKING:
     from kdkit.graph.graph import Graph
 
 log = logging.getLogger(__name__)
 
+LIBRARIES = ("kdkit", "torch", "timm", "torchvision", "torchmetrics", "transformers")
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError)
 
 
@@ -40,10 +41,10 @@ def rehearse(graph: Graph, example: Batch) -> tuple[bool, str]:
     """
     check_twins(graph)
     with untouched(graph), ranks.silence():
-        before, held, apart = generators.states(), _buffers(graph), _apart(graph)
+        before, held, loose = generators.states(), _buffers(graph), _loose(graph)
         graph.train()
         _step(graph, example)
-        _tell_lost(graph, apart, _apart(graph))
+        _tell_loose(loose, graph)
         drew, now = generators.states() != before, _buffers(graph)
         if _anew(held, now):  # or made at the first step, and kept from then on
             _step(graph, example)
@@ -67,28 +68,35 @@ def _step(graph: Graph, example: Batch) -> None:
                         _call(graph, edge, i, outputs, example)
 
 
-def _apart(graph: Graph) -> dict[Any, Any]:
-    found = kept_apart(graph)
-    return {where: value.detach().clone() if isinstance(value, Tensor) else value for where, value in found.items()}
+def _loose(graph: Graph) -> dict[tuple[str, str], tuple[Any, int]]:
+    """Numbers and tensors that losses of one's own keep outside of their parameters and buffers."""
+    found: dict[tuple[str, str], tuple[Any, int]] = {}
+    for path, part in graph.edges.named_modules():
+        if type(part).__module__.partition(".")[0] not in LIBRARIES:
+            for name, value in vars(part).items():
+                if isinstance(value, Tensor):
+                    found[path, name] = value, _version(value)
+                elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                    found[path, name] = value, 0
+    return found
 
 
-def _tell_lost(graph: Graph, before: Mapping[Any, Any], now: Mapping[Any, Any]) -> None:
-    """Warn of what a step leaves where no checkpoint looks."""
-    paths = {part: path for path, part in graph.named_modules()}
-    for (part, name), value in before.items():
-        if not _same(value, now.get((part, name), value)):
+def _tell_loose(before: Mapping[tuple[str, str], tuple[Any, int]], graph: Graph) -> None:
+    """Warn of what a step changes where no checkpoint looks."""
+    now = _loose(graph)
+    for (path, name), (value, version) in before.items():
+        left, its = now.get((path, name), (value, version))
+        if its != version or (left is not value and (isinstance(value, Tensor) or left != value)):
             log.warning(
-                "warning: %s.%s changes with every step, and no checkpoint holds it: a run that is resumed begins it "
-                "anew; register_buffer(%r, …) with a tensor that is changed in place lasts",
-                *(paths[part], name, name),
+                "warning: the loss %s: a step changes its %s, which no checkpoint holds: if later steps read it, a run "
+                "that is resumed is not what it would have been; a buffer that is changed in place goes with the run",
+                *(path.partition(".")[0], name),
             )
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Two numbers or tensors, of which NaN is the same as NaN."""
-    if type(a) is not type(b) or getattr(a, "shape", ()) != getattr(b, "shape", ()):
-        return False
-    return bool(torch.as_tensor((a == b) | ((a != a) & (b != b))).all())
+def _version(tensor: Tensor) -> int:
+    """What counts its changes in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _anew(before: Mapping[str, Tensor | None], now: Mapping[str, Tensor | None]) -> str:
@@ -103,6 +111,7 @@ def _buffers(graph: Graph) -> dict[str, Tensor | None]:
 
 
 def _read(graph: Graph, name: str, example: Batch, outputs: dict[End, Tensor]) -> None:
+    versions = [(x, _version(x)) for x in inputs(example.x)]
     try:
         with graph.now.readers[name].learning():
             graph.read(name, example, outputs, grad=name in graph.now.updates)
@@ -111,6 +120,11 @@ def _read(graph: Graph, name: str, example: Batch, outputs: dict[End, Tensor]) -
     except Exception as error:  # anybody's code fails in any way
         line = f"\n  {line_of(error)}".rstrip()
         raise KdkitError(f"model {name!r} cannot be trained on such a batch: {what(error)}{line}") from error
+    if len(graph.now.readers) > 1 and any(_version(x) != version for x, version in versions):
+        raise KdkitError(
+            f"model {name!r}: changes its input in place, which the other models read, too; let it work on a copy: "
+            "x = x / 2 for x /= 2, or clone()"
+        )
 
 
 def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], example: Batch) -> None:
@@ -121,7 +135,7 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
             f"{edge.edge.min_batch} of them, got {seen}; raise the batch size"
         )
     given = {**{str(end): value for end, value in outputs.items()}, "labels": example.labels, "index": example.index}
-    versions = [(name, value, value._version) for name, value in given.items() if value is not None]
+    versions = [(name, value, _version(value)) for name, value in given.items() if isinstance(value, Tensor)]
     try:
         value = edge.value(i, outputs, example, graph.progress, graph.loss_scale)
     except FAILURES as error:
@@ -131,10 +145,10 @@ def _call(graph: Graph, edge: BoundEdge, i: int, outputs: Mapping[End, Tensor], 
         line = f"\n  {own_line(error)}".rstrip()
         told = f"edge {edge.name!r}: the losses do not fit the models: {error} (taps: {shown}){line}"
         raise KdkitError(told) from error
-    if changed := [name for name, value, version in versions if value._version != version]:
+    if changed := [name for name, value, version in versions if _version(value) != version]:
         raise KdkitError(
-            f"edge {edge.name!r}: the loss changes {', '.join(changed)} in place, which other losses read, too; let it "
-            "work on a copy: t = teacher / 4 for t /= 4, or clone()"
+            f"edge {edge.name!r}: the loss changes {', '.join(changed)} in place, but others may read that, too; let "
+            "it work on a copy: t = teacher / 4 for t /= 4, or clone()"
         )
     checks.check_terms({edge.name: value})
     named = edge.name in graph.now.beside

@@ -32,11 +32,11 @@ def _make_room(distiller: Distiller, state: Mapping[str, Any]) -> None:
 
 def take_from(checkpoint: dict[str, Any], distiller: Distiller) -> None:
     """Go on in the middle of an epoch; outside fit, what only training needs is left in the file."""
+    _make_room(distiller, checkpoint["state_dict"])
     if not distiller.graph.phases:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("graph.edges.")}
         return
-    _make_room(distiller, checkpoint["state_dict"])
     held, distiller.watch.resumed = checkpoint["kdkit"], distiller.trainer.state.fn == "fit"
     distiller.sums.load_state_dict(held["sums"], distiller.device)
     if distiller.scores and held["wanted"] is not None:

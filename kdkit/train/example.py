@@ -109,12 +109,14 @@ def tell_short(trainer: pl.Trainer) -> None:
     if read < told and not trainer.should_stop and not loop._is_training_done:
         _warn(
             [
-                f"the data ended after {read} of the {told} batches that limit_train_batches promises: schedules stop "
-                f"before their end, and the Trainer, which validates after the last batch, does not; give "
-                f"limit_train_batches={read}"
+                f"the data ended after {read} of the {told} batches that its length or limit_train_batches promises: "
+                f"schedules stop before their end, and the Trainer, which validates after the last batch, does not; "
+                f"give limit_train_batches={read}"
             ]
         )
-        trainer.lightning_module.zero_grad()
+        distiller: Any = trainer.lightning_module
+        if distiller.borrow.accumulate > 1:
+            distiller.zero_grad()
 
 
 def _warn(found: Iterable[str]) -> None:
