@@ -16,6 +16,9 @@ from kdkit.bench.suite import ALONE, TEACHER
 if TYPE_CHECKING:
     from kdkit.bench.table import Line
 
+ROUNDED = 0.0025
+"""How far a teacher's accuracy in another precision may be from its own."""
+
 
 def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     """Lines with what the kept predictions say of each method beside the student alone and the teacher.
@@ -59,6 +62,8 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         ratio = None
         if teacher is not None:
             ratio = stats.transfer((mine * every).sum(axis=1), (base * every).sum(axis=1), whole[:, teacher])
+            if other := _of_another(groups[line.method], runs[teacher][1]):
+                ratio = stats.Transfer(math.nan, reason=other)
         notes = [
             *line.notes,
             *(["Δ, p and transfer ratio are beside the tuned student alone"] if beside == tuned else []),
@@ -77,6 +82,16 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
     held = any(map(selects, (row for group in groups.values() for row in group)))  # the table says whose they are
     told = [(*line.notes, anew) if off.get(line.method, 0) > 1e-6 and not held else line.notes for line in made]
     return [replace(line, p=p, notes=notes) for line, p, notes in zip(made, corrected, told, strict=True)]
+
+
+def _of_another(rows: Sequence[Row], teacher: Row) -> str:
+    """Why a table's teacher is not the one that taught these rows; empty where it may be."""
+    known = teacher["last"][teacher["node"]]["top1"]
+    for row in rows:
+        theirs = row["last"].get("teacher", {}).get("top1", known)
+        if abs(theirs - known) > ROUNDED and not selects(row):
+            return f"they learned from a teacher of {100 * theirs:.2f} %, not from this one of {100 * known:.2f} %"
+    return ""
 
 
 def _off(groups: dict[str, list[Row]], kept: Sequence[tuple[str, stats.Floats]], seeds: Sequence[int]) -> float:

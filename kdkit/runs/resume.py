@@ -37,9 +37,10 @@ def check_same(recipe: Recipe, folder: RunFolder) -> None:
     why = (
         ". Schedules are shares of the run: in a longer or shorter one the epochs behind it would have had other rates"
     )
+    remedy = f"give --resume the recipe that it began with ({folder.recipe})" if found else "put that back"
     raise KdkitError(
-        f"{folder.path} was begun with another recipe: {what}{why if longer else ''}; give --resume the recipe that it "
-        f"began with ({folder.recipe}), or start anew with --overwrite or another --out"
+        f"{folder.path} was begun with another recipe: {what}{why if longer else ''}; {remedy}, or start anew with "
+        "--overwrite or another --out"
     )
 
 

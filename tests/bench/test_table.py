@@ -164,6 +164,19 @@ def test_the_suites_are_trained_as_published(name, tmp_path):
     assert {method for (_, method), off in found.items() if off} <= {"reviewkd"}  # whose authors trained otherwise
 
 
+@pytest.mark.parametrize(("theirs", "told"), [(0.80, False), (0.801, False), (0.79, True)])
+def test_no_ratio_is_of_a_teacher_that_taught_somebody_else(theirs, told):
+    """One's own teacher beside rows of another machine, or the shipped ones."""
+    rows = grid()
+    for one in rows:
+        if one["method"] == "kd":
+            one["last"]["teacher"] = {"top1": theirs}
+    (made,) = blocks(rows)
+    assert math.isnan(line(made, "kd").transfer.ratio) == told
+    note = "no transfer ratio: they learned from a teacher of 79.00 %, not from this one of 80.00 %"
+    assert (note in line(made, "kd").notes) == told
+
+
 def test_a_student_that_was_published_at_another_rate():
     words = {"teacher": "wrn_40_2", "student": "shufflenetv1"}
     (made,) = blocks(grid(**words))
