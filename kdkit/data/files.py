@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from torch import Tensor
 from kdkit import draws
 from kdkit.registry import KdkitError
 
+log = logging.getLogger(__name__)
+
+UNREAD = (".gif", ".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tga", ".svg", ".psd")  # pictures all the same
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -168,4 +173,12 @@ def _images(folder: Path) -> list[str]:
         seen.add(real)
         below = os.path.relpath(where, folder)
         found += [os.path.normpath(os.path.join(below, f)) for f in files if f.lower().endswith(SUFFIXES)]
+        if odd := [f for f in files if f.lower().endswith(UNREAD)]:
+            _tell_unread(where, len(odd), os.path.splitext(odd[0])[1])
     return sorted(found)
+
+
+@cache
+def _tell_unread(folder: str, count: int, ending: str) -> None:
+    told = "warning: data: %s holds %d pictures (%s) of a kind that is not read; they are left out: convert them to PNG"
+    log.warning(told, printable(folder), count, ending)

@@ -249,3 +249,14 @@ def test_tiny_imagenet():
     samples = data.build("imagenet", root="imagenet-1k-samples", num_workers=0, eval_batch_size=2)
     assert samples.num_classes == 1000
     assert next(iter(samples.val_dataloader()))[0].shape == (2, 3, 224, 224)
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_told_once(tmp_path, caplog):
+    folder = make(tmp_path / "photos", {"ant": 6, "bee": 6})
+    for k in range(3):
+        Image.new("RGB", (8, 8)).save(folder / "bee" / f"moving{k}.GIF")
+    (folder / "ant" / "notes.txt").touch()
+    for _ in range(2):
+        assert build(folder, holdout=0.5).num_samples == 6
+    (told,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert f"{folder / 'bee'} holds 3 pictures (.GIF) of a kind that is not read" in told
