@@ -180,5 +180,5 @@ def _images(folder: Path) -> list[str]:
 
 @cache
 def _tell_unread(folder: str, count: int, ending: str) -> None:
-    told = "warning: data: %s holds %d pictures (%s) of a kind that is not read; they are left out: convert them to PNG"
+    told = "warning: data: %s holds pictures of a kind that is not read (%d %s); they are left out: convert them to PNG"
     log.warning(told, printable(folder), count, ending)

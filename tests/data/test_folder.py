@@ -259,4 +259,4 @@ def test_pictures_of_a_kind_that_is_not_read_are_told_once(tmp_path, caplog):
     for _ in range(2):
         assert build(folder, holdout=0.5).num_samples == 6
     (told,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert f"{folder / 'bee'} holds 3 pictures (.GIF) of a kind that is not read" in told
+    assert f"{folder / 'bee'} holds pictures of a kind that is not read (3 .GIF)" in told
