@@ -19,7 +19,7 @@ def states() -> bytes:
 def seed(key: int, device: torch.device) -> None:
     """Let all of them begin anew from a key of `draws`, with the device's.
 
-    Not by `torch.manual_seed`: it notes a whole traceback for each kind of device that is not in use, 1 ms a call.
+    Not by `torch.manual_seed`: it notes a whole traceback for each kind of device that is not in use.
     """
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)

@@ -110,7 +110,7 @@ def tell_short(trainer: pl.Trainer) -> None:
         _warn(
             [
                 f"the data ended after {read} of the {told} batches that its length or limit_train_batches promises: "
-                f"schedules stop before their end, and the Trainer, which validates after the last batch, does not; "
+                "schedules stop before their end, and the Trainer, which validates after the last batch, does not; "
                 f"give limit_train_batches={read}"
             ]
         )

@@ -7,7 +7,7 @@ from typer import testing
 
 from kdkit.cli import app
 
-testing._get_command = cache(testing._get_command)  # all verbs and their words, 60 ms
+testing._get_command = cache(testing._get_command)  # all verbs and their words, once
 
 RECIPE = """\
 data: {name: fake, samples: 32, classes: 5, shape: [3, 8, 8], batch_size: 16}

@@ -204,7 +204,7 @@ def test_what_is_drawn_is_a_function_of_the_step(dropout, loss):
 def test_a_step_is_seeded_as_torch_would_and_notes_no_traceback(monkeypatch):
     torch.manual_seed(5)
     wanted = torch.rand(3)
-    monkeypatch.setattr("traceback.format_stack", lambda: pytest.fail("half a millisecond"))
+    monkeypatch.setattr("traceback.format_stack", lambda: pytest.fail("a traceback in every step"))
     generators.seed(5, torch.device("cpu"))
     assert torch.equal(torch.rand(3), wanted)
 
