@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ def key(row: Row) -> tuple[str, str]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of a file; what a power cut left of a last one is none.
+    """Every row of a file; what a power cut left of a last one is none, which a warning tells.
 
     Raises:
         KdkitError: no such file, or a line that is no row of `kdkit bench`, or not as it was written.
@@ -49,9 +50,15 @@ def read_rows(path: Path) -> list[Row]:
         where = f"its rows are in {path / 'results.jsonl'}" if there else "name a file of rows"
         raise KdkitError(f"{path} is a folder; {where}")
     try:
-        text = _ended(path.read_bytes()).decode().replace("\r\n", "\n")
+        left = path.read_bytes()
+        whole = _ended(left)
+        text = whole.decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KdkitError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(whole) < len(left):
+        warnings.warn(
+            f"{path}: its last row was cut off and counts for nothing; `kdkit bench` runs it again", stacklevel=2
+        )
     found = []
     for i, line in enumerate(text.split("\n")[:-1], 1):
         try:

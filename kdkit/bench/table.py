@@ -126,7 +126,7 @@ def _block(rows: list[Row], others: list[str]) -> Block:
         notes.append("no row of the student alone: nothing is compared with it")
     elif not any(row["method"] == TEACHER for row in rows):
         notes.append("no row of the teacher: no transfer ratio")
-    notes += [*_several(groups), *_test_sets(rows), *_held_out(rows), *_budgets(rows)]
+    notes += [*_several(groups), *_test_sets(rows), *_held_out(rows), *_budgets(rows), *_machines(rows)]
     lines = compared(lines, groups)
     title = f"{first['pair']} on {first['data']}, {_epochs(first)}"
     return Block(title, _facts(rows), lines, notes)
@@ -162,6 +162,11 @@ def _budgets(rows: Sequence[Row]) -> Iterator[str]:
     if len(set(trials.values())) > 1:
         told = ", ".join(f"{method} {count}" for method, count in trials.items())
         yield f"no equal budget: numbers of trials are {told}; `kdkit tune --trials {max(trials.values())}` goes on"
+
+
+def _machines(rows: Sequence[Row]) -> Iterator[str]:
+    if len({_machine(row) for row in rows if row["minutes"] is not None}) > 1:
+        yield "its rows ran on several machines, or beside different numbers of runs: minutes and memory do not compare"
 
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +49,14 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, cla
     keys = draws.bits(draws.key(seed, "probe"), torch.arange(len(labels)))
     out, rest = stratified(labels.cpu(), max(1, round(HELD_OUT * len(labels))), keys)
     weights = torch.zeros(train.shape[1] + 1, classes, device=train.device)
-    best = (-1.0, GRID[0])
+    tried = []
     for decay in GRID:
         weights = _fit(train[rest], labels[rest], weights, decay)
-        accuracy = _accuracy(weights, train[out], labels[out])
-        best = max(best, (accuracy, decay))  # of equals the stronger
+        tried.append((_accuracy(weights, train[out], labels[out]), decay))
+    best = max(tried)  # of equals the stronger
+    place = tried.index(best)
+    if place in (0, len(GRID) - 1) and tried[abs(place - 1)][0] < best[0]:
+        warnings.warn(f"the best λ, {best[1]:g}, is the last one that was tried: another may be better", stacklevel=2)
     whole = _fit(train, labels, torch.zeros_like(weights), best[1])
     return Linear(_accuracy(whole, test, truth), *best)
 

@@ -444,6 +444,16 @@ def test_a_run_without_its_whole_time_has_no_minutes():
 def test_minutes_of_runs_side_by_side_are_told():
     (made,) = blocks(grid(side_by_side=4))
     assert made.facts.endswith("P, 1 thread, 4 runs side by side")
+    assert not any("memory" in note for note in made.notes)
+
+
+def test_minutes_of_several_machines_are_told():
+    rows = grid()
+    rows[-1] = {**rows[-1], "machine": {"processor": "Q", "threads": 1, "gpus": []}}
+    (made,) = blocks(rows)
+    assert any("several machines" in note for note in made.notes)
+    (made,) = blocks([*rows[:-1], {**rows[-1], "minutes": None}])  # none was taken on the other
+    assert not any("memory" in note for note in made.notes)
 
 
 def test_published_numbers():
