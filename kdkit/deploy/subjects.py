@@ -16,6 +16,7 @@ from kdkit.models.custom import load_factory
 from kdkit.recipe.errors import RecipeError
 from kdkit.recipe.own_code import known_of, strays
 from kdkit.registry import KdkitError
+from kdkit.runs.eval_recipe import side_of
 from kdkit.runs.evaluate import ENDING
 from kdkit.runs.folder import RunFolder
 from kdkit.runs.papers import read_recipe
@@ -73,8 +74,8 @@ def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subj
             raise KdkitError(f"{path} does not say what model it is of; give a run's folder, or the model's name")
         if not own:
             refuse_code(path, told)
-        shape, base = _shape(told, told.get("data"), image_size), path.parent if own else None
-        return [_made(path.stem, told, shape, told.get("num_classes"), base)]
+        shape = _shape(told, told.get("data"), image_size or side_of(told.get("data") or {}, told))
+        return [_made(path.stem, told, shape, told.get("num_classes"), path.parent if own else None)]
     net = models.build(word, num_classes=num_classes or _classes(word))
     return [Subject(word, word, net, _published_shape(net, image_size))]
 

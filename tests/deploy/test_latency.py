@@ -189,6 +189,8 @@ def test_weights_by_themselves_are_timed_by_what_they_say_of_themselves(tmp_path
     models.save_weights(net, tmp_path / "alone.safetensors", told)
     (subject,) = subjects([str(tmp_path / "alone.safetensors")])
     assert (subject.name, subject.shape) == ("alone", (3, 8, 8))
+    models.save_weights(net, tmp_path / "photos.safetensors", {**told, "data": '{"name": "folder", "image_size": 48}'})
+    assert [its.shape for its in subjects([str(tmp_path / "photos.safetensors")])] == [(3, 48, 48)]
     models.save_weights(net, tmp_path / "bare.safetensors")
     with pytest.raises(KdkitError, match="does not say what model it is of"):
         subjects([str(tmp_path / "bare.safetensors")])
