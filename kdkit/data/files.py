@@ -182,3 +182,10 @@ def _images(folder: Path) -> list[str]:
 def _tell_unread(folder: str, count: int, ending: str) -> None:
     told = "warning: data: %s holds pictures of a kind that is not read (%d %s); they are left out: convert them to PNG"
     log.warning(told, printable(folder), count, ending)
+
+
+@cache
+def tell_untested(folder: Path, count: int, first: str) -> None:
+    """Warn, once, of so many classes without a test image."""
+    told = "warning: data: %s has no test image of %d class%s (such as %s): accuracies are of the others"
+    log.warning(told, printable(folder), count, "es" * (count > 1), printable(first))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD, DataFacts
-from kdkit.data.files import FileList, data_root, find_images, find_unlabelled, listing
+from kdkit.data.files import FileList, data_root, find_images, find_unlabelled, listing, tell_untested
 from kdkit.data.module import DataModule
 from kdkit.data.order import Order
 from kdkit.data.photos import ResizedCrop
@@ -118,8 +118,13 @@ class Folder(DataModule):
     def describe(self) -> DataFacts:
         """Counts the files; raises `KdkitError` where there is no such folder."""
         train, test = self.sets
-        count = len(train.classes or test.classes) if self.labels else self.classes
-        return self._facts(count, len(train.names))
+        if not self.labels:
+            return self._facts(self.classes, len(train.names))
+        classes = train.classes or test.classes
+        tested = set(test.labels.tolist())
+        if tested and (lacking := [name for i, name in enumerate(classes) if i not in tested]):
+            tell_untested(self.folder, len(lacking), lacking[0])
+        return self._facts(len(classes), len(train.names))
 
     def _facts(self, classes: int, samples: int) -> DataFacts:
         size = (3, self.image_size, self.image_size)

@@ -260,3 +260,16 @@ def test_pictures_of_a_kind_that_is_not_read_are_told_once(tmp_path, caplog):
         assert build(folder, holdout=0.5).num_samples == 6
     (told,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert f"{folder / 'bee'} holds pictures of a kind that is not read (3 .GIF)" in told
+
+
+def test_classes_without_a_test_image_are_told_once(tmp_path, caplog):
+    make(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2})
+    make(tmp_path / "val", {"ant": 1, "bee": 1, "cat": 1})
+    build(tmp_path).describe()
+    build(tmp_path / "train", holdout=0).describe()
+    assert not caplog.records
+    make(tmp_path / "few", {"ant": 40, "bee": 1})
+    for _ in range(2):
+        build(tmp_path / "few", holdout=0.1).describe()
+    (told,) = caplog.messages
+    assert f"{tmp_path / 'few'} has no test image of 1 class (such as bee)" in told
