@@ -122,6 +122,18 @@ def test_two_at_the_same_time_are_both_right(served, tmp_path):
     assert [path.name for path in (tmp_path / "there").iterdir()] == [NAME]
 
 
+def test_nothing_is_fetched_unasked_nor_against_the_word(monkeypatch):
+    monkeypatch.delenv("KDKIT_DATA", raising=False)
+    assert [download.may_download(None, word) for word in (None, True, False)] == [True, True, False]
+    monkeypatch.setenv("KDKIT_DATA", "/data")
+    assert [download.may_download(None, word) for word in (None, True, False)] == [False, True, False]
+
+
+def test_a_download_that_brings_nothing_is_a_failure(tmp_path):
+    with pytest.raises(download.FAILURES):
+        fetch(tmp_path, "set", lambda part: None)
+
+
 def test_what_a_killed_one_left_goes_with_the_next_and_that_of_a_living_one_stays(tmp_path):
     def get(part):
         os.makedirs(os.path.join(part, "set"))

@@ -8,7 +8,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kdkit import data
+from kdkit.data import files
 from kdkit.data.photos import ResizedCrop
+from kdkit.data.pixels import read_rgb
 from kdkit.draws import uniforms
 from kdkit.recipe import loads
 from kdkit.registry import KdkitError
@@ -69,6 +71,16 @@ def test_a_new_photograph_leaves_the_others_in_their_parts(tmp_path):
     assert len(before ^ after) <= 2
 
 
+def test_images_are_numbered_by_name_whatever_the_disk_lists_first(tmp_path, monkeypatch):
+    make(tmp_path, {"bee": 3, "ant": 2})
+    walk, entries = os.walk, files._entries
+    monkeypatch.setattr(os, "walk", lambda *a, **k: ((at, d, sorted(f)[::-1]) for at, d, f in walk(*a, **k)))
+    monkeypatch.setattr(files, "_entries", lambda folder: sorted(entries(folder), key=lambda e: e.name)[::-1])
+    found = files.find_images(tmp_path)
+    assert (found.classes, found.labels.tolist()) == (["ant", "bee"], [0, 0, 1, 1, 1])
+    assert found.names == sorted(found.names)
+
+
 def test_images_written_anew_are_others(tmp_path):
     photo, before = make(tmp_path, {"ant": 2, "bee": 2}) / "ant" / "000.png", build(tmp_path, holdout=0).checksum()
     photo.write_bytes(photo.read_bytes()[:-1] + b"?")
@@ -121,6 +133,14 @@ def test_resume_in_mid_epoch_counts_what_was_handed_out(photos, workers):
     assert same(list(resumed), expected[2:])
 
 
+def test_what_workers_made_of_an_epoch_that_was_left_is_not_counted(photos):
+    loader = build(photos, holdout=0).train_dataloader()
+    list(loader._plan)  # as workers that are ahead do,
+    loader._plan.waiting.popleft()  # and one batch was taken
+    next(iter(loader))
+    assert loader.state_dict()["position"] == 1
+
+
 def test_every_sample_once_an_epoch_and_evaluation_on_the_centre_crop(photos):
     module = build(photos, holdout=0.2, val_split=8, resize=30)
     index = torch.cat([i for _, _, i in module.train_dataloader()])
@@ -135,6 +155,18 @@ def test_every_sample_once_an_epoch_and_evaluation_on_the_centre_crop(photos):
     of_tensors = v2.Compose([v2.PILToTensor(), *crop, *finish])
     torch.testing.assert_close(x[0], of_tensors(image), rtol=0, atol=1e-6)
     assert levels(module, x[0], v2.Compose([*crop, v2.PILToTensor(), *finish])(image)) <= 1.01
+
+
+def test_without_augment_training_sees_the_centre_crop_too(photos):
+    module = build(photos, holdout=0, augment=False)
+    x, _, index = next(iter(module.train_dataloader()))
+    pixels = torch.stack([module.transform(False)(read_rgb(path)) for path in module.sets[0].paths(index)])
+    mean, std = (torch.tensor(its)[:, None, None] for its in (module.mean, module.std))
+    torch.testing.assert_close(x, (pixels / 255 - mean) / std)
+
+
+def test_the_centre_crop_is_of_a_larger_image():
+    assert data.build("imagenet").shorter_side == 256
 
 
 def test_every_image_may_be_the_test_set(photos):

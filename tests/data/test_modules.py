@@ -123,10 +123,37 @@ def test_val_split_subset_and_training_are_disjoint_and_stay_put():
     assert set(data.build("digits", val_split=0.2, subset=100).parts[0].tolist()) < set(train.tolist())
 
 
+def test_a_subset_beside_val_split_is_chosen_by_its_own_samples_keys():
+    module = data.build("digits", val_split=0.2, subset=500)
+    (chosen, val), labels, keys = module.parts, module.read_labels(True), module.sample_keys()
+    left = torch.ones(len(labels), dtype=torch.bool)
+    left[torch.cat([chosen, val])] = False
+    for its in range(10):
+        assert keys[chosen][labels[chosen] == its].max() <= keys[left & (labels == its)].min()
+
+
+def test_order_parts_and_noise_are_those_of_every_version():
+    """Else a run that goes on under a newer version would see other batches, and its teacher's held-out images."""
+    module = data.build("digits", val_split=0.1, subset=300, label_noise=0.5, batch_size=8, seed=3)
+    loader = module.train_dataloader()
+    loader.set_epoch(2)
+    _, y, index = next(iter(loader))
+    assert (index.tolist(), y.tolist()) == ([281, 172, 58, 179, 226, 247, 192, 259], [3, 6, 3, 7, 5, 4, 9, 5])
+    assert [part[:5].tolist() for part in module.parts] == [[5, 6, 8, 12, 13], [24, 31, 43, 47, 63]]
+    assert module.view_number(2, index).tolist() == [17, 16, 7, 11, 12, 20, 2, 2]
+
+
 def test_without_val_split_validation_is_the_test_set_and_selects_nothing():
     module = data.build("digits")
     assert not module.selects
     assert [y.tolist() for _, y in module.val_dataloader()] == [y.tolist() for _, y in module.test_dataloader()]
+
+
+def test_what_is_evaluated_on_is_seen_as_it_is():
+    module, plain = data.build("digits", val_split=0.1), data.build("digits", val_split=0.1, augment=False)
+    for loader in ("val_dataloader", "test_dataloader"):
+        found, wanted = (next(iter(getattr(its, loader)())) for its in (module, plain))
+        assert torch.equal(found[0], wanted[0])
 
 
 def test_batches_index_and_sample_labels_agree_also_under_noise():
@@ -171,6 +198,11 @@ def test_facts_are_known_without_data_and_fake_data_keeps_them(name, monkeypatch
     assert module.num_classes == facts.num_classes > int(y.max())
     assert (module.mean, module.std, module.num_samples) == (facts.mean, facts.std, 8)
     assert int(index.max()) < 8
+
+
+def test_fake_data_hold_out_as_many_as_they_train_on():
+    module = data.build("digits", batch_size=4, val_split=0.1, fake=True)
+    assert [len(part) for part in module.parts] == [16, 16]
 
 
 def test_facts_follow_the_options():

@@ -85,6 +85,24 @@ def test_resume_goes_on_after_the_last_batch(stop):
     assert [b.tolist() for b in rest] == [b.tolist() for b in expected[stop:]]
 
 
+def test_resume_after_an_epoch_that_was_cut_short_begins_the_next_one():
+    """As with `limit_train_batches`: the checkpoint stands in the middle of an epoch that is over."""
+    order = Order(40, 8, seed=0)
+    order.set_epoch(1)
+    expected = epoch_of(order)
+    resumed = Order(40, 8, seed=0)
+    resumed.load_state_dict({**order.state_dict(), "epoch": 0, "position": 2})
+    resumed.set_epoch(1)
+    assert torch.equal(torch.cat(epoch_of(resumed)), torch.cat(expected))
+
+
+def test_a_plain_loop_that_was_resumed_and_left_starts_its_epoch_over():
+    order, resumed = Order(40, 8, seed=0), Order(40, 8, seed=0)
+    resumed.load_state_dict({**order.state_dict(), "position": 2})
+    resumed.position, _ = next(resumed.batches())
+    assert torch.equal(torch.cat(epoch_of(resumed)), torch.cat(epoch_of(order)))
+
+
 def test_set_epoch_alone_starts_an_epoch_over():
     order = Order(40, 8, seed=0)
     expected = epoch_of(order)
@@ -95,6 +113,14 @@ def test_set_epoch_alone_starts_an_epoch_over():
 def test_resume_with_another_batch_size_is_refused():
     with pytest.raises(KdkitError, match="batch_size must be 8 as in the checkpoint, got 16"):
         Order(101, 16, seed=0).load_state_dict(Order(101, 8, seed=0).state_dict())
+
+
+@pytest.mark.parametrize("other", [{"num_samples": 100}, {"seed": 1}, {"drop_last": True}])
+def test_resume_with_other_batches_is_refused(other):
+    words = {"num_samples": 101, "batch_size": 8, "seed": 0}
+    (name,) = other
+    with pytest.raises(KdkitError, match=f"{name} must be .* as in the checkpoint"):
+        Order(**{**words, **other}).load_state_dict(Order(**words).state_dict())
 
 
 def test_stratified_part_is_exact_nested_and_in_proportion():
@@ -109,6 +135,11 @@ def test_stratified_part_is_exact_nested_and_in_proportion():
 def test_a_rare_class_is_in_a_small_part_as_seldom_as_in_the_whole():
     labels = torch.tensor([0] * 99 + [1])
     assert labels[stratified(labels, 10, keys(100))[0]].sum() == 0
+
+
+def test_a_rare_class_is_in_a_large_part_as_often_as_in_the_whole():
+    labels = torch.tensor([0] * 99 + [1])
+    assert labels[stratified(labels, 60, keys(100))[0]].sum() == 1
 
 
 def test_what_is_left_over_after_equal_shares_is_of_any_class():

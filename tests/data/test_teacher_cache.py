@@ -5,14 +5,14 @@ import json
 import os
 import resource
 import threading
-from contextlib import closing
+from contextlib import closing, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kdkit.data.row_file import RowFile
-from kdkit.data.teacher_cache import Layout, TeacherCache
+from kdkit.data.teacher_cache import Layout, TeacherCache, check_room
 from kdkit.registry import KdkitError
 
 SHAPES = {"logits": (10,), "embedding": (4, 2)}
@@ -170,6 +170,11 @@ def test_other_weights_are_another_cache(tmp_path):
     assert json.loads((b.folder / "cache.json").read_text())["weights"] == "b"
 
 
+def test_another_layout_is_another_cache(tmp_path):
+    made = [cache(tmp_path), cache(tmp_path, dtype="float32"), cache(tmp_path, top_k=3), cache(tmp_path, top_k=4)]
+    assert len({its.folder for its in made}) == 4
+
+
 def test_top_k_keeps_the_best_and_spreads_the_rest(tmp_path):
     rows = torch.arange(4)
     live = values(rows)
@@ -207,10 +212,21 @@ def test_what_the_disk_cannot_hold_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_holds_it_just_so(tmp_path, monkeypatch):
+    layout = Layout(SHAPES)
+    size = 2 * 50 * (layout.width + 2)
+    for free in (size, size - 1):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with nullcontext() if free == size else pytest.raises(KdkitError, match="do not fit"):
+            check_room(tmp_path, layout, 50, [])
+
+
 def test_what_float16_cannot_hold_is_refused(tmp_path):
     rows = torch.arange(2)
     with pytest.raises(KdkitError, match=r"beyond the range of float16; say cache: \{dtype: float32\}"):
         cache(tmp_path)(rows, lambda: {tap: 1e6 * value for tap, value in values(rows).items()})
+    with pytest.raises(KdkitError, match="logits has values beyond the range of float16"):
+        cache(tmp_path)(rows, lambda: {**values(rows), "logits": torch.full((2, 10), -1e6)})
     with pytest.raises(KdkitError, match="beyond the range of float32; leave `cache` out"):
         cache(tmp_path, dtype="float32")(rows, lambda: {t: 1e60 * v.double() for t, v in values(rows).items()})
 

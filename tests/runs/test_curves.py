@@ -110,3 +110,8 @@ def test_who_came_back_was_away_between():
     assert [e for e, row in rows.items() if "val/a/top1" in row] == [1, 2, 4, 5]
     assert all("loss/ce" in row for row in rows.values())
     assert there(events) == {"a": "epochs 0–2, 3.5–"}
+
+
+def test_who_is_not_there_has_no_rate_either():
+    rows = {1: {"val/b/top1": 0.1, "lr/b": 0.1, "loss/ce": 1.0}}
+    assert without_absent(rows, [Told(1, "b", "joins", "")]) == {1: {"loss/ce": 1.0}}

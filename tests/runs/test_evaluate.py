@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import suppress
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,16 @@ from torch.nn import functional as F
 from kdkit import data, models
 from kdkit.console import show
 from kdkit.registry import KdkitError
-from kdkit.runs.evaluate import classes_table, evaluate, keep, predictions, results_table, score, write_evaluation
+from kdkit.runs.evaluate import (
+    _held_out,
+    classes_table,
+    evaluate,
+    keep,
+    predictions,
+    results_table,
+    score,
+    write_evaluation,
+)
 from kdkit.runs.folder import write_json
 from kdkit.runs.trained import Trained
 from tests.cli.command import kdkit
@@ -266,6 +276,13 @@ def test_a_temperature_of_images_held_out_of_training_and_of_no_others(run):
     assert nll(found["temperature"]) <= min(nll(found["temperature"] * k) for k in (0.95, 1.05))
     assert found["ece_scaled"] == pytest.approx(scaled, abs=2e-4)
     assert "temperature" not in evaluate(folder, ["data={name: digits, image_size: 8}"])["student"]
+
+
+@pytest.mark.parametrize(("name", "held_out"), [("cifar10", True), ("folder", False)])
+def test_what_another_folder_holds_out_was_not_held_out_of_training(name, held_out):
+    """CIFAR-10 that was moved is still CIFAR-10."""
+    module, recipe = SimpleNamespace(selects=True), SimpleNamespace(data=SimpleNamespace(name=name))
+    assert _held_out(module, recipe, ["data.root=/elsewhere"]) == held_out
 
 
 def test_what_was_found_is_kept_by_what_was_looked_at(run, tmp_path):

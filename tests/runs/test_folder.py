@@ -59,6 +59,12 @@ def test_a_run_leaves_nothing_behind_when_it_is_overwritten(run):
     assert list(run.path.iterdir()) == []
 
 
+def test_the_lock_is_held_while_an_old_run_goes(run):
+    with only_here(run):
+        run.prepare(resume=False, overwrite=True)
+        assert files(run) == [run.lock.name]
+
+
 @pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", ["thesis.tex", "recipe.yaml", "result.json", "provenance.json", ".git"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, name, resume, overwrite):
@@ -86,6 +92,13 @@ def test_a_run_that_has_nothing_to_go_on_with_begins_anew(run):
     for resume in (False, True):
         run.prepare(resume=resume, overwrite=False)
     assert not run.recipe.exists()
+
+
+def test_resuming_what_has_no_checkpoint_leaves_nothing_of_its_beginning(run):
+    for path in (run.result, run.checkpoint):
+        path.unlink()
+    run.prepare(resume=True, overwrite=False)
+    assert files(run) == []
 
 
 def test_resuming_deletes_nothing(run):

@@ -8,7 +8,8 @@ from kdkit.registry import KdkitError
 from kdkit.runs import fit as fitting
 from kdkit.runs.fit import fit
 from kdkit.runs.folder import RunFolder, read_json, write_json
-from kdkit.runs.result import figures
+from kdkit.runs.result import figures, read_result, write_figures
+from kdkit.runs.resume import standing
 from kdkit.runs.rows import MetricRows
 from tests.cli.command import RECIPE, refused
 
@@ -110,6 +111,19 @@ def test_figures_come_in_the_order_of_the_recipe_whatever_the_rows_order():
         assert found["best"]["student"] == {"top1": 0.6, "nll": 3.0, "epoch": 1}
 
 
+def test_figures_of_a_model_are_not_those_of_another_whose_name_begins_alike():
+    rows = {1: {"val/student/top1": 0.5, "val/student2/top1": 0.9, "val/student2/nll": 1.0}}
+    found = figures(rows, ["student", "student2"])
+    assert found["last"] == {"student": {"top1": 0.5}, "student2": {"top1": 0.9, "nll": 1.0}}
+
+
+def test_what_was_no_number_is_read_as_none(tmp_path):
+    folder = RunFolder(tmp_path)
+    metrics = {"student": {"top1": 0.1, "nll": float("nan")}}
+    write_figures(folder, {"last": metrics, "best": metrics})
+    assert read_result(folder).not_finite == ["student nll"]
+
+
 def test_of_equal_epochs_the_first_is_the_best():
     rows = {epoch: {"val/student/top1": top1} for epoch, top1 in enumerate((0.4, 0.5, 0.5, 0.3), start=1)}
     assert figures(rows, ["student"])["best"]["student"]["epoch"] == 2
@@ -125,6 +139,20 @@ def test_rows_after_the_checkpoint_are_forgotten(tmp_path):
     again.restore(2)
     assert list(again.rows) == [1, 2]
     assert again.rows[2]["step"] == 10
+
+
+def test_numbers_have_nine_digits(tmp_path):
+    rows = MetricRows(tmp_path / "metrics.csv")
+    rows.log_metrics({"epoch": 0, "loss/ce": 2 / 3}, step=0)
+    assert rows.rows[1]["loss/ce"] == 0.666666667
+
+
+def test_where_a_checkpoint_without_rows_stands(tmp_path):
+    """As older versions wrote them; Lightning counts epochs from 0."""
+    folder = RunFolder(tmp_path)
+    folder.checkpoint.parent.mkdir()
+    torch.save({"epoch": 2, "state_dict": {}, "kdkit": {}}, folder.checkpoint)
+    assert (standing(folder).epochs, standing(folder).rows) == (3, None)
 
 
 DAMAGE = {

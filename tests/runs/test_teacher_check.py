@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ import torch
 from kdkit import models
 from kdkit.recipe import load
 from kdkit.registry import KdkitError
+from kdkit.runs import teacher_check
 from kdkit.runs.fit import fit
 from kdkit.runs.folder import write_json
+from kdkit.runs.teacher import saw_held_out
 from kdkit.runs.teacher_check import Scored, scored
 from tests.cli.command import kdkit, refused
 
@@ -181,3 +184,26 @@ def test_chance_is_what_independent_answers_agree_on():
 def test_the_word_is_one_of_the_recipe(pupil):
     with pytest.raises(KdkitError, match="check_teachers"):
         load(pupil("random")[0], ["trainer.check_teachers=sometimes"])
+
+
+def test_what_it_looks_at_is_of_all_the_images(monkeypatch):
+    """A folder's lie class by class."""
+    monkeypatch.setattr(teacher_check, "converted", lambda distiller, raw: raw)
+    labels = torch.arange(10).repeat_interleave(200)
+    images = SimpleNamespace(setup=lambda stage: None, selects=False, parts=None, eval_batch_size=512)
+    images.read_labels, images.loader = lambda train: labels, lambda train, ids, y, order, views: [(ids, y)]
+    distiller = SimpleNamespace(device="cpu", transfer_batch_to_device=lambda batch, *_: batch)
+    distiller.on_after_batch_transfer = lambda batch, _: batch
+    ((x, y),) = teacher_check._images(distiller, images)
+    assert torch.equal(labels[x], y)
+    assert (len(y), y.unique().tolist()) == (teacher_check.MOST, list(range(10)))
+
+
+@pytest.mark.parametrize(("seed", "saw"), [(0, False), (1, True)])
+def test_another_split_holds_out_other_images(monkeypatch, seed, saw):
+    def of(split_seed):
+        return SimpleNamespace(name="digits", arguments={"val_split": 0.1, "split_seed": split_seed})
+
+    ours = SimpleNamespace(models={"teacher": SimpleNamespace(tune=None, source="recipe")}, data=of(0))
+    monkeypatch.setattr("kdkit.runs.teacher.source", lambda recipe, name: SimpleNamespace(data=of(seed)))
+    assert saw_held_out(ours, "teacher") == saw

@@ -184,6 +184,15 @@ def test_what_is_seen_are_the_held_out_images_and_never_the_test_set(monkeypatch
     assert coordinated.graph.edges["dml"].coordination.nll[0] == pytest.approx(float(want), rel=1e-4)
 
 
+def test_of_many_held_out_images_the_first_are_looked_at(monkeypatch):
+    module, distiller = digits(val_split=0.2), made(coordinate=True)
+    monkeypatch.setattr("kdkit.train.adapt.MOST", 40)
+    fit(distiller, module, epochs=1, limit_train_batches=1, limit_val_batches=0)
+    x, y = (part[:40] for part in next(iter(module.val_dataloader())))
+    want = F.cross_entropy(distiller.graph.model("a").eval()(x).detach(), y)
+    assert distiller.graph.edges["dml"].coordination.nll[0] == pytest.approx(float(want), rel=1e-4)
+
+
 def test_without_held_out_images_it_is_refused():
     for words in WORDS:
         with pytest.raises(KdkitError, match=r"edge 'dml': follows held-out training samples, .* say `val_split: 0.1`"):

@@ -347,6 +347,15 @@ def test_sums_of_a_checkpoint_move_with_the_terms():
     assert sums.sums["ce"].device.type == "meta"
 
 
+def test_steps_that_count_nothing_are_remembered_in_a_checkpoint():
+    sums, again = TermSums(), TermSums()
+    for value, good in ((2.0, True), (9.0, False)):
+        sums.good = torch.tensor(good)
+        sums.add({"ce": torch.tensor(value)})
+    again.load_state_dict(sums.state_dict(), torch.device("cpu"))
+    assert float(again.means()["ce"]) == 2.0
+
+
 def test_gradients_of_full_precision_losses_are_not_autocast():
     x = torch.randn(32, 64, requires_grad=True)
     t = torch.randn(32, 64)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import kdkit
 from kdkit import data
 from kdkit.graph.audience import Audience
 from kdkit.graph.links import End
+from kdkit.registry import KdkitError
 from tests.nets import net
 from tests.train.running import compiled_by, fit, loader, trainer
 
@@ -174,6 +176,14 @@ def test_told_by_hand_is_as_planned():
     by_hand, planned = trained(cohort, Each(tell)), trained(plan)
     assert all(torch.equal(weights(by_hand, name), weights(planned, name)) for name in "abc")
     assert [event.why for event in cohort.events] == ["by hand", "by hand", "trains no more"]
+
+
+def test_nobody_comes_or_goes_in_the_middle_of_an_update():
+    cohort, run = kdkit.Cohort(), SimpleNamespace(current_epoch=0, num_training_batches=4)
+    distiller = SimpleNamespace(borrow=SimpleNamespace(accumulate=2))
+    cohort.on_train_batch_start(run, distiller, None, 1)
+    with pytest.raises(KdkitError, match="nobody trains now"):  # it asks who is there
+        cohort.on_train_batch_start(run, distiller, None, 2)
 
 
 def test_who_left_may_come_back():

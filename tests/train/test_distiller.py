@@ -1,5 +1,6 @@
 import copy
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader
 import kdkit
 from kdkit import data, generators
 from kdkit.registry import KdkitError
+from kdkit.train.example import example_batch
+from kdkit.train.length import run_epochs
 from kdkit.train.optim import NodeOptimizers
 from tests.nets import Blobs, loader, net
 from tests.train.running import fit, pair, trainer
@@ -69,6 +72,15 @@ def test_it_learns_and_says_so():
     torch.testing.assert_close(got["val/student/top1"], right)
 
 
+def test_what_was_trained_is_tested_with_the_images_that_it_was_trained_on():
+    """A data module tells its normalisation; a bare loader that comes after it tells none."""
+    module = data.build("fake", samples=16, shape=(3, 8, 8), classes=5)
+    distiller = kdkit.Distiller({"student": kdkit.Node(net(8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))}, ["ce"])
+    fit(distiller, module, epochs=1)
+    (found,), (again,) = (trainer(1).test(distiller, its, verbose=False) for its in (module, module.test_dataloader()))
+    assert again == found
+
+
 def test_the_epochs_mean_of_each_term():
     distiller = kdkit.Distiller(pair(), ["ce", "kd"], lr=1e-12, optimizer={"name": "sgd"}, channels_last=False)
     seen = []
@@ -76,6 +88,19 @@ def test_the_epochs_mean_of_each_term():
     run = fit(distiller, epochs=1)
     for name in ("ce", "kd"):
         torch.testing.assert_close(run.callback_metrics[f"loss/{name}"], torch.stack([s[name] for s in seen]).mean())
+
+
+def test_the_mean_of_a_term_is_of_its_epoch_alone():
+    distiller, seen = kdkit.Distiller({"student": net(8)}, ["ce"], lr=0.1), []
+    distiller.watch.look = lambda terms, step: seen.append(terms["ce"].detach())
+    run = fit(distiller, epochs=2)
+    torch.testing.assert_close(run.callback_metrics["loss/ce"], torch.stack(seen[4:]).mean())
+
+
+def test_the_rate_of_an_epoch_is_that_at_its_beginning():
+    lr = {"multistep": {"start": 0.1, "at": [0.5], "factor": 0.1}}
+    run = fit(kdkit.Distiller({"student": net(8)}, ["ce"], lr=lr), epochs=1)
+    assert float(run.callback_metrics["lr/student"]) == pytest.approx(0.1)
 
 
 def test_the_mean_of_a_term_is_of_all_steps_of_an_epoch_that_was_resumed(tmp_path):
@@ -201,6 +226,13 @@ def test_what_is_drawn_is_a_function_of_the_step(dropout, loss):
     assert torch.equal(*runs)
 
 
+def test_every_step_of_every_epoch_draws_anew(monkeypatch):
+    seeds, seed = [], generators.seed
+    monkeypatch.setattr(generators, "seed", lambda number, device: (seeds.append(number), seed(number, device)))
+    fit(kdkit.Distiller({"student": net(8, dropout=0.5)}, ["ce"], lr=0.1), epochs=2)
+    assert len(set(seeds)) == len(seeds) == 8
+
+
 def test_a_step_is_seeded_as_torch_would_and_notes_no_traceback(monkeypatch):
     torch.manual_seed(5)
     wanted = torch.rand(3)
@@ -250,6 +282,23 @@ def test_a_run_may_be_measured_in_steps(options):
     assert distiller.graph.epochs == 1.5
     rate = run.optimizers[0].param_groups[0]["lr"]
     assert rate == pytest.approx(distiller.rates["student"](1.25))
+
+
+def test_the_length_of_a_run_of_steps_counts_an_epochs_last_update_too():
+    """Of 5 batches two at a time an update: 3 in an epoch."""
+    run = SimpleNamespace(max_epochs=-1, max_steps=6, num_training_batches=5)
+    run.fit_loop = SimpleNamespace(setup_data=lambda: None)
+    assert run_epochs(SimpleNamespace(trainer=run, update="simultaneous", borrow=SimpleNamespace(accumulate=2))) == 2
+
+
+def test_the_example_leaves_the_generator_alone():
+    """A data set of one's own may draw from torch's."""
+    noise = [(torch.zeros(3), 0)] * 8
+    batches = DataLoader(noise, batch_size=4, collate_fn=lambda rows: (torch.randn(len(rows), 3), torch.arange(4)))
+    source = SimpleNamespace(is_defined=lambda: True, dataloader=lambda: batches)
+    before = torch.get_rng_state()
+    assert example_batch(SimpleNamespace(fit_loop=SimpleNamespace(_data_source=source)))[0].shape == (4, 3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Filled(nn.Module):

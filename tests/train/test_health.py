@@ -1,6 +1,8 @@
 """Sick peers are found and treated, and the others never know."""
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -11,6 +13,8 @@ import kdkit
 from kdkit import data
 from kdkit.registry import KdkitError
 from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.optim import NodeOptimizers
+from kdkit.train.patient import restore, state_of
 from kdkit.train.probe import probe_batches
 from tests.nets import loader, net
 from tests.train.running import fit, trainer
@@ -273,6 +277,29 @@ def test_going_on_in_the_middle_of_a_treatment_is_exact(tmp_path, at, on_disk):
     assert all(torch.equal(weights(again, name), weights(straight, name)) for name in "abc")
     assert cohort.events == whole.events
     assert [what for _, what, _ in told(cohort)] == ["roll back", "well"]
+
+
+def test_where_everybody_began_is_in_a_checkpoint(monkeypatch):
+    monkeypatch.setattr("kdkit.train.health.probe_batches", lambda *_: [])
+    monkeypatch.setattr("kdkit.train.probe.Probe.classes", lambda *_: 10)
+    one, again = (kdkit.Health(kdkit.Cohort()) for _ in range(2))
+    distiller = SimpleNamespace(graph=SimpleNamespace(trained=[]), seed=0)
+    one.on_train_start(None, distiller)
+    one.probe.started["a"] = (3, 1.5)
+    again.load_state_dict(one.state_dict())
+    again.on_train_start(None, distiller)
+    assert again.probe.started == {"a": (3, 1.5)}
+
+
+def test_a_head_goes_back_with_its_model():
+    model, head = nn.Linear(1, 1), nn.Parameter(torch.zeros(2))
+    optimizers = NodeOptimizers({"a": torch.optim.SGD([*model.parameters(), head], lr=0.1)})
+    graph = SimpleNamespace(nodes={}, model=lambda name: model, parameters_of=lambda name: ([], [head]))
+    distiller = SimpleNamespace(graph=graph, optimizers=lambda: SimpleNamespace(optimizer=optimizers))
+    state = copy.deepcopy(state_of(distiller, "a"))
+    head.data.fill_(7.0)
+    restore(distiller, "a", state)
+    assert head.tolist() == [0.0, 0.0]
 
 
 def test_fp16_and_data_without_labels_are_refused():

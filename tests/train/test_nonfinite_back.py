@@ -5,6 +5,7 @@ The oracle is the same run with steps that a callback leaves out by hand.
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,7 +13,9 @@ import torch
 
 import kdkit
 from kdkit.train.arriving import LAG, Arriving, Seen
-from kdkit.train.meters import NonFiniteLossError
+from kdkit.train.finite import ROLLBACKS, FiniteWatch
+from kdkit.train.meters import NonFiniteLossError, TermSums
+from kdkit.train.rollback import Snapshots
 from tests.train.nonfinite import Without, assert_same, kd, known, lagging, run, spoilt, state  # noqa: F401  fixtures
 from tests.train.running import fit, trainer
 
@@ -148,3 +151,41 @@ def test_a_resumed_run_remembers(tmp_path, policy):
     assert_same(state(student), state(again))
     assert one.callback_metrics == other.callback_metrics
     assert one.callback_metrics["nonfinite/skipped" if policy == "skip" else "nonfinite/rollbacks"] == 1
+
+
+def test_all_that_is_counted_is_in_a_checkpoint():
+    watch, again = FiniteWatch("rollback"), FiniteWatch("rollback")
+    counts = {word: i for i, word in enumerate(("skipped", "row", "last", "went_back", "all_back"), 3)}
+    vars(watch).update(counts)
+    again.load_state_dict(watch.state_dict(), torch.device("cpu"))
+    assert {word: getattr(again, word) for word in counts} == counts
+
+
+def test_what_a_resumed_run_came_to_is_forgotten_by_the_next():
+    watch, distiller = FiniteWatch(), SimpleNamespace(sums=TermSums())
+    watch.resumed, watch.all_back = True, 3
+    watch.begin(distiller)
+    assert watch.all_back == 3
+    watch.begin(distiller)
+    assert watch.all_back == 0
+
+
+def test_a_run_does_not_go_back_for_ever():
+    watch = FiniteWatch("rollback")
+    watch._distiller, watch.all_back = SimpleNamespace(borrow=SimpleNamespace(clip_value=None)), ROLLBACKS
+    with pytest.raises(NonFiniteLossError, match=f"more than {ROLLBACKS} times in all"):
+        watch._go_back("the loss ce is not finite at step 3", 3)
+
+
+@pytest.mark.parametrize(("weight", "at"), [(1.0, 4), (math.nan, 2)])
+def test_the_last_snapshot_that_is_good_and_not_after_the_step_is_taken(weight, at):
+    snapshots, back = Snapshots(), []
+    graph = SimpleNamespace(load_state_dict=lambda state: back.append(float(state["models.a.w"])))
+    optimizer = SimpleNamespace(load_state_dict=lambda state: None)
+    distiller = SimpleNamespace(graph=graph, optimizers=lambda: SimpleNamespace(optimizer=optimizer), captured=None)
+    snapshots.ring.keep = 3
+    for step, value in ((2, 2.0), (4, weight), (6, 6.0)):
+        content = {"graph": {"models.a.w": torch.tensor(value)}, "optimizers": {}, "scaler": {}}
+        snapshots.ring.put("run", step, content)
+    assert snapshots.back(distiller, 5) == at
+    assert back == [2.0 if at == 2 else weight]

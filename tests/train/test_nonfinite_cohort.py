@@ -2,11 +2,14 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 import kdkit
+from kdkit.train.lost import lost
 from kdkit.train.meters import NonFiniteLossError
 from tests.nets import net
 from tests.train.nonfinite import Without, assert_same, known, peers, run, spoilt  # noqa: F401  a fixture
@@ -52,3 +55,12 @@ def test_a_loss_that_overflows_is_told_once_and_never_looks_perfect(caplog):
     assert math.isnan(done.callback_metrics["loss/over"])
     assert all(math.isfinite(done.callback_metrics[f"loss/{name}"]) for name in ("ce", "dml"))
     assert {event.peer for event in cohort.events} == {"a"}
+
+
+def test_a_loss_that_was_lost_in_one_epoch_is_told_in_the_next_as_it_is():
+    audience = SimpleNamespace(watch=True, told=False, lost=torch.ones(()))
+    edges = [SimpleNamespace(name="kd", audience=audience)]
+    distiller = SimpleNamespace(graph=SimpleNamespace(bound=edges), sums=SimpleNamespace(counts={"kd": 4}))
+    distiller.current_epoch = 0
+    assert math.isnan(lost(distiller)["loss/kd"])
+    assert lost(distiller) == {}

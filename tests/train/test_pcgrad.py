@@ -39,6 +39,13 @@ def test_it_is_the_formula(monkeypatch):
         np.testing.assert_allclose(got, by_hand(gradients, orders), rtol=1e-10)
 
 
+def test_every_task_meets_the_others_in_an_order_of_its_own(monkeypatch):
+    keys = []
+    monkeypatch.setattr("kdkit.draws.permutation", lambda key, n, device: keys.append(key) or torch.arange(n))
+    projected([torch.ones(2)] * 4, 0)
+    assert len(set(keys)) == 4
+
+
 def test_two_that_conflict_become_orthogonal_parts_and_zeros_are_no_trouble():
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
     torch.testing.assert_close(projected([a, b], 0), torch.tensor([0.5, 0.5]) + torch.tensor([0.0, 1.0]))

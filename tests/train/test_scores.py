@@ -20,6 +20,29 @@ def test_logits_of_other_classes_are_left_out_and_told_once(caplog):
     assert caplog.messages == ["warning: wide: its logits have 5 classes and the data 3, so it is not scored"]
 
 
+def test_scores_are_of_what_came_since_the_last():
+    scores, logits = Scores(["student"], []), torch.eye(3)
+    for labels, top1 in ((torch.tensor([0, 1, 2]), 1.0), (torch.tensor([1, 2, 0]), 0.0)):
+        scores.update("student", logits, labels)
+        found = scores.compute()
+        assert float(found["student/top1"]) == top1
+        torch.testing.assert_close(found["student/nll"], nn.functional.cross_entropy(logits, labels))
+
+
+def test_scores_of_half_precision_are_computed_in_full():
+    scores, logits, labels = Scores(["student"], []), torch.randn(64, 10).bfloat16(), torch.arange(64) % 10
+    scores.update("student", logits, labels)
+    wanted = nn.functional.cross_entropy(logits.float(), labels)
+    torch.testing.assert_close(scores.compute()["student/nll"], wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
+def test_the_best_five_are_told_of_more_than_five_classes(classes, told):
+    scores = Scores(["student"], [])
+    scores.update("student", torch.eye(4, classes), torch.arange(4))
+    assert ("student/top5" in scores.compute()) == told
+
+
 @pytest.mark.parametrize(
     ("outputs", "labels"),
     [

@@ -28,6 +28,13 @@ def test_the_last_ones_are_kept_and_given_back_one_by_one(tmp_path, on_disk):
         assert one.begin("a")["w"].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_what_is_given_back_may_be_changed(tmp_path, on_disk):
+    made = ring(tmp_path if on_disk else None)
+    for _ in range(2):
+        assert made.begin("a")["w"].add_(1.0).tolist() == [1, 1, 1]
+
+
 def test_what_a_checkpoint_knows_is_not_deleted(tmp_path):
     made = ring(tmp_path)
     state = made.state_dict()

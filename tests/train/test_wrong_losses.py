@@ -39,6 +39,16 @@ def test_nan_stops_at_once_names_the_term_and_spoils_nothing():
     assert all(torch.isfinite(p).all() for p in nodes["student"].parameters())
 
 
+def test_weights_that_are_no_numbers_though_every_loss_was_stop_the_run():
+    class Spoil(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, i):
+            if i == 3:  # the epoch's last
+                module.student.fc.weight.data.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLossError, match="weights of 'student' are not finite after epoch 1"):
+        fit(kdkit.Distiller({"student": net(8)}, ["ce"], lr=0.01), callbacks=[Spoil()])
+
+
 def test_a_loss_that_is_no_number_later_is_told_by_name():
     distiller = kdkit.Distiller({"student": net(8)}, ["ce", kdkit.Edge(Poison(torch.ones(3)), name="odd")], lr=0.01)
     with pytest.raises(
