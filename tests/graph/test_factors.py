@@ -98,7 +98,8 @@ def test_what_is_wrong_is_said(edge, value, words, said):
 def test_they_are_kept_in_full_precision_and_in_the_state():
     graph = cohort(Edge("dml", among=ABC))
     set_factor(graph, "dml", 0.3, sources="a", target="b")
-    assert copy.deepcopy(graph).half().edges["dml"].factors.dtype == torch.float32
+    for half in (torch.float16, torch.bfloat16):
+        assert copy.deepcopy(graph).to(half).edges["dml"].factors.dtype == torch.float32
     other = cohort(Edge("dml", among=ABC))
     other.load_state_dict(graph.state_dict())
     assert factors(other, "dml") == factors(graph, "dml") != factors(cohort(Edge("dml", among=ABC)), "dml")

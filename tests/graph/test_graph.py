@@ -139,6 +139,24 @@ def test_schedules_move_weights_and_parameters_on_one_tensor():
 def test_both_ends_of_a_schedule_are_judged_before_training():
     with pytest.raises(KdkitError, match="temperature must be"):
         bound(pair(), [Edge("kd", temperature={"linear": [4.0, -1.0]})])
+    with pytest.raises(KdkitError, match="label_smoothing must lie"):
+        bound(pair(), [Edge("ce", label_smoothing={"linear": [0.0, 2.0]})])
+
+
+def test_a_weight_that_begins_at_nothing_is_a_weight():
+    graph = bound(pair(), [Edge("ce", weight={"linear": [0.0, 1.0]}), Edge("kd", weight={"share": 0.5})])
+    assert not graph.edges["ce"].silent
+    assert bound(pair(), ["ce", Edge("kd", weight=0)]).edges["kd"].silent
+
+
+def test_what_a_loss_builds_itself_from_is_no_schedule():
+    with pytest.raises(KdkitError, match="rate cannot be a schedule, for the loss is built by it"):
+        bound(pair(), [Edge("ft", taps="stage2", rate={"linear": [0.5, 0.25]})])
+
+
+def test_what_an_edge_says_goes_before_what_the_data_tell():
+    graph = bound(pair(), [Edge("crd", num_negatives=8, embed_dim=4, num_samples=100)], facts=Facts(5, 64))
+    assert len(graph.edges["crd"].losses[0].teacher_bank) == 100
 
 
 def test_an_ensemble_is_the_mean_of_probabilities_or_of_logits():
@@ -257,6 +275,49 @@ def test_an_edges_gradient_is_clipped_at_its_tap():
     assert norms[1] == pytest.approx(0.01, rel=1e-4)
 
 
+def test_the_limit_is_one_of_unscaled_gradients():
+    graph = bound(pair(), [Edge("mse", weight=1000.0, taps="embedding", head="linear", clip=0.01)])
+    graph.loss_scale.fill_(1024.0)
+    data = batch()
+    outputs = graph.outputs(data)
+    tap = next(v for e, v in outputs.items() if e.node == "student" and e.tap == "embedding")
+    tap.retain_grad()
+    (1024 * graph.weighted(graph.terms(graph.now.updates, outputs, data))).backward()
+    assert float(tap.grad.norm()) / 1024 == pytest.approx(0.01, rel=1e-4)
+
+
+def test_what_a_head_charges_is_part_of_the_loss():
+    free, dear = (bound(pair(), [Edge("mse", taps="embedding", head={"sparse": {"l1": l1}})]) for l1 in (0.0, 3.0))
+    [head] = dear.edges["mse"].heads
+    said = head(*(tapped(dear.model(name), batch().x) for name in ("student", "teacher")))[0]
+    torch.testing.assert_close(run(dear)["mse"], run(free)["mse"] + 3 * said.abs().mean())
+
+
+def test_heads_of_models_in_double_precision_are_so_too():
+    nodes = {"teacher": frozen(net(12, seed=1).double()), "student": net(8, seed=2).double()}
+    graph, data = Graph(nodes, ["ce", Edge("mse", taps="embedding", head="linear")]), batch()
+    data = Batch(data.x.double(), data.labels, data.index)
+    graph.bind(data, FACTS, 10)
+    assert {p.dtype for p in graph.edges["mse"].parameters()} == {torch.float64}
+    assert run(graph, data=data)["mse"].dtype == torch.float64
+
+
+def test_several_teachers_features_are_their_mean():
+    nodes = {"t1": frozen(net(12, seed=1)), "t2": frozen(net(12, seed=5)), "student": net(12, seed=2)}
+    graph = bound(nodes, [Edge("mse", source=["t1", "t2"], taps="embedding", ensemble="arithmetic")])
+    student, *teachers = (tapped(graph.model(name), batch().x) for name in ("student", "t1", "t2"))
+    torch.testing.assert_close(run(graph)["mse"], F.mse_loss(student, torch.stack(teachers).mean(0)))
+
+
+def test_edges_of_one_loss_begin_with_heads_and_banks_of_their_own():
+    several = {"num_negatives": 8, "embed_dim": 4}
+    graph = bound(pair(), [Edge("crd", **several), Edge("crd", name="more", **several)])
+    assert not torch.equal(graph.edges["crd"].losses[0].teacher_bank, graph.edges["more"].losses[0].teacher_bank)
+    graph = bound(pair(), [Edge("hint", taps="stage1", head="conv1x1", name=name) for name in ("one", "other")])
+    one, other = (next(graph.edges[name].heads.parameters()) for name in ("one", "other"))
+    assert not torch.equal(one, other)
+
+
 def test_peers_teach_each_other_by_the_mean():
     nodes = {n: net(8, seed=i) for i, n in enumerate("abc")}
     graph = bound(nodes, [Edge("dml", among=["a", "b", "c"])])
@@ -305,6 +366,35 @@ def test_a_loss_that_needs_an_index_says_so():
         graph.bind(Batch(data.x, data.labels), FACTS, 10)
 
 
+class Indexed(nn.Module):
+    """Does without each sample's index, and without its label."""
+
+    def forward(self, student, teacher, index=None, labels=None):
+        assert index is labels is None
+        return F.mse_loss(student, teacher)
+
+
+def test_a_loss_that_can_do_without_an_index_is_given_none():
+    graph = Graph(pair(), [Edge(Indexed)])
+    graph.bind(Batch(batch().x), FACTS, 10)
+    run(graph, data=Batch(batch().x))
+
+
+class Reusing(nn.Module):
+    """Sends a gradient through its teacher's classifier."""
+
+    tap = "embedding"
+
+    def forward(self, student, teacher, teacher_classifier):
+        return F.mse_loss(teacher_classifier(student), teacher_classifier(teacher))
+
+
+def test_a_classifier_that_is_lent_belongs_to_what_does_not_learn():
+    bound({"a": frozen(net(8, seed=1)), "b": net(8, seed=2)}, [Edge(Reusing, source="a")])
+    with pytest.raises(KdkitError, match="reads its teacher's classifier, which must not learn; freeze it"):
+        bound({"a": net(8, seed=1), "b": net(8, seed=2)}, ["ce", Edge(Reusing, source="a", target="b")])
+
+
 def test_each_teacher_of_a_crd_edge_gets_its_own_banks():
     nodes = {"t1": frozen(net(12, seed=1)), "t2": frozen(net(10, seed=5)), "student": net(8, seed=2)}
     options = {"num_negatives": 8, "embed_dim": 4, "num_samples": 64}
@@ -322,6 +412,15 @@ def test_each_teacher_of_a_crd_edge_gets_its_own_banks():
         for loss, name in zip(rest.edges["crd"].losses, ("t1", "t2"), strict=True)
     ]
     torch.testing.assert_close(value, sum(parts))
+
+
+def test_a_second_binding_keeps_the_banks_unless_the_data_are_others():
+    graph = bound(pair(), [Edge("crd", num_negatives=8, embed_dim=4)])
+    bank = graph.edges["crd"].losses[0].teacher_bank.zero_()
+    graph.bind(batch(), FACTS, 10)
+    assert torch.equal(graph.edges["crd"].losses[0].teacher_bank, bank)
+    graph.bind(batch(), Facts(num_classes=5, num_samples=70), 10)
+    assert len(graph.edges["crd"].losses[0].teacher_bank) == 70
 
 
 class Remembering(nn.Module):
@@ -382,7 +481,32 @@ def test_what_does_not_train_has_no_time_to():
 
 def test_tall_images_are_made_smaller_without_aliasing():
     """Stripes of one pixel, of mean ½: every second row alone would be black."""
-    stripes = torch.zeros(1, 3, 128, 32)
-    stripes[:, :, 1::2] = 1
-    adapter = Adapter(Node(net(4), image_size=32), Facts(num_classes=5))
-    assert (adapter(stripes) - 0.5).abs().max() < 0.1
+    for height in (128, 96):
+        stripes = torch.zeros(1, 3, height, 32)
+        stripes[:, :, 1::2] = 1
+        adapter = Adapter(Node(net(4), image_size=32), Facts(num_classes=5))
+        assert (adapter(stripes) - 0.5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.4, 0.25)])
+def test_a_model_whose_mean_or_deviation_alone_is_another_is_fed_what_it_expects(mean, std):
+    adapter = Adapter(Node(net(4), mean=(mean,) * 3, std=(std,) * 3), Facts(5, mean=(0.5,) * 3, std=(0.25,) * 3))
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(adapter(x), (x * 0.25 + 0.5 - mean) / std)
+
+
+def test_the_first_samples_of_a_batch_in_each_of_its_parts():
+    x, rows = batch(4).x, torch.arange(4)
+    first = Batch({"one": x, "two": [x, x]}, rows, rows, {"teacher": rows}).first(1)
+    sizes = [len(part) for part in (first.x["one"], *first.x["two"], first.labels, first.index, first.rows["teacher"])]
+    assert sizes == [1] * 6
+
+
+@pytest.mark.parametrize(
+    "edge", [Edge("hint", taps="stage1", head="conv1x1"), Edge("crd", num_negatives=8, embed_dim=4)]
+)
+def test_heads_and_banks_follow_from_the_seed(edge):
+    one, same, other = (bound(pair(), [edge], seed=seed).edges.state_dict() for seed in (0, 0, 1))
+    drawn = [key for key, value in one.items() if value.ndim > 1 and not value.isnan().any()]
+    assert drawn
+    assert all(torch.equal(one[key], same[key]) and not torch.equal(one[key], other[key]) for key in drawn)

@@ -53,6 +53,21 @@ def test_what_a_bad_loss_is(mine, wrong):
     assert verdicts[-1]["c"].wrong == wrong
 
 
+@pytest.mark.parametrize(
+    ("mine", "by"),
+    [
+        ([2.0, 1.6, 1.3, 1.25, 1.2, 1.7], 0.6),  # two fifths above its best
+        ([2.0, 1.6, 1.5, 1.45, 1.42, 1.4], 0.6),  # slow, but it falls
+        ([2.5, 2.5, 2.5, 2.5, 2.5, 2.5], 0.96),  # still, and the others hardly move
+    ],
+)
+def test_what_is_no_bad_loss_though_it_is_an_outliers(mine, by):
+    _, ward = course([])
+    verdicts = [ward.look({"a": x, "b": 1.01 * x, "c": y}) for x, y in zip(falling(6, by, 1.0), mine, strict=True)]
+    assert verdicts[-1]["c"].z > ward.rule.z
+    assert verdicts[-1]["c"].wrong == ""
+
+
 def test_one_bad_epoch_is_none():
     rows = [{"a": x, "b": x, "c": 5.0 if i % 2 else x} for i, x in enumerate(falling(12))]
     steps, _ = course(rows)
@@ -76,6 +91,12 @@ def test_z_is_robust_and_against_the_others_alone():
     _, ward = course([dict.fromkeys("abcd", 1.0)] * 3)
     verdict = ward.look({"a": 1.0, "b": 1.3, "c": 1.6, "d": 4.0})["d"]
     assert verdict.z == pytest.approx((4.0 - 1.3) / (1.4826 * 0.3))
+
+
+def test_z_has_a_floor_and_who_is_not_judged_yet_is_no_measure():
+    _, ward = course([{"a": 1.0, "b": 1.0, "c": 1.0}] * 3)
+    assert ward.look({"a": 1.0, "b": 1.0, "c": 1.2, "new": 9.0})["c"].z == pytest.approx(2.0)
+    assert ward.look({"a": 1.0, "c": 1.2, "new": 9.0})["c"].z == pytest.approx(2.0)
 
 
 def test_the_ward_goes_on_from_its_state():

@@ -1,9 +1,10 @@
 import pytest
 from torch import nn
 
-from kdkit.graph import Edge, Node, ema, frozen
-from kdkit.graph.calls import source_shape
+from kdkit.graph import Edge, Node, Schedule, ema, frozen
+from kdkit.graph.calls import calls, source_shape
 from kdkit.graph.links import End, Link, links
+from kdkit.losses import ATLoss
 from kdkit.registry import KdkitError
 
 T, T2, S, A, B = "teacher", "assistant", "student", "a", "b"
@@ -29,6 +30,7 @@ def test_the_only_frozen_node_teaches_whatever_its_name():
     assert said(Edge("kd"), nodes)[0][0] == ("wise.logits",)
     slow = {S: Node(nn.Identity()), "slow": ema(S)}
     assert said(Edge("kd"), slow) == [(("slow.logits",), "student.logits", 1.0)]
+    assert said(Edge("kd"), {**slow, **nodes})[0][0] == ("wise.logits",)
 
 
 def test_ends_name_node_and_tap_or_either():
@@ -70,7 +72,7 @@ def test_peers_share_what_they_teach():
 def test_self_edge_between_depths():
     edge = Edge("mse", source="student.stage3", target="student.stage1")
     assert said(edge, ONE) == [(("student.stage3",), "student.stage1", 1.0)]
-    with pytest.raises(KdkitError, match="cannot teach itself"):
+    with pytest.raises(KdkitError, match="cannot teach itself; name another tap or model in `from`"):
         links(Edge("mse", source="student.stage1", target="student.stage1"), ONE)
 
 
@@ -135,12 +137,24 @@ def test_edges_refuse_unknown_words():
         Edge(nn.MSELoss.__new__(type("Own", (nn.Module,), {"forward": lambda self, student, teacher: 0})), size=3)
 
 
+def test_a_registered_class_is_its_loss():
+    one, other = Edge(ATLoss), Edge("at")
+    assert (one.name, one.weight, one.natural_taps) == (other.name, other.weight, other.natural_taps)
+    assert Edge("at", weight=0).weight == Schedule.parse(0)
+
+
 def test_an_ensemble_of_unlike_teachers_is_told_with_its_edge_and_what_to_do():
     one, other = End(T, "logits"), End(T2, "logits")
     link = Link((one, other), End(S, "logits"))
     assert source_shape("kd", link, {one: (5,), other: (5,)}) == (5,)
     with pytest.raises(KdkitError, match=r"edge 'kd': .* \(5,\) at teacher.logits and \(7,\) .*leave `ensemble` out"):
         source_shape("kd", link, {one: (5,), other: (7,)})
+
+
+def test_a_loss_that_reads_lists_is_called_once_for_each_two_models():
+    found = [Link((End(T, tap),), End(node, tap)) for tap in ("stage1", "stage2") for node in (A, B)]
+    assert [(call.target, len(call.links)) for call in calls(found, lists=True)] == [(A, 2), (B, 2)]
+    assert [(call.target, len(call.links)) for call in calls(found, lists=False)] == [(A, 1), (B, 1), (A, 1), (B, 1)]
 
 
 def members(node, tap):

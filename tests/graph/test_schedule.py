@@ -28,6 +28,11 @@ def test_exp_moves_once_an_epoch():
     assert values(by_step, 240, [100.9]) == pytest.approx([0.1 * math.exp(-1.009)])
 
 
+def test_any_other_may_be_told_to():
+    spec = {"linear": {"start": 1, "end": 0, "by": "epoch"}}
+    assert values(spec, 10, [0.9, 5.5, 9.9]) == pytest.approx([1, 0.5, 0.1])
+
+
 def test_step_has_a_floor():
     spec = {"step": {"start": 0.5, "every": 10, "factor": 0.5, "floor": 0.07}}
     assert values(spec, 240, [0, 9.99, 10, 20, 239]) == pytest.approx([0.5, 0.5, 0.25, 0.125, 0.07])
@@ -43,6 +48,7 @@ def test_warmup_leads_into_another_schedule():
     spec = {"warmup": {"to": {"cosine": [0.1, 0.0]}, "over": 5}}
     cosine = Schedule.parse({"cosine": [0.1, 0.0]}).bind(20)
     assert values(spec, 20, [0, 2.5, 5, 12]) == pytest.approx([0, cosine(2.5) / 2, cosine(5), cosine(12)])
+    assert values({"warmup": {"to": 1, "over": 4, "start": 0.2}}, 20, [0, 2, 4]) == pytest.approx([0.2, 0.6, 1])
 
 
 def test_multistep_of_the_cifar_protocol_is_repdistillers():
@@ -55,6 +61,8 @@ def test_one_cycle_peaks_where_it_should():
     spec = {"one_cycle": {"peak": 0.4, "up": 0.25}}
     assert values(spec, 20, [0, 2.5, 5, 12.5, 20]) == pytest.approx([0, 0.2, 0.4, 0.2, 0.0])
     assert values({"one_cycle": {"peak": 0.4}}, 20, [3, 6, 13]) == pytest.approx([0.2, 0.4, 0.2])
+    spec = {"one_cycle": {"peak": 0.4, "start": 0.1, "end": 0.2, "up": 0.5}}
+    assert values(spec, 20, [0, 5, 10, 15, 20]) == pytest.approx([0.1, 0.25, 0.4, 0.3, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,9 @@ def test_one_cycle_peaks_where_it_should():
         ({"step": {"start": 0.1, "every": 0}}, "positive"),
         ({"one_cycle": {"peak": 0.1, "up": 0}}, "positive"),
         ({"warmup": {"to": 1}}, "over must be given"),
+        ({"warmup": {"to": 1, "over": 0}}, "over must be positive"),
+        ({"cosine": {"start": 1, "end": 0, "over": -2}}, "over must be positive"),
+        ({"step": {"start": 1, "every": 2, "floor": None}}, "floor must be a finite number, got None"),
         ("fast", "a number or one word"),
         (float("nan"), "finite number"),
         (True, "a number or one word"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
+from torch import nn
 
 from kdkit import ranks
 from kdkit.graph import Edge, Node, frozen
@@ -47,6 +48,19 @@ def test_a_rehearsal_is_silent(edge):
     data = Batch(Blobs().x[:4], Blobs().y[:4], torch.arange(4))
     with pytest.raises(RuntimeError, match="No backend type"):
         graph.terms(graph.now.updates, graph.outputs(data), data)
+
+
+class Rows(nn.Module):
+    """Refuses parts of a batch that are of unequal length."""
+
+    def forward(self, student, teacher, labels, index):
+        assert [len(part) for part in (student, teacher, labels, index)] == [8] * 4
+        return (student - teacher).square().mean()
+
+
+@pytest.mark.usefixtures("_two_ranks")
+def test_labels_and_indices_are_gathered_with_their_rows():
+    bind(Edge(Rows, gather=True))
 
 
 @pytest.mark.usefixtures("_two_ranks")

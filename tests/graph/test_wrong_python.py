@@ -37,6 +37,7 @@ def compiled_in_place():
         (lambda: distiller({"student": kdkit.Node(net(), optimizer="adam")}), "mapping such as .*got 'adam'"),
         (lambda: distiller({"student": "resnet20"}), "must be an nn.Module, got 'resnet20'; kdkit.models.build"),
         (lambda: kdkit.frozen("resnet20"), "must be an nn.Module, got 'resnet20'; kdkit.models.build"),
+        (lambda: kdkit.Node(net(), mean=(0.5,) * 3, std=(0.2, 0.0, 0.2)), "std must be above 0 for every channel"),
         (lambda: kdkit.Node(nn.Linear), "must be an nn.Module, got <class"),
         (lambda: distiller({"student": nn.DataParallel(net())}), r"DataParallel shares .*`\.module`.*strategy=.ddp"),
         (
@@ -60,6 +61,11 @@ def test_one_module_is_not_teacher_and_student():
             distiller({"teacher": kdkit.frozen(teacher), "student": student})
     assert all(p.requires_grad for p in student.parameters())  # refused before anything was frozen
     distiller({"teacher": kdkit.frozen(copy.deepcopy(student)), "student": student})
+
+
+def test_what_learns_at_no_time_may_be_shared():
+    backbone = net().requires_grad_(False)
+    distiller({"teacher": kdkit.frozen(backbone), "student": nn.Sequential(backbone, nn.Linear(5, 5))})
 
 
 def test_two_views_of_one_teacher_may_share_it():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from kdkit import models
-from kdkit.graph import Schedule
+from kdkit.graph import Schedule, Span
+from kdkit.graph.health import Rule
+from kdkit.graph.membership import Plan
 from kdkit.recipe import RecipeError, blaming, build, content_key, load, loads
 from kdkit.registry import KdkitError
 
@@ -46,7 +48,56 @@ def test_an_experiment_is_what_the_recipe_says():
     assert (kd.source, kd.target) == (["teacher.logits", "slow.logits"], "student")
     assert kd.weight == Schedule.parse({"linear": [1, 0.5]})
     assert kd.options["temperature"] == Schedule.parse({"linear": [8, 4]})
-    assert built.datamodule.num_classes == 4
+    assert (built.datamodule.num_classes, built.datamodule.seed) == (4, 3)
+
+
+def test_a_node_has_its_models_words():
+    words = "image_size: 8, input: 1, mean: [0.1, 0.2, 0.3], std: [1, 2, 3]"
+    text = TEXT.replace("resnet8,", f"resnet8, {words}, when: {{from: 2}},").replace(", decay: 0.99", "")
+    nodes = build(loads(text), weights=None).nodes
+    student, slow = nodes["student"], nodes["slow"]
+    assert (student.image_size, student.input, student.when) == (8, 1, Span(2))
+    assert (student.mean, student.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    assert (slow.decay, slow.cache, nodes["teacher"].cache) == (0.999, False, False)
+    kept = build(loads(text, overrides=["models.teacher.cache={by: epochs, top_k: 2}"]), weights=None).nodes["teacher"]
+    assert kept.cache == {"by": "epochs", "top_k": 2}
+
+
+def test_an_edge_has_its_losses_words():
+    words = "gather: true, clip: 2, ensemble: geometric, when: {to: 3}, taps: logits, weight: 2"
+    text = TEXT[: TEXT.index("  - kd")] + f"  - kd: {{{words}, from: [teacher, slow], to: student, name: soft}}\n"
+    edge = build(loads(text + TEXT[TEXT.index("optimizer: {name: sgd") :]), weights=None).edges[1]
+    assert (edge.name, edge.gather, edge.clip, edge.ensemble) == ("soft", True, Schedule.parse(2), "geometric")
+    assert (edge.when, edge.taps, edge.weight) == (Span(end=3), "logits", Schedule.parse(2))
+
+
+def test_a_loss_without_a_weight_has_the_one_of_its_reduction():
+    words = "- ce: {label_smoothing: 0.1}\n  - at\n  - kdkit.losses:ATLoss\n  - at: {name: light, weight: 2}"
+    recipe = loads(TEXT.replace("- ce: {label_smoothing: 0.1}", words))
+    assert [edge.weight for edge in recipe.losses[:4]] == [1, 1000, 1000, 2]
+
+
+def test_a_cohort_has_its_words():
+    cohort = "cohort: {join: {student: {epoch: 2, warmup: 1}}, leave: {peer: {epoch: 8}}, ramp: 3, health: HEALTH}\n"
+    text = TEXT.replace("teacher:", "peer:") + cohort
+    built = build(loads(text.replace("HEALTH", "{patience: 4}")), weights=None)
+    assert built.cohort == Plan({"student": {"epoch": 2, "warmup": 1}}, {"peer": {"epoch": 8}}, 3)
+    assert built.health == Rule(patience=4)
+    assert build(loads(text.replace("HEALTH", "true")), weights=None).health == Rule()
+    assert build(loads(text.replace("HEALTH", "false")), weights=None).health is None
+    with pytest.raises(RecipeError, match=r"cohort\.health: all models of a run in fp16 share one loss scale"):
+        loads(text.replace("HEALTH", "true"), overrides=["trainer.precision=16-mixed"])
+    with pytest.raises(RecipeError, match="cohort: a cohort has at least two trained models, got student"):
+        loads(TEXT + "cohort: {health: true}\n")
+
+
+def test_weights_from_a_file_bring_the_input_of_their_architecture(tmp_path: Path):
+    with models.seeded(1, "x"):
+        models.save_weights(models.build("timm/test_resnet", num_classes=4), tmp_path / "t.safetensors")
+    text = TEXT.replace("arch: resnet14", "arch: timm/test_resnet")
+    of_file = loads(text.replace("weights: random", "weights: t.safetensors"), folder=tmp_path)
+    assert build(of_file, weights=lambda recipe: None).nodes["teacher"].mean == (0.5, 0.5, 0.5)
+    assert build(loads(text), weights=None).nodes["teacher"].mean is None
 
 
 def test_the_initial_weights_follow_from_seed_and_name_alone():
@@ -97,6 +148,24 @@ def test_without_weights_nothing_is_asked_for():
     assert teacher.mean == (0.485, 0.456, 0.406)
 
 
+def test_a_teacher_has_the_classes_that_it_was_trained_on(tmp_path: Path):
+    asked = []
+
+    def classes(teacher: str) -> int:
+        text = TEXT.replace("{arch: resnet14, weights: random}", teacher)
+        built = build(loads(text, folder=tmp_path), weights=asked.append)  # what is tuned is not fetched either
+        return built.nodes["teacher"].module(torch.zeros(2, 3, 16, 16)).shape[1]
+
+    (tmp_path / "t.yaml").write_text(
+        "data: {name: fake, classes: 7, shape: [3, 16, 16]}\nmodels: {t: {arch: resnet14}}\nlosses: [ce]\n"
+        "optimizer: {name: sgd}\nlr: 0.1\ntrainer: {max_epochs: 1}\n"
+    )
+    assert classes("{arch: resnet14, weights: t}") == 7
+    assert classes("{arch: resnet14, weights: t, tune: {epochs: 1, lr: 0.1}}") == 4
+    assert classes("{arch: timm/test_resnet, weights: pretrained, tune: {epochs: 1, lr: 0.1}}") == 4
+    assert [recipe.name for recipe in asked] == ["t", "tune_resnet14_fake", "tune_test_resnet_fake"]
+
+
 def test_a_teachers_file_must_fit_and_a_students_need_not_in_its_classifier(tmp_path: Path):
     with models.seeded(1, "x"):
         other = models.build("resnet8", num_classes=7)
@@ -114,6 +183,13 @@ def test_a_teachers_file_must_fit_and_a_students_need_not_in_its_classifier(tmp_
     fresh = build(loads(TEXT), weights=None).nodes["student"].module
     assert torch.equal(student.layer3[0].conv1.weight, other.layer3[0].conv1.weight)
     assert torch.equal(student.fc.weight, fresh.fc.weight)
+
+    with models.seeded(1, "x"):
+        slim = models.build("resnet8", num_classes=7, widths=[4, 4, 8, 8])
+    models.save_weights(slim, tmp_path / "slim.safetensors")
+    text = TEXT.replace("arch: resnet8", "arch: resnet8, options: {widths: [4, 4, 8, 8]}, weights: slim.safetensors")
+    student = build(loads(text, folder=tmp_path), weights=lambda recipe: None).nodes["student"].module
+    assert torch.equal(student.layer3[0].conv1.weight, slim.layer3[0].conv1.weight)
 
 
 def test_what_a_model_or_the_data_refuse_is_told_with_its_line(tmp_path: Path):

@@ -53,6 +53,13 @@ def test_shares_that_come_to_the_whole():
     assert spans(loads(text)) == {"kd": {"to": 0.3}, "at": {"from": 0.3, "to": 0.6}, "ce": {"from": 0.6}}
 
 
+def test_sums_of_shares_are_rounded_and_one_epoch_is_no_share():
+    text = BASE + "stages: [{epochs: 0.1, losses: [kd]}, {epochs: 0.2, losses: [at]}, {losses: [ce]}]"
+    assert spans(loads(text)) == {"kd": {"to": 0.1}, "at": {"from": 0.1, "to": 0.3}, "ce": {"from": 0.3}}
+    text = BASE + "stages: [{epochs: 1, losses: [kd]}, {losses: [ce]}]"
+    assert spans(loads(text)) == {"kd": {"to": 1}, "ce": {"from": 1}}
+
+
 def test_the_resolved_text_is_the_recipe():
     recipe = loads(TWO_STEPS)
     again = loads(resolved(recipe))
@@ -68,6 +75,9 @@ def test_the_resolved_text_is_the_recipe():
         ("[kd]", r"stages\.0: must be a mapping, got .kd."),
         ("[{losses: [kd]}, {losses: [ce]}]", "only the last stage may do without"),
         ("[{epochs: -1, losses: [kd]}, {losses: [ce]}]", "must be a number above 0"),
+        ("[{epochs: 0, losses: [kd]}, {losses: [ce]}]", "must be a number above 0, got 0"),
+        ("[{epochs: true, losses: [kd]}, {losses: [ce]}]", "must be a number above 0, got True"),
+        ("[{epochs: 0.5, losses: [kd]}, {epochs: 0.5, losses: [at]}, {losses: [ce]}]", "that come to 1 at most"),
         ("[{epochs: 0.5, losses: [kd]}, {epochs: 7, losses: [ce]}]", "all be epochs, or all shares"),
         ("[{epochs: 0.5, losses: [kd]}, {epochs: 0.7, losses: [ce]}]", "all be epochs, or all shares"),
         ("[{epochs: 10, losses: [kd]}, {epochs: 0.5, losses: [ce]}]", "all be epochs, .* got 0.5 after 10"),
@@ -117,8 +127,9 @@ def test_without_losses_and_without_stages():
 
 
 def test_editors_know_the_words():
-    stage = json_schema()["$defs"]["StageSpec"]["properties"]
-    assert {"name", "epochs", "losses", "train"} <= stage.keys()
+    stage = json_schema()["$defs"]["StageSpec"]
+    assert {"name", "epochs", "losses", "train"} <= stage["properties"].keys()
+    assert not stage["required"]
 
 
 def test_overrides_reach_a_stage_by_its_name_and_may_bring_all_of_them():

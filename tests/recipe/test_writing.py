@@ -274,10 +274,65 @@ def test_the_fingerprint_leaves_out_the_method(override):
     assert fingerprint(changed(override)) == fingerprint(changed())
 
 
-@pytest.mark.parametrize("override", ["data.root=/elsewhere", "trainer.devices=2", "trainer.accelerator=cpu"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.root=/elsewhere",
+        "data.eval_batch_size=7",
+        "trainer.devices=2",
+        "trainer.accelerator=cpu",
+        "trainer.strategy=ddp",
+        "trainer.num_nodes=2",
+        "trainer.channels_last=false",
+        "trainer.compile=true",
+        "trainer.deterministic=true",
+        "trainer.benchmark=true",
+        "trainer.logger=tensorboard",
+    ],
+)
 def test_no_hash_sees_the_machine(override):
     assert content_key(changed(override)) == content_key(changed())
     assert fingerprint(changed(override)) == fingerprint(changed())
+
+
+@pytest.mark.parametrize(("name", "word"), [("folder", "num_workers=3"), ("cifar100", "download=true")])
+def test_no_hash_sees_how_images_are_fetched(name, word, tmp_path: Path):
+    here = [f"data.name={name}", f"data.root={tmp_path}"]
+    assert content_key(changed(*here, f"data.{word}")) == content_key(changed(*here))
+    assert fingerprint(changed(*here, f"data.{word}")) == fingerprint(changed(*here))
+
+
+PEERS = "protocol: digits_20\nmodels: {a: {arch: resnet8}, b: {arch: resnet8}}\nlosses: [ce, dml: {among: [a, b]}]\n"
+
+
+@pytest.mark.parametrize("words", ["balance: equal_share", "cohort: {join: {b: {epoch: 3}}}", "stages: [{train: [a]}]"])
+def test_how_losses_are_weighed_and_who_takes_part_is_the_method(words):
+    plain, other = loads(PEERS), loads(PEERS + words)
+    assert content_key(other) != content_key(plain)
+    assert fingerprint(other) == fingerprint(plain)
+
+
+def test_a_cache_of_some_logits_is_another_teacher_and_one_of_all_is_none():
+    assert fingerprint(changed("models.teacher.cache=true")) == fingerprint(changed())
+    assert fingerprint(changed("models.teacher.cache={dtype: float32}")) == fingerprint(changed())
+    assert fingerprint(changed("models.teacher.cache={top_k: 3}")) != fingerprint(changed())
+
+
+def test_a_teachers_recipe_counts_by_what_it_says_and_not_by_its_name(tmp_path: Path):
+    (tmp_path / "t.yaml").write_text(
+        PEERS.replace("{a: {arch: resnet8}, b: {arch: resnet8}}", "{a: {arch: resnet8}}").replace(
+            ", dml: {among: [a, b]}", ""
+        )
+    )
+    (tmp_path / "same.yaml").write_text((tmp_path / "t.yaml").read_text())
+    (tmp_path / "other.yaml").write_text((tmp_path / "t.yaml").read_text() + "seed: 5\n")
+    keys = [
+        (content_key(recipe), fingerprint(recipe))
+        for name in ("t", "same", "other")
+        for recipe in [loads(TEXT.replace("teacher_digits", name), folder=tmp_path)]
+    ]
+    assert keys[0] == keys[1]
+    assert not {*keys[0]} & {*keys[2]}
 
 
 def test_how_a_number_is_written_does_not_matter():
@@ -295,8 +350,18 @@ def test_machine_and_data_folder_pass_down_to_a_teachers_recipe_and_nothing_else
     assert (teacher.seed, teacher.trainer.precision) == (0, "32-true")
     assert teacher.trainer.max_epochs == load("teacher_digits").trainer.max_epochs
     assert content_key(teacher) == content_key(load("teacher_digits"))
+    far = source(changed("trainer.strategy=ddp", "trainer.num_nodes=2"), "teacher").trainer
+    assert (far.strategy, far.num_nodes) == ("ddp", 2)
     other = loads(TEXT.replace("name: digits", "name: fake"), overrides=["data.root=/data"])
     assert "root" not in source(other, "teacher").data.arguments  # another data set lies elsewhere
+
+
+def test_a_teachers_recipe_keeps_its_machine_where_nothing_is_said(tmp_path: Path):
+    (tmp_path / "t.yaml").write_text(
+        "protocol: digits_20\nmodels: {a: {arch: resnet20}}\nlosses: [ce]\ntrainer: {devices: 1}\n"
+    )
+    text = TEXT.replace("teacher_digits", "t").replace(", devices: 1", "")
+    assert source(loads(text, folder=tmp_path), "teacher").trainer.devices == 1
 
 
 def test_tuning_is_a_recipe_of_its_own():
@@ -307,10 +372,15 @@ def test_tuning_is_a_recipe_of_its_own():
     assert [edge.loss for edge in recipe.losses] == ["ce"]
     assert (recipe.trainer.max_epochs, recipe.trainer.precision, recipe.trainer.devices) == (5, "bf16-mixed", 1)
     assert (recipe.lr, recipe.optimizer.name, recipe.seed) == (1e-4, "adamw", 0)
+    assert recipe.optimizer.arguments == {"weight_decay": 0.05}
     assert recipe.data.arguments == {"batch_size": 32, "root": "/data"}
     assert recipe.models["teacher"].image_size == 32
     own = loads(text.replace("1e-4}", "1e-4, optimizer: {name: sgd, nesterov: true, momentum: 0.9}}"))
     assert tuning(own, "teacher").optimizer.arguments == {"nesterov": True, "momentum": 0.9}
+    said = loads(text, overrides=["models.teacher.frozen=true"])
+    assert tuning(said, "teacher").trained == ["teacher"]
+    kept = loads(text, overrides=["models.teacher.cache=true"])  # what learns cannot be kept
+    assert tuning(kept, "teacher").models["teacher"].cache is None
 
 
 def test_the_schema_knows_every_loss_optimiser_and_data_set():

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdkit.recipe import RecipeError, load, loads
 
@@ -36,6 +37,16 @@ def test_the_recipe_that_the_others_spoil_is_right():
     assert loads(TEXT.replace("weight: 0.9", "head: none")).losses[1].edge().head is None
     loads(TEXT.replace("weight: 0.9", "weight: 1.0e+12").replace("lr: 0.1", "lr: 10000"))  # the largest that are taken
     loads(TEXT.replace("weight: 0.9", "taps: teachers"))  # a place in a model may be called anything
+    loads(TEXT.replace("max_epochs: 10", "max_epochs: 10, limit_val_batches: 0"))  # none are looked at
+
+
+def test_whoever_is_called_a_teacher_is_frozen_unless_it_says_otherwise():
+    words = {"teacher_b": "{arch: resnet8, weights: random}", "teacher2": "{arch: resnet8, frozen: false}"}
+    words |= {"mentor": "{arch: resnet8, weights: random, frozen: true}", "slow": "{ema: student, image_size: 8}"}
+    recipe = loads(TEXT.replace(STUDENT, "\n  ".join([STUDENT, *(f"{name}: {said}" for name, said in words.items())])))
+    kinds = [recipe.kind(name) for name in recipe.models]
+    assert kinds == ["frozen", "trained", "frozen", "trained", "frozen", "ema"]
+    assert recipe.models["slow"].image_size == 8
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,8 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("weight: 0.9", "weight: 1.0e+300", 8, "losses.kd.weight: must be at most 1e+12 all the time, got 1e+300"),
         ("arch: resnet8", "arch: resnet8, mean: [0.5]", 4, "models.student: mean and std go together"),
         ("arch: resnet8", "arch: resnet8, decay: 0.9", 4, "models.student: decay belongs to a slow copy"),
+        ("weight: 0.9", "clip: {linear: [1, -1]}", 8, "losses.kd.clip: must be at least 0 all the time, got -1"),
+        ("max_epochs: 10", "max_epochs: 10, gradient_clip_val: 0.0", 12, "trainer.gradient_clip_val: must be above 0, got 0.0"),
         # the graph
         ("temperature: 4", "temperature: -1", 9, "losses.kd.temperature: must be a number above 0, got -1.0"),
         ("temperature: 4", "temperature: 0", 9, "losses.kd.temperature: must be a number above 0, got 0.0"),
@@ -95,6 +108,7 @@ def test_the_recipe_that_the_others_spoil_is_right():
         ("- ce", "- ce: {label_smoothing: {linear: [0, 2]}}", 6, "losses.ce.label_smoothing: must lie in [0, 1], got 2.0"),
         ("lr: 0.1", "lr: {multistep: {start: 1, at: [5, 20]}}", 11, "lr: at: epoch 20 never comes in a run of 10 epochs"),
         ("weight: 0.9", "weight: {cosine: {start: 1, end: 0, over: 30}}", 8, "losses.kd.weight: over: epoch 30 never comes"),
+        ("temperature: 4", "temperature: {multistep: {start: 4, at: [20]}}", 9, "losses.kd.temperature: at: epoch 20 never comes"),
         ("weight: 0.9", "when: {from: 12}", 8, "losses.kd.when: when.from: epoch 12 never comes in a run of 10 epochs"),
         ("arch: resnet8", "arch: resnet8, when: {from: 12}", 4, "models.student.when: when.from: epoch 12 never comes"),
         ("weight: 0.9", "from: stages:preat", 8, "losses.kd.from: unknown side 'preat' of 'stages:preat'; did you mean 'preact'"),
@@ -114,6 +128,9 @@ def test_the_recipe_that_the_others_spoil_is_right():
         (STUDENT, STUDENT + "\n  idle: {arch: resnet8}\n  slow: {ema: idle}", 8, ""),
         (", weights: random", "", 3, "models.teacher: teacher is frozen and has no weights; give it `weights:`"),
         ("random}", "random, lr: 0.1}", 3, "models.teacher.lr: teacher is frozen and takes no lr"),
+        ("random}", "random, optimizer: {name: sgd}}", 3, "models.teacher.optimizer: teacher is frozen and takes no optimizer"),
+        ("random}", "random, when: {from: 1}}", 3, "models.teacher.when: teacher is frozen and takes no when"),
+        ("resnet8}", "resnet8, cache: true}", 4, "models.student.cache: student learns, so what it says changes and cannot be cached"),
         ("resnet8}", "resnet8, tune: {epochs: 3, lr: 0.1}}", 4, "models.student.tune: tune fits a frozen model"),
         ("random}", "random, tune: {epochs: 0, lr: 0.1}}", 3, "models.teacher.tune.epochs: must be at least 1, got 0"),
         ("random}", "random, tune: {epoch: 2, lr: 0.1}}", 3, "models.teacher.tune.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
@@ -124,6 +141,8 @@ def test_the_recipe_that_the_others_spoil_is_right():
         (STUDENT, STUDENT + "\n  a-b: {ema: student}", 5, "models.a-b: a model's name must be a plain word, got 'a-b'"),
         # weights
         ("weights: random", "weights: none.pth", 3, "models.teacher.weights: the weights file"),
+        ("weights: random", "weights: last.ckpt", 3, "models.teacher.weights: the weights file"),
+        ("weights: random", "weights: model.bin", 3, "models.teacher.weights: the weights file"),
         ("weights: random", "weights: teacher_digit", 3, "models.teacher.weights: no weights from 'teacher_digit': teacher_digit: no recipe has this name; did you mean 'teacher_digits'"),
         ("weights: random", "weights: pretrained", 3, "models.teacher.weights: there are no published weights of resnet20 to fetch"),
         ("weights: random", "weights: dml_cifar100", 3, "must train one model to give weights, got student, peer"),
@@ -148,6 +167,12 @@ def test_a_trained_model_that_no_loss_reaches():
         .replace(STUDENT, f"{STUDENT}\n  idle: {{arch: resnet8}}")
     )
     assert told == ["r.yaml:5: models.idle: is trained, but no loss reaches it; name it in a loss's `to`"]
+
+
+def test_nor_one_that_only_teaches():
+    text = TEXT.replace("- ce", "- ce: {to: student}").replace("weight: 0.9", "from: peer\n      to: student")
+    told = problems(text.replace(STUDENT, f"{STUDENT}\n  peer: {{arch: resnet8}}"))
+    assert told == ["r.yaml:5: models.peer: is trained, but no loss reaches it; name it in a loss's `to`"]
 
 
 def test_what_is_missing_altogether():
@@ -317,6 +342,18 @@ def test_a_loss_that_looks_at_its_levels_is_left_to_the_graph(tmp_path: Path):
     assert recipe.losses[0].arguments == {"power": 3.0}
 
 
+def test_to_read_a_recipe_draws_nothing(tmp_path: Path):
+    seeding = OWN.replace(
+        "        super().__init__()\n        if",
+        "        super().__init__()\n        torch.manual_seed(7)\n        if",
+        1,
+    )
+    (tmp_path / "mine.py").write_text(f"import torch\n{seeding}")
+    before = torch.get_rng_state()
+    loads(TEXT.replace("- ce", "- mine.py:Mine: {power: 3}"), folder=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_strangers_recipe_runs_none_of_its_code(tmp_path: Path):
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{OWN}")
     (tmp_path / "r.yaml").write_text(
@@ -327,6 +364,25 @@ def test_a_strangers_recipe_runs_none_of_its_code(tmp_path: Path):
     assert [problem.where for problem in caught.value.problems] == ["models.student.arch", "losses.Mine"]
     assert "brings its own code" in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("data", ["name: digits", "name: digits, root: data"])
+def test_nor_that_of_a_teachers_recipe(data, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{OWN}")
+    (tmp_path / "t.yaml").write_text(TEXT.replace("- ce", "- mine.py:Mine"))
+    (tmp_path / "r.yaml").write_text(TEXT.replace("weights: random", "weights: t").replace("name: digits", data))
+    with pytest.raises(RecipeError, match="brings its own code"):
+        load(tmp_path / "r.yaml", allow_custom=False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_milestone_of_tuning_is_one_of_its_own_epochs():
+    text = TEXT.replace("random}", "random, tune: {epochs: 30, lr: {multistep: {start: 0.1, at: [20]}}}}")
+    assert loads(text).models["teacher"].tune.epochs == 30
+    assert problems(text.replace("30", "3")) == [
+        "r.yaml:3: models.teacher.tune.lr: at: epoch 20 never comes in a run of 3 epochs; give an earlier one or a "
+        "share below 1"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,21 @@ def test_the_entropy_is_brought_to_the_target_and_stays_there():
     assert seen == [1.5, 2, 2.5, 3, 3.5, 3.5, 3.5, 3.5, 3.5]
     assert towards(8.0, z, Control("entropy", target=5.0, start=8.0)) == 8
     assert towards(1.0, z, Control("entropy", target=1e-9)) == 1
+    assert towards(2.0, torch.zeros(4, 5), Control("entropy", target=1.0)) == 2  # all alike: no move helps
+
+
+def test_the_limits_of_what_is_controlled():
+    assert Control("nll", start=2.0, high=6.0).extremes(3) == (1, 6)
+    with pytest.raises(KdkitError, match=r"start must lie in \[1, 8\], got 0.5"):
+        Control("nll", start=0.5)
+
+
+def test_the_past_has_its_share_of_what_is_smoothed():
+    standing = Standing(Coordination(ema=0.25), ["a"])
+    assert Coordination.parse(True) == Coordination(scale=0.25, ema=0.5)
+    for nll in (2.0, 4.0):
+        standing.add({"a": nll})
+    assert float(standing.nll[0]) == 3.5
 
 
 def test_the_climb_goes_on_while_it_helps_and_turns_where_it_does_not():
@@ -210,6 +225,7 @@ def test_without_held_out_images_it_is_refused():
         ({"temperature": {"control": "nll", "start": 9}}, "start must lie in"),
         ({"temperature": {"control": "nll", "stat": 2}}, "control: unknown word 'stat'; did you mean 'start'"),
         ({"coordinate": {"scale": 0}}, "scale must be above 0"),
+        ({"coordinate": {"ema": 1}}, r"ema in \[0, 1\), got 0.25, 1$"),
         ({"coordinate": {"sacle": 1}}, "coordinate: unknown word 'sacle'; did you mean 'scale'"),
         ({"coordinate": True, "ensemble": "arithmetic"}, "it goes with `among`, no ensemble"),
         ({"weight": {"control": "nll"}}, "unknown schedule 'control'"),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -129,14 +130,26 @@ def test_twins_are_refused():
     ("options", "edges"),
     [
         ({"lr": 0.1}, ["ce"]),
+        ({"optimizer": {"name": "adam"}}, ["ce"]),
+        ({"when": {"from": 1}}, ["ce"]),
+        ({"image_size": 16}, ["ce"]),
         ({"mean": (0.0,) * 3, "std": (2.0,) * 3}, ["ce"]),
         ({}, [Edge("ce", target="a"), Edge("ce", target="b", name="smooth", label_smoothing=0.1)]),
     ],
-    ids=["rate", "input", "losses"],
+    ids=["rate", "optimizer", "time", "size", "input", "losses"],
 )
 def test_twins_that_will_differ_are_not(options, edges):
     facts = replace(FACTS, mean=(0.5,) * 3, std=(0.25,) * 3)
     bound(twins(**options), [*edges, Edge("dml", among=["a", "b"])], facts=facts)
+
+
+def test_twins_that_see_two_views_of_an_image_will_differ_too():
+    x, y = batch().x, batch().labels
+    for inputs, alike in (((0, 1), False), ((1, 1), True)):
+        nodes = {name: replace(node, input=i) for (name, node), i in zip(twins().items(), inputs, strict=True)}
+        graph = Graph(nodes, ["ce", Edge("dml", among=["a", "b"])])
+        with pytest.raises(KdkitError, match="never differ") if alike else nullcontext():
+            graph.bind(Batch([x, x.flip(-1)], y), FACTS, 4)
 
 
 def test_features_are_aligned_by_their_angle_behind_a_head_and_the_peer_is_a_constant():
