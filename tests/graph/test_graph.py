@@ -495,6 +495,12 @@ def test_a_model_whose_mean_or_deviation_alone_is_another_is_fed_what_it_expects
     torch.testing.assert_close(adapter(x), (x * 0.25 + 0.5 - mean) / std)
 
 
+@pytest.mark.parametrize("told", [{}, {"mean": (0.5,) * 3}, {"std": (0.25,) * 3}])
+def test_a_model_of_another_normalisation_wants_to_know_all_of_the_datas(told):
+    with pytest.raises(KdkitError, match="the data do not tell theirs"):
+        Adapter(Node(net(4), mean=(0.4,) * 3, std=(0.2,) * 3), Facts(5, **told))
+
+
 def test_the_first_samples_of_a_batch_in_each_of_its_parts():
     x, rows = batch(4).x, torch.arange(4)
     first = Batch({"one": x, "two": [x, x]}, rows, rows, {"teacher": rows}).first(1)
