@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from kdkit.bench.rows import Row, read_rows
+from kdkit.bench.rows import NEEDED, Row, read_rows
 
 
 def shipped_files() -> list[Path]:
@@ -22,4 +23,4 @@ def shipped_rows() -> list[Row]:
 
 def _of_a_suite(path: Path) -> bool:
     with path.open(encoding="utf-8") as file:
-        return file.readline().startswith('{"suite":')
+        return bool(json.loads(file.readline()).keys() >= NEEDED)
