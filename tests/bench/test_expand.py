@@ -235,7 +235,7 @@ def test_overrides_go_where_they_belong(tmp_path):
     assert made["kd"].column == plain["kd"].column  # a method's weight is no part of the protocol
     other = {c.method: c for c in cells(tmp_path, TINY, ["lr=0.01"]) if c.seed == 0}
     assert other["kd"].column != plain["kd"].column
-    assert plain["kd"].changes == ("data.subset=64", "data.batch_size=32")
+    assert plain["kd"].changes == ("data.subset=64", "data.batch_size=32", "data.image_size=8")
     assert made["kd"].changes == (*plain["kd"].changes, "losses.kd.weight=0.3")
     assert made["student"].changes == plain["student"].changes
     assert (

@@ -13,7 +13,7 @@ from kdkit.runs.folder import RunFolder
 from tests.processes import CONTEXT
 
 RUN = """\
-data: {name: digits, subset: 96, batch_size: 32, eval_batch_size: 60}
+data: {name: digits, image_size: 8, subset: 96, batch_size: 32, eval_batch_size: 60}
 optimizer: {name: sgd, momentum: 0.9, weight_decay: 5.0e-4}
 lr: {cosine: [0.1, 0]}
 trainer: {max_epochs: 3, accelerator: cpu, limit_val_batches: 1}

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-RECIPE = "protocol: digits_20\ndata: {subset: 64}\ntrainer: {max_epochs: %d, check_teachers: false}\n"
+RECIPE = "protocol: digits_20\ndata: {image_size: 8, subset: 64}\ntrainer: {max_epochs: %d, check_teachers: false}\n"
 
 
 def test_two_processes_write_one_run(tmp_path):

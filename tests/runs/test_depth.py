@@ -11,7 +11,7 @@ pytestmark = pytest.mark.drawn
 RECIPE = """
 models: {student: {arch: sid, options: {backbone: {arch: resnet8, widths: [4, 4, 8, 16]}, modules: 3}}}
 losses: [%s]
-data: {name: digits, subset: 64, batch_size: 32}
+data: {name: digits, image_size: 8, subset: 64, batch_size: 32}
 optimizer: {name: sgd}
 lr: 0.05
 trainer: {max_epochs: 2, accelerator: cpu}

@@ -18,7 +18,13 @@ class PowerCut(BaseException):
     pass
 
 
-SMALL = ["data.subset=96", "data.batch_size=32", "trainer.max_epochs=2", "models.student={arch: resnet8}"]
+SMALL = [
+    "data.image_size=8",
+    "data.subset=96",
+    "data.batch_size=32",
+    "trainer.max_epochs=2",
+    "models.student={arch: resnet8}",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +113,9 @@ def test_what_was_interrupted_goes_on_exactly(monkeypatch, tmp_path):
 
 
 def test_a_teachers_recipe_is_trained_once_and_kept(tmp_path):
-    common = "protocol: digits_20\ndata: {subset: 64}\ntrainer: {max_epochs: %d, check_teachers: false}\n"
+    common = (
+        "protocol: digits_20\ndata: {image_size: 8, subset: 64}\ntrainer: {max_epochs: %d, check_teachers: false}\n"
+    )
     wise, pupil = tmp_path / "wise.yaml", tmp_path / "pupil.yaml"
     wise.write_text(common % 2 + "models: {net: {arch: resnet8}}\nlosses: [ce]\n")
     models_ = "models: {teacher: {arch: resnet8, weights: wise}, student: {arch: resnet8}}\n"

@@ -37,7 +37,7 @@ RECIPE = """
 protocol: digits_20
 models: {student: {arch: resnet8}}
 losses: [ce, own.py:Late]
-data: {name: digits, subset: 64, batch_size: 32}
+data: {name: digits, image_size: 8, subset: 64, batch_size: 32}
 trainer: {max_epochs: 2}
 """
 
@@ -96,7 +96,7 @@ def test_a_file_that_leaves_python(tmp_path):
 
 def test_weights_that_the_run_would_delete_are_refused(tmp_path):
     recipe = "protocol: digits_20\nmodels: {student: {arch: resnet8%s}}\nlosses: [ce]\n"
-    recipe += "data: {subset: 64}\ntrainer: {max_epochs: 1}\n"
+    recipe += "data: {image_size: 8, subset: 64}\ntrainer: {max_epochs: 1}\n"
     first = fit(loads(recipe % "", folder=tmp_path), out=tmp_path / "run").folder
     again = loads(recipe % f", weights: {first.weights('student')}", folder=tmp_path)
     with pytest.raises(KdkitError, match=r"models\.student\.weights lie in .*run, whose run would go"):
