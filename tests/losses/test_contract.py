@@ -130,7 +130,8 @@ def test_gradient(name):
         rest = iter(moved)
         return copy.deepcopy(loss)(**words | {side: each(lambda t: next(rest), words[side]) for side in sides})
 
-    assert torch.autograd.gradcheck(value, flat, eps=1e-6, atol=1e-5)
+    many = sum(t.numel() for t in flat) > 150  # then along random directions, instead of each by itself
+    assert torch.autograd.gradcheck(value, flat, eps=1e-6, atol=1e-5, fast_mode=many)
 
 
 def test_to_differentiate_again_is_exact_or_refused(name):
@@ -313,6 +314,8 @@ def test_compiles_to_one_graph_that_follows_its_hyperparameters(name):
 
 def test_compiles_with_plain_hyperparameters(name):
     loss, words = build(name, torch.float32)
+    if not numbers(loss):
+        pytest.skip("has none: it compiled above")
     expected, _ = run(loss, words)
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(**words), expected)
 

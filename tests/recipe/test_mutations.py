@@ -56,7 +56,7 @@ def tried(read, *, examine=False):
     assert done == []
 
 
-@examples(250, 14_000)
+@examples(150, 14_000)
 @given(st.data())
 def test_a_mutated_recipe_is_right_or_one_kdkit_error(data):
     tree = copy.deepcopy(data.draw(st.sampled_from(trees())))
@@ -83,7 +83,7 @@ def test_an_override_is_right_or_one_kdkit_error(name, words):
     tried(lambda: load(name, words))
 
 
-@examples(40, 2_000)
+@examples(25, 2_000)
 @given(st.data())
 def test_a_mutated_recipe_that_is_read_is_checked_or_one_kdkit_error(data):
     tree = tree_of(data.draw(st.sampled_from([SMALL, STAGED])))
