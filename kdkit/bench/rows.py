@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,8 @@ from kdkit.registry import KdkitError
 from kdkit.runs.folder import RunFolder, read_json
 from kdkit.runs.result import check_metrics, read_figures
 from kdkit.storage import crc32, one_at_a_time
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 NEEDED = {
@@ -50,15 +52,14 @@ def read_rows(path: Path) -> list[Row]:
         where = f"its rows are in {path / 'results.jsonl'}" if there else "name a file of rows"
         raise KdkitError(f"{path} is a folder; {where}")
     try:
-        left = path.read_bytes()
-        whole = _ended(left)
-        text = whole.decode().replace("\r\n", "\n")
+        text, torn = _text(path)
+        if torn:  # or another process is writing it
+            with one_at_a_time(path):
+                text, torn = _text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise KdkitError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(whole) < len(left):
-        warnings.warn(
-            f"{path}: its last row was cut off and counts for nothing; `kdkit bench` runs it again", stacklevel=2
-        )
+    if torn:
+        _tell_torn(path)
     found = []
     for i, line in enumerate(text.split("\n")[:-1], 1):
         try:
@@ -74,6 +75,18 @@ def read_rows(path: Path) -> list[Row]:
             raise KdkitError(f"{path}:{i}: {why}; take the line out, and `kdkit bench` runs it again")
         found.append(row)
     return found
+
+
+def _text(path: Path) -> tuple[str, bool]:
+    """What it holds, and whether its last row was cut off, which is left out."""
+    left = path.read_bytes()
+    whole = _ended(left)
+    return whole.decode().replace("\r\n", "\n"), len(whole) < len(left)
+
+
+@cache
+def _tell_torn(path: Path) -> None:
+    log.warning("warning: %s: its last row was cut off, and counts for nothing", path)
 
 
 def latest(rows: Sequence[Row], shipped: Sequence[Row] = ()) -> list[Row]:

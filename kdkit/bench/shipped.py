@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from kdkit.bench.rows import NEEDED, Row, read_rows
@@ -22,5 +23,8 @@ def shipped_rows() -> list[Row]:
 
 
 def _of_a_suite(path: Path) -> bool:
-    with path.open(encoding="utf-8") as file:
-        return bool(json.loads(file.readline()).keys() >= NEEDED)
+    """Whether its first row is a run's: other benchmarks have rows of their own, and trials are no baselines."""
+    with path.open(encoding="utf-8") as file, suppress(ValueError):
+        row = json.loads(file.readline())
+        return isinstance(row, dict) and row.keys() >= NEEDED and "trial" not in row
+    return False

@@ -165,7 +165,7 @@ def _budgets(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _machines(rows: Sequence[Row]) -> Iterator[str]:
-    if len({_machine(row) for row in rows if row["minutes"] is not None}) > 1:
+    if len({_machine(row) for row in rows if row["minutes"] is not None or row["peak_gb"] is not None}) > 1:
         yield "its rows ran on several machines, or beside different numbers of runs: minutes and memory do not compare"
 
 

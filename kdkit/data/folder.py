@@ -118,13 +118,8 @@ class Folder(DataModule):
     def describe(self) -> DataFacts:
         """Counts the files; raises `KdkitError` where there is no such folder."""
         train, test = self.sets
-        if not self.labels:
-            return self._facts(self.classes, len(train.names))
-        classes = train.classes or test.classes
-        tested = set(test.labels.tolist())
-        if tested and (lacking := [name for i, name in enumerate(classes) if i not in tested]):
-            tell_untested(self.folder, len(lacking), lacking[0])
-        return self._facts(len(classes), len(train.names))
+        count = len(train.classes or test.classes) if self.labels else self.classes
+        return self._facts(count, len(train.names))
 
     def _facts(self, classes: int, samples: int) -> DataFacts:
         size = (3, self.image_size, self.image_size)
@@ -145,7 +140,14 @@ class Folder(DataModule):
             if self.holdout == "all":
                 raise KdkitError("data: holdout must leave images to train on, got all")
             raise KdkitError(f"data: {self.folder / 'train'} must hold the training images, got nothing")
+        if not train and self.labels:
+            self._tell_untested()
         return self.sets[0 if train else 1].labels
+
+    def _tell_untested(self) -> None:
+        tested = set(self.sets[1].labels.tolist())
+        if tested and (lacking := [name for i, name in enumerate(self.class_names) if i not in tested]):
+            tell_untested(self.folder.resolve(), len(lacking), lacking[0])
 
     def checksum(self, train: bool = True) -> str:
         """Of the files' names, sizes and times of writing, and of what decodes and resizes them."""

@@ -74,7 +74,7 @@ def _of(word: str, image_size: int | None, num_classes: int | None) -> list[Subj
             raise KdkitError(f"{path} does not say what model it is of; give a run's folder, or the model's name")
         if not own:
             refuse_code(path, told)
-        shape = _shape(told, told.get("data"), image_size or side_of(told.get("data") or {}, told))
+        shape = _shape(told, told.get("data"), image_size)
         return [_made(path.stem, told, shape, told.get("num_classes"), path.parent if own else None)]
     net = models.build(word, num_classes=num_classes or _classes(word))
     return [Subject(word, word, net, _published_shape(net, image_size))]
@@ -136,6 +136,7 @@ def _shape(spec: Mapping[str, Any], told: Mapping[str, Any] | None, image_size: 
     try:
         channels, height, width = _facts(told).input_shape if told else (3, 0, 0)
     except KdkitError:
+        side = side or side_of(told or {}, {})
         if side is None:
             raise
         channels, height, width = 3, 0, 0

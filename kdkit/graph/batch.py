@@ -93,12 +93,12 @@ class Adapter(nn.Module):
         super().__init__()
         self.input, self.image_size = node.input, node.image_size
         scale = shift = None
-        if node.mean is not None and None in (facts.mean, facts.std):
+        if node.mean is not None and (facts.mean is None or facts.std is None):
             raise KdkitError(
                 "a model brings its own input normalisation, but the data do not tell theirs; give the data module "
                 "attributes `mean` and `std`, or leave the model's out and feed it what it expects"
             )
-        if None not in (node.mean, node.std):
+        if node.mean is not None:
             mine, data = (
                 [torch.tensor(v).view(-1, 1, 1) for v in pair]
                 for pair in ((node.mean, node.std), (facts.mean, facts.std))

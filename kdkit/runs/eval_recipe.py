@@ -138,7 +138,7 @@ def side_of(own: Mapping[str, Any], told: Mapping[str, Any]) -> int | None:
     with suppress(KdkitError, TypeError, ValueError):
         takes = constructor(DATA[own["name"]]) if own.get("name") in DATA else {}
         usual = takes["image_size"].default if "image_size" in takes else None
-        return int(own.get("image_size") or usual or facts(**own).input_shape[1])
+        return int(own.get("image_size", usual) or facts(**own).input_shape[1])
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from kdkit import draws
 from kdkit.data.splits import stratified
+
+log = logging.getLogger(__name__)
 
 GRID = tuple(10.0**k for k in range(1, -7, -1))  # from strong to weak: each fit begins where the last one ended
 HELD_OUT = 0.1
@@ -56,7 +58,7 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, cla
     best = max(tried)  # of equals the stronger
     place = tried.index(best)
     if place in (0, len(GRID) - 1) and tried[abs(place - 1)][0] < best[0]:
-        warnings.warn(f"the best λ, {best[1]:g}, is the last one that was tried: another may be better", stacklevel=2)
+        log.warning("warning: the best λ, %g, is at an end of those that were tried: another may be better", best[1])
     whole = _fit(train, labels, torch.zeros_like(weights), best[1])
     return Linear(_accuracy(whole, test, truth), *best)
 

@@ -1,11 +1,13 @@
 """The page of results is made from its rows, and nothing above depends on this room."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import tables
+from kdkit.bench import shipped
 from kdkit.bench.rows import read_rows
 from kdkit.bench.shipped import shipped_files, shipped_rows
 from kdkit.bench.suite import load_suite
@@ -36,6 +38,23 @@ def test_they_come_with_kdkit(tmp_path, monkeypatch):
     assert 'results/digits.jsonl" = "kdkit/_results/digits.jsonl"' in (ROOT / "pyproject.toml").read_text()
     one = next(row for row in shipped_rows() if row["method"] == "kd")
     assert str(ROOT) not in str(one)
+
+
+def test_what_is_no_row_of_a_suite_does_not_come_with_kdkit(tmp_path, monkeypatch):
+    folder, row = tmp_path / "benchmarks" / "results", ROWS.read_text(encoding="utf-8").partition("\n")[0]
+    folder.mkdir(parents=True)
+    trial = json.dumps({**json.loads(row), "trial": 0, "study": "s", "values": {}})
+    for name, text in {
+        "rows": row,
+        "trials": trial,
+        "begun": "",
+        "torn": row[:-9],
+        "odd": "[1]",
+        "speed": "{}",
+    }.items():
+        (folder / f"{name}.jsonl").write_text(text + "\n" * bool(text), encoding="utf-8")
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "kdkit" / "bench" / "shipped.py"))
+    assert shipped_files() == [folder / "rows.jsonl"]
 
 
 def test_only_the_command_line_knows_this_room():

@@ -452,7 +452,9 @@ def test_minutes_of_several_machines_are_told():
     rows[-1] = {**rows[-1], "machine": {"processor": "Q", "threads": 1, "gpus": []}}
     (made,) = blocks(rows)
     assert any("several machines" in note for note in made.notes)
-    (made,) = blocks([*rows[:-1], {**rows[-1], "minutes": None}])  # none was taken on the other
+    (made,) = blocks([*rows[:-1], {**rows[-1], "minutes": None}])
+    assert any("several machines" in note for note in made.notes)
+    (made,) = blocks([*rows[:-1], {**rows[-1], "minutes": None, "peak_gb": None}])  # nothing was taken on the other
     assert not any("memory" in note for note in made.notes)
 
 

@@ -294,14 +294,17 @@ def test_pictures_of_a_kind_that_is_not_read_are_told_once(tmp_path, caplog):
     assert f"{folder / 'bee'} holds pictures of a kind that is not read (3 .GIF)" in told
 
 
-def test_classes_without_a_test_image_are_told_once(tmp_path, caplog):
+def test_classes_without_a_test_image_are_told_once(tmp_path, caplog, monkeypatch):
     make(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2})
     make(tmp_path / "val", {"ant": 1, "bee": 1, "cat": 1})
-    build(tmp_path).describe()
-    build(tmp_path / "train", holdout=0).describe()
-    assert not caplog.records
     make(tmp_path / "few", {"ant": 40, "bee": 1})
-    for _ in range(2):
-        build(tmp_path / "few", holdout=0.1).describe()
+    build(tmp_path).test_dataloader()
+    build(tmp_path / "train", holdout=0).test_dataloader()
+    build(tmp_path / "few", holdout=0.1).train_dataloader()
+    build(tmp_path / "few", holdout=0.1, val_split=0.2).val_dataloader()
+    assert not caplog.records
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "few", "few"):
+        build(place, holdout=0.1).test_dataloader()
     (told,) = caplog.messages
     assert f"{tmp_path / 'few'} has no test image of 1 class (such as bee)" in told

@@ -191,6 +191,10 @@ def test_weights_by_themselves_are_timed_by_what_they_say_of_themselves(tmp_path
     assert (subject.name, subject.shape) == ("alone", (3, 8, 8))
     models.save_weights(net, tmp_path / "photos.safetensors", {**told, "data": '{"name": "folder", "image_size": 48}'})
     assert [its.shape for its in subjects([str(tmp_path / "photos.safetensors")])] == [(3, 48, 48)]
+    said = {**told, "data": json.dumps({"name": "fake", "shape": [3, 16, 32]})}
+    models.save_weights(net, tmp_path / "wide.safetensors", said)
+    (one,), (other,) = (subjects([str(tmp_path / "wide.safetensors")], image_size=side) for side in (None, 24))
+    assert (one.shape, other.shape) == ((3, 16, 32), (3, 24, 24))
     models.save_weights(net, tmp_path / "bare.safetensors")
     with pytest.raises(KdkitError, match="does not say what model it is of"):
         subjects([str(tmp_path / "bare.safetensors")])

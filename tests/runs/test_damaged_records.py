@@ -80,7 +80,6 @@ def test_line_ends_are_no_figures(finished, tmp_path):
         assert gather(run.path).rows == rows
 
 
-@pytest.mark.filterwarnings("ignore:.*its last row was cut off")
 def test_rows(tmp_path):
     rows = shipped_rows()[:2]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
