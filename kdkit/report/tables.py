@@ -19,7 +19,8 @@ def tables(told: Told) -> list[tuple[str, str]]:
     """Titles and what stands below them, of whatever is there."""
     parts = []
     with reading(f"eval.json of {told.name}"):
-        parts += [(f"Evaluation: {looked}", _by_name("model", models)) for looked, models in told.evaluation.items()]
+        for looked, models in told.evaluation.items():
+            parts.append((f"Evaluation: {looked}", _by_name("model", models) + _by_class(models)))
     with reading(f"{told.name}/compare/compare.json"):
         parts += [("Teacher and student", _compared(told.comparison))] if told.comparison else []
     with reading(f"probe.json of {told.name}"):
@@ -84,6 +85,19 @@ def _by_name(head: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
         for key in columns
     ]
     return table([head, *heads], cells)
+
+
+def _by_class(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracies of each class, the hardest for the first model above; folded, for there may be a thousand."""
+    found = {name: its["by_class"] for name, its in models.items() if its.get("by_class")}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    cells = [
+        [word, *(number(_scaled("top1", its.get(word))) for its in found.values())]
+        for word in sorted(first, key=first.get)
+    ]
+    return f"<details><summary>top-1 % by class</summary>{table(['class', *found], cells)}</details>"
 
 
 def _scaled(key: str, value: Any) -> Any:

@@ -153,7 +153,17 @@ def _words(on: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
         given[path[1]] = value.plain
     if "image_size" in constructor(data.DATA[words["name"]]):
         words["image_size"] = side
-    return {**words, **given}
+    whole = {**words, **given}
+    if whole["name"] == "folder" and given.get("holdout") in (None, 0, "all") and not _parted(str(whole["root"])):
+        raise KdkitError(
+            f"--data {on}: it has no val/ of images to be scored on beside those that are fitted; "
+            "set data.holdout=0.2, the share that is scored"
+        )
+    return whole
+
+
+def _parted(root: str) -> bool:
+    return any((data.data_root(root) / half).is_dir() for half in ("train", "val"))
 
 
 def _side(path: Path, told: dict[str, Any]) -> int:

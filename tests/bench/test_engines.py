@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 from time import monotonic, sleep
@@ -35,6 +36,22 @@ def _weights(tmp_path):
 def job(folder, text=ALONE):
     (cell,) = expand(load_suite(write(folder, text)), folder / "teachers")
     return Job(cell, "suite", folder, folder / "out", 1)
+
+
+@pytest.mark.parametrize("method", [None, "spawn"])
+def test_what_a_run_starts_begins_as_it_would_without_a_server(method, monkeypatch):
+    """Workers that decode images would each import everything anew."""
+    monkeypatch.setattr(processes, "alone", lambda job: ("done", multiprocessing.get_start_method(allow_none=True)))
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    before = multiprocessing.get_start_method(allow_none=True)
+    try:
+        multiprocessing.set_start_method("forkserver", force=True)  # as a process of its server finds it
+        processes._work(None, dict(os.environ), os.getcwd(), method, theirs)
+        assert ours.recv() == ("done", method)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+        ours.close()
+        theirs.close()
 
 
 def test_this_process_runs_fails_and_stops_in_time(tmp_path, capsys):
@@ -95,7 +112,8 @@ def test_an_answer_that_nobody_waits_for_is_no_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "alone", lambda _: ("done", {}))
     asked, answer = CONTEXT.Pipe(duplex=False)
     asked.close()
-    processes._work(None, dict(os.environ), str(tmp_path), answer)
+    method = multiprocessing.get_start_method(allow_none=True)
+    processes._work(None, dict(os.environ), str(tmp_path), method, answer)
 
 
 def test_a_run_is_followed_by_the_rows_that_it_writes(tmp_path, monkeypatch):

@@ -310,6 +310,18 @@ def test_probes_and_sizes_and_what_a_comparison_says_in_numbers(tmp_path):
     assert any("Transfer of o: too near" in text for text in texts)
 
 
+def test_accuracies_of_classes_are_there_the_hardest_first(tmp_path):
+    folder = run(tmp_path / "run", epochs=2)
+    scored = {"student": {"top1": 0.5, "by_class": {"ant": 0.957, "bee": 0.083}}, "slow": {"by_class": {"ant": 1.0}}}
+    (folder / "eval.json").write_text(json.dumps({"test": scored}))
+    text = page(gather(folder))
+    rows = re.findall(r"<tr><t[dh]>(ant|bee)</t[dh]>(.*?)</tr>", text, re.DOTALL)
+    assert [(name, re.findall(r">([\d.]*)</td>", cells)) for name, cells in rows] == [
+        ("bee", ["8.3", ""]),
+        ("ant", ["95.7", "100"]),
+    ]
+
+
 def test_what_a_run_noted_of_its_own_losses_is_drawn(tmp_path):
     """A loss of somebody's own that reads labels alone, or teaches several, is known to the run and not to its page."""
     recipe = RICH.replace("{weight: 2, to: student}", "{weight: 2}")

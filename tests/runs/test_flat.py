@@ -1,6 +1,7 @@
 """What long runs, and many runs in one process, leave behind: no memory, files, threads or processes."""
 
 import gc
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def held():
 
 def many_runs(folder, told):
     """Runs one after another, of each kind one before it is counted: what is made once stays."""
+    multiprocessing.set_start_method(None, force=True)  # as where no server forked this process
     torch.set_num_threads(1)
     os.environ["KDKIT_HOME"] = str(folder / "home")
     make(folder / "photos", {"ant": 24, "bee": 24})

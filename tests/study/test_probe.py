@@ -191,6 +191,16 @@ def test_what_cannot_be_probed(weights, tmp_path):
         probe(tmp_path / "a.safetensors", "digits")
 
 
+def test_a_folder_without_a_part_to_be_scored_wants_to_know_its_share(weights, tmp_path, capsys):
+    for word in ("left", "right"):
+        (tmp_path / "photos" / word).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / word / "0.png")
+    for words in ([], ["data.holdout=0"], ["data.holdout=all"]):
+        with pytest.raises(KdkitError, match=r"has no val/ of images to be scored on .*; set data\.holdout=0\.2"):
+            probe(weights[0], str(tmp_path / "photos"), words, image_size=8)
+    assert capsys.readouterr().err == ""
+
+
 def test_stl10_is_torchvisions(monkeypatch, tmp_path):
     class Theirs:
         base_folder = "stl10_binary"

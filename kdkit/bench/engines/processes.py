@@ -45,7 +45,7 @@ class Processes(Engine):
         """Start a process."""
         ours, theirs = self.context.Pipe(duplex=False)
         place = min(set(range(self.width)) - {place for _, _, place in self.busy.values()})
-        words = (job, self.environment(job, place), str(Path.cwd()), theirs)
+        words = (job, self.environment(job, place), str(Path.cwd()), mp.get_start_method(allow_none=True), theirs)
         process: BaseProcess = self.context.Process(target=_work, args=words)  # type: ignore[attr-defined]
         process.start()
         theirs.close()
@@ -85,8 +85,9 @@ class Processes(Engine):
         return Answer(job, "failed" if word == "stopped" and not self.stopping else word, what)
 
 
-def _work(job: Job, environment: dict[str, str], here: str, answer: Connection) -> None:
+def _work(job: Job, environment: dict[str, str], here: str, method: str | None, answer: Connection) -> None:
     """The process: the answer is `(word, row or sentence)`."""
+    mp.set_start_method(method, force=True)  # workers that decode images start as in `kdkit fit`, with what is imported
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(here)
