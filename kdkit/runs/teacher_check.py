@@ -118,7 +118,12 @@ def _scores(distiller: Any, names: list[str], data: DataModule) -> dict[str, Sco
                 else:
                     del said[name]
     true = torch.cat(labels) if labels else torch.zeros(0)
-    if len(true) < FEWEST or bool((true < 0).any()):
+    if not len(true) or bool((true < 0).any()):
+        return {}
+    if len(true) < FEWEST:
+        if said and first_rank():
+            what = f"whether {' and '.join(said)} know{'s' * (len(said) == 1)} what is to be taught"
+            tell(f"{len(true)} labelled images are too few to say {what}", sys.stdout)
         return {}
     return {name: scored(torch.cat(several), true, data.num_classes) for name, several in said.items()}
 

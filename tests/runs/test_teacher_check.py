@@ -87,6 +87,13 @@ def shifted(state):
         state[name] = state[name].roll(1, 0)
 
 
+def test_that_there_are_too_few_images_to_say_is_told(pupil, tmp_path):
+    models.save_weights(models.build("resnet8", num_classes=10), tmp_path / "blank.safetensors", {"arch": "resnet8"})
+    said = kdkit("fit", *pupil(tmp_path / "blank.safetensors"), "data.val_split=49")
+    assert said.code == 0
+    assert "49 labelled images are too few to say whether teacher knows what is to be taught" in said.out
+
+
 def test_classes_in_another_order_are_refused_and_nothing_is_left(wise, pupil, tmp_path):
     path = changed(wise, tmp_path / "shifted.safetensors", shifted)
     words = pupil(path)
