@@ -44,7 +44,13 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         method: [seed for name, seed in columns if name == method and (beside, seed) in columns]
         for method, beside in besides.items()
     }
-    tests = sum(len(seeds) > 1 for method, seeds in common.items() if method not in bases)
+    asked = {
+        method: tuple(
+            runs[columns[name, seed]][1]["content"] for name in (method, str(besides[method])) for seed in seeds
+        )
+        for method, seeds in common.items()
+    }  # by which runs it is answered: a tuned method that is the published one asks nothing new
+    tests = len({asked[method] for method, seeds in common.items() if len(seeds) > 1 and method not in bases})
     made, off = [], {}
     for line in lines:
         beside, seeds = besides[line.method], common[line.method]
@@ -78,10 +84,14 @@ def compared(lines: list[Line], groups: dict[str, list[Row]]) -> list[Line]:
         "Δ, p and transfer ratio are of predictions that were made anew after training, "
         f"up to {100 * max(off.values(), default=0):.2f} points off the last epoch's"
     )
-    corrected = stats.holm([line.gain.p if line.gain else math.nan for line in made])
+    found = {asked[line.method]: line.gain.p for line in made if line.gain}
+    corrected = dict(zip(found, stats.holm(list(found.values())), strict=True))
     held = any(map(selects, (row for group in groups.values() for row in group)))  # the table says whose they are
     told = [(*line.notes, anew) if off.get(line.method, 0) > 1e-6 and not held else line.notes for line in made]
-    return [replace(line, p=p, notes=notes) for line, p, notes in zip(made, corrected, told, strict=True)]
+    return [
+        replace(line, p=corrected[asked[line.method]] if line.gain else math.nan, notes=notes)
+        for line, notes in zip(made, told, strict=True)
+    ]
 
 
 def _of_another(rows: Sequence[Row], teacher: Row) -> str:

@@ -402,6 +402,21 @@ def test_a_tuned_method_is_compared_with_the_tuned_student_and_says_so():
     assert not any("tuned" in note for note in line(made, "kd").notes)
 
 
+def test_a_tuned_method_that_is_the_published_one_asks_nothing_new():
+    tuned = {"score": 0.7, "trial": 0, "trials": 2, "values": {}}
+    rows, same = grid(), []
+    for of in ("student", "kd"):
+        its = [r for r in rows if r["method"] == of]
+        same += [{**r, "method": f"{of}-tuned", "tuned": {**tuned, "of": of}} for r in its]
+    (alone,), (made,) = blocks(rows), blocks([*rows, *same])
+    kd, again = line(made, "kd"), line(made, "kd-tuned")
+    assert kd.p == again.p == line(alone, "kd").p
+    assert kd.gain.detectable == line(alone, "kd").gain.detectable
+    other = [{**r, "content": f"other{r['seed']}"} for r in same if r["method"] == "kd-tuned"]
+    (made,) = blocks([*rows, *same[:3], *other])
+    assert line(made, "kd").p == pytest.approx(min(1, 2 * line(alone, "kd").p))
+
+
 def test_one_epoch_is_no_epochs():
     (made,) = blocks(grid(epochs=1))
     assert made.title.endswith(", 1 epoch")
