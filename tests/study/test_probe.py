@@ -80,9 +80,11 @@ def test_a_best_one_at_the_end_of_what_was_tried_is_told(grid, best, is_told, mo
     assert any("may be better" in told for told in caplog.messages) == is_told
 
 
-def test_one_at_the_end_that_is_no_better_than_the_next_is_not_told(caplog):
+def test_one_at_the_end_that_is_no_better_than_the_next_is_not_told(monkeypatch, caplog):
+    monkeypatch.setattr("kdkit.study.linear.GRID", (0.1, 0.01))
     x, y = blobs(400, noise=0.01)
-    assert linear_probe(x[:300], y[:300], x[300:], y[300:], 4).held_out == 1
+    told = linear_probe(x[:300], y[:300], x[300:], y[300:], 4)
+    assert (told.held_out, told.decay) == (1, 0.1)
     assert not caplog.messages
 
 
