@@ -35,6 +35,11 @@ def data_root(root: str | Path | None) -> Path:
     return there if os.path.isdir(there) and not os.path.isdir(here) else here
 
 
+def halves(folder: Path) -> list[Path]:
+    """Its `train` and `val`, of which there may be both, one or none."""
+    return [half for half in (folder / "train", folder / "val") if os.path.isdir(half)]
+
+
 @dataclass(frozen=True)
 class FileList:
     """Image files, each with a label.
@@ -119,9 +124,8 @@ def listing(folder: Path, *, labels: bool = True) -> str:
     """
     written, digest = _listed.get((folder, labels), ({}, ""))
     if not written or written != _written(written):
-        halves = [half for half in (folder / "train", folder / "val") if half.is_dir()] or [folder]
         find, start = find_images if labels else find_unlabelled, len(str(folder)) + 1
-        paths = [path for half in halves for path in find(half).paths()]
+        paths = [path for half in halves(folder) or [folder] for path in find(half).paths()]
         told = sorted((path[start:].replace(os.sep, "/"), _size(path)) for path in paths)
         digest = blake2b(repr(told).encode(), digest_size=8).hexdigest()
         holding = [Path(name) for name in {os.path.dirname(path) for path in paths}]

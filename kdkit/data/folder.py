@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdkit.data.data_facts import IMAGENET_MEAN, IMAGENET_STD, DataFacts
-from kdkit.data.files import FileList, data_root, find_images, find_unlabelled, listing, tell_untested
+from kdkit.data.files import FileList, data_root, find_images, find_unlabelled, halves, listing, tell_untested
 from kdkit.data.module import DataModule
 from kdkit.data.order import Order
 from kdkit.data.photos import ResizedCrop
@@ -86,7 +86,7 @@ class Folder(DataModule):
     def sets(self) -> tuple[FileList, FileList]:
         """The files of the training and the test set."""
         train, val = self.folder / "train", self.folder / "val"
-        if os.path.isdir(train) or os.path.isdir(val):
+        if halves(self.folder):
             if self.holdout:
                 raise KdkitError(
                     f"data: holdout must be left out, as {self.folder} has train/ or val/, got {self.holdout}"

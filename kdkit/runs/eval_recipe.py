@@ -12,6 +12,7 @@ from typing import Any
 
 from kdkit.console import tell
 from kdkit.data import DATA, data_root, facts
+from kdkit.data.files import halves
 from kdkit.recipe import Recipe, content_key, load, of_tree
 from kdkit.recipe.errors import Mark
 from kdkit.recipe.own_code import known_of
@@ -118,7 +119,7 @@ def _part(own: Mapping[str, Any], changed: Mapping[str, Any], split: str) -> dic
     if not isinstance(root, str) or name not in DATA or "holdout" not in constructor(DATA[name]):
         return {}
     folder = data_root(root)
-    if (folder / "train").is_dir() or (folder / "val").is_dir():
+    if halves(folder):
         return {"holdout": None}
     mine = own.get("root")
     same = isinstance(mine, str) and data_root(mine).resolve() == folder.resolve()

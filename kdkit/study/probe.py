@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdkit import data, models
 from kdkit.data import DataModule
+from kdkit.data.files import halves
 from kdkit.data.home import home
 from kdkit.graph.batch import Adapter, Facts
 from kdkit.recipe import build, content_key
@@ -154,16 +155,16 @@ def _words(on: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
     if "image_size" in constructor(data.DATA[words["name"]]):
         words["image_size"] = side
     whole = {**words, **given}
-    if whole["name"] == "folder" and given.get("holdout") in (None, 0, "all") and not _parted(str(whole["root"])):
+    if (
+        whole["name"] == "folder"
+        and given.get("holdout") in (None, 0, "all")
+        and not halves(data.data_root(str(whole["root"])))
+    ):
         raise KdkitError(
             f"--data {on}: it has no val/ of images to be scored on beside those that are fitted; "
             "set data.holdout=0.2, the share that is scored"
         )
     return whole
-
-
-def _parted(root: str) -> bool:
-    return any((data.data_root(root) / half).is_dir() for half in ("train", "val"))
 
 
 def _side(path: Path, told: dict[str, Any]) -> int:
